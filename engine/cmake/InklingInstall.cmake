@@ -1,0 +1,1 @@
+# Install rules are completed together with tests/consumer.

@@ -1,0 +1,42 @@
+# inkling_library(NAME SOURCES…): one library target per folder with an alias inkling::NAME and the project's
+# compile settings. Warnings are errors in CI only (CI=true in the environment at configure time).
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+find_program(INKLING_CCACHE ccache)
+mark_as_advanced(INKLING_CCACHE)
+if(INKLING_CCACHE AND PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${INKLING_CCACHE})
+endif()
+find_package(Threads REQUIRED)
+include(GNUInstallDirs)
+
+add_library(inkling_settings INTERFACE)
+target_compile_features(inkling_settings INTERFACE cxx_std_20)
+# No contraction: a*b+c becomes an FMA only where the code says so, or results would depend on the compiler's mood.
+target_compile_options(inkling_settings INTERFACE
+  $<BUILD_INTERFACE:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -ffp-contract=off>
+  $<$<BOOL:$ENV{CI}>:-Werror>)
+if(INKLING_SANITIZE)
+  string(REPLACE ",fuzzer" ",fuzzer-no-link" INKLING_SANITIZE_COMPILE "${INKLING_SANITIZE}")
+  target_compile_options(inkling_settings INTERFACE
+    -fsanitize=${INKLING_SANITIZE_COMPILE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(inkling_settings INTERFACE -fsanitize=${INKLING_SANITIZE_COMPILE})
+endif()
+
+function(inkling_library name)
+  add_library(inkling_${name} STATIC ${ARGN})
+  add_library(inkling::${name} ALIAS inkling_${name})
+  set_target_properties(inkling_${name} PROPERTIES EXPORT_NAME ${name})
+  target_include_directories(inkling_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/inkling>)
+  target_link_libraries(inkling_${name} PRIVATE $<BUILD_INTERFACE:inkling_settings>)
+  target_compile_features(inkling_${name} PUBLIC cxx_std_20)
+endfunction()
