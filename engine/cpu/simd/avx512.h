@@ -1,0 +1,117 @@
+// 16-lane vectors on AVX-512. See simd/README in engine/README.md for the vocabulary shared by all ISAs.
+// Include only from sources compiled for this ISA.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/dtype.h"
+
+namespace inkling::simd {
+
+struct Avx512 {
+  using F = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kPanelVectors = 4;  // a weight panel is 64 columns: four accumulator chains at M = 1
+  static constexpr int kTileRows = 6;      // 6 × 4 accumulators + 4 weights + 1 activation of 32 registers
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float v) { return _mm512_set1_ps(v); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load(const bf16* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+  static F load(const f16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static void store(bf16* p, F v) {
+    // Round to nearest even by integers: the same bits with and without AVX512_BF16, subnormals kept.
+    const __m512i u = _mm512_castps_si512(v);
+    const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    r = _mm512_mask_or_epi32(r, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+  }
+  static void store(f16* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store_first(float* p, F v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F abs(F a) { return _mm512_abs_ps(a); }
+  static F copysign(F magnitude, F sign) {
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(magnitude), _mm512_castps_si512(sign),
+                                                         _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xac));
+  }
+  /// Rounds to the nearest integer, ties to even.
+  static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  /// a × 2^n for integral n.
+  static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }
+  /// Lanes i with i + base ≤ limit keep a, the others take b.
+  static F select_upto(F a, F b, std::int64_t base, std::int64_t limit) {
+    const std::int64_t n = limit - base + 1;
+    return _mm512_mask_blend_ps(first(n < 0 ? 0 : n > 16 ? 16 : static_cast<int>(n)), b, a);
+  }
+  static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
+  static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
+
+  /// Rounded and saturated to signed bytes.
+  static void store_i8(std::int8_t* p, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
+
+  // 8-bit dot products: four unsigned weights times four signed activations into each 32-bit lane.
+  using I = __m512i;
+  static I izero() { return _mm512_setzero_si512(); }
+  static I iset1(std::int32_t v) { return _mm512_set1_epi32(v); }
+  static I load_u8(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+  static I low_nibbles(I v) { return _mm512_and_si512(v, _mm512_set1_epi8(0xf)); }
+  static I high_nibbles(I v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  /// weights are at most 15: the 16-bit pair sums of vpmaddubsw cannot saturate.
+  static I dot_u4(I acc, I weights, I activations) {
+    const I pairs = _mm512_maddubs_epi16(weights, activations);
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  /// weights up to 255 would saturate vpmaddubsw: even and odd bytes are widened and summed apart.
+  static I dot_u8(I acc, I weights, I activations) {
+    const I mask = _mm512_set1_epi16(0xff);
+    const I even = _mm512_madd_epi16(_mm512_and_si512(weights, mask),
+                                     _mm512_srai_epi16(_mm512_slli_epi16(activations, 8), 8));
+    const I odd = _mm512_madd_epi16(_mm512_srli_epi16(weights, 8), _mm512_srai_epi16(activations, 8));
+    return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+  }
+
+ private:
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+#if defined(__AVX512VNNI__)
+struct Avx512Vnni : Avx512 {
+  static I dot_u4(I acc, I weights, I activations) { return _mm512_dpbusd_epi32(acc, weights, activations); }
+  static I dot_u8(I acc, I weights, I activations) { return _mm512_dpbusd_epi32(acc, weights, activations); }
+};
+#endif
+
+#if defined(__AVX512BF16__)
+struct Avx512Bf16 : Avx512Vnni {
+  /// acc + a[2i] b[2i] + a[2i+1] b[2i+1] in each lane.
+  static F dot_bf16(F acc, I a, I b) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+};
+#endif
+
+}  // namespace inkling::simd

@@ -1,0 +1,54 @@
+// ExecContext: everything an op needs to run, made once and passed down. There is no default context.
+//
+// Owns the thread pool, the choice of instruction set and the Backend. One thread at a time may run ops on a
+// context; two contexts never share anything and may run side by side.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/backend.h"
+#include "engine/base/log.h"
+#include "engine/cpu/isa.h"
+#include "engine/cpu/thread_pool.h"
+
+namespace inkling {
+
+enum class Device : std::uint8_t { automatic, cpu, cuda };
+
+struct ExecOptions {
+  Device device = Device::automatic;
+  int threads = 0;         ///< 0: INKLING's choice, the CPUs this process may run on
+  std::optional<Isa> isa;  ///< unset: environment INKLING_CPU_ISA, else the best
+  Log log;
+};
+
+class ExecContext {
+ public:
+  /// Throws Error{device} when the device or instruction set asked for is absent, Error{usage} for a bad option.
+  explicit ExecContext(const ExecOptions& options = {});
+  ~ExecContext();
+
+  Backend& backend() noexcept { return *backend_; }
+  const Backend& backend() const noexcept { return *backend_; }
+  ThreadPool& pool() noexcept { return *pool_; }
+  const ThreadPool& pool() const noexcept { return *pool_; }
+  Isa isa() const noexcept { return isa_.isa; }
+  const IsaChoice& isa_choice() const noexcept { return isa_; }
+  const Log& log() const noexcept { return log_; }
+
+ private:
+  Log log_;
+  IsaChoice isa_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Backend> backend_;
+};
+
+/// CPUs that this process may run on (its affinity mask), at least 1.
+int available_cpus();
+
+/// What is known of CUDA in this build: "" when it can run, else the reason why not.
+std::string cuda_unavailable_reason();
+
+}  // namespace inkling

@@ -1,0 +1,88 @@
+// The plain ops of a transformer on one device, behind one seam.
+//
+// A caller describes an op in a small struct of views and calls the free function; the function checks the
+// arguments once (Error{usage}: op, argument, expected, got) and makes one virtual call to the Backend of the
+// context. Activations are f32, rows contiguous ("row-major, any row stride"). Every output row is reduced in one
+// fixed order that depends on neither the number of rows, nor the threads, nor the chunking: bits are equal alone
+// and in any batch. Ops of one context must not run concurrently.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "engine/packed_matrix.h"
+#include "engine/tensor.h"
+
+namespace inkling {
+
+class ExecContext;
+
+enum class Activation : std::uint8_t { none, gelu_tanh, gelu_erf, relu };
+
+constexpr std::string_view activation_name(Activation activation) noexcept {
+  constexpr std::string_view kNames[] = {"none", "gelu_tanh", "gelu_erf", "relu"};
+  return kNames[static_cast<std::size_t>(activation)];
+}
+
+/// Layer normalisation (Ba et al. 2016): (x − mean) / √(var + epsilon) · weight + bias, over a row of C.
+struct LayerNorm {
+  const float* weight = nullptr;  ///< (C); null means no normalisation at all where a LayerNorm is optional
+  const float* bias = nullptr;    ///< (C) or null
+  float epsilon = 1e-5f;
+};
+
+/// out = residual + act(norm(x[rows]) · w + bias). Fused: what is null or none costs nothing.
+struct LinearArgs {
+  TensorView x;                             ///< (M', K) f32
+  std::span<const std::int32_t> rows;       ///< the M rows of x to take, in order; empty: all of them
+  LayerNorm norm;                           ///< applied to each row of x first
+  const PackedMatrix* weight = nullptr;     ///< (K, N)
+  const float* bias = nullptr;              ///< (N) or null
+  Activation activation = Activation::none;
+  TensorView residual;                      ///< (M, N) f32 or empty; may be `out` itself
+  TensorView out;                           ///< (M, N) f32
+};
+void linear(ExecContext& context, const LinearArgs& args);
+
+/// out[i] = token_table[ids[i]] + position_table[positions[i]].
+struct EmbedArgs {
+  std::span<const std::int32_t> ids;        ///< (M), each in [0, token_table->n)
+  std::span<const std::int32_t> positions;  ///< (M), each in [0, rows of position_table)
+  const PackedMatrix* token_table = nullptr;  ///< (C, V): column id is the token's vector, as in a tied head
+  TensorView position_table;                ///< (T, C) f32
+  TensorView out;                           ///< (M, C) f32
+};
+void embed(ExecContext& context, const EmbedArgs& args);
+
+/// out[i] = norm(x[rows[i]]), or x[rows[i]] when norm.weight is null.
+struct NormArgs {
+  TensorView x;                        ///< (M', C) f32
+  std::span<const std::int32_t> rows;  ///< the M rows to take; empty: all
+  LayerNorm norm;
+  TensorView out;                      ///< (M, C) f32
+};
+void layer_norm(ExecContext& context, const NormArgs& args);
+
+/// In place over each row: x = e^(x − max) / Σ. A row of −inf alone gives zeros.
+void softmax(ExecContext& context, TensorView x);
+/// In place: log of the softmax of each row.
+void log_softmax(ExecContext& context, TensorView x);
+/// In place: x = activation(x).
+void activate(ExecContext& context, TensorView x, Activation activation);
+
+/// A matrix as a file holds it: element (k, n) at data + (k·k_stride + n·n_stride) elements. f32, f16 or bf16.
+struct MatrixSource {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int64_t k = 0, n = 0;
+  std::int64_t k_stride = 0, n_stride = 0;
+};
+/// Packs for the context's kernels, on all its threads. Throws Error{out_of_memory}.
+PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format);
+/// Bytes that pack() would allocate, without doing it.
+std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64_t n, WeightFormat format);
+/// Column n of a packed matrix as f32 (K): what the kernels multiply with, quantisation included.
+void unpack_column(const ExecContext& context, const PackedMatrix& matrix, std::int64_t n, float* out);
+
+}  // namespace inkling
