@@ -1,0 +1,39 @@
+// cached_attention: one layer's attention of a packed step over the KV cache. What the GPT-2 forward calls.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "attention/kv_cache.h"
+#include "engine/tensor.h"
+
+namespace inkling {
+
+class ExecContext;
+
+/// A packed step of B sequences with N new tokens in total, of which ΣTq are queries.
+struct CachedAttentionArgs {
+  int layer = 0;
+  TensorView q;  ///< (N, H, D) f32, a row per new token of which only the queries are read; or (ΣTq, H, D),
+                 ///< only those
+  TensorView k;  ///< (N, Hkv, D) f32
+  TensorView v;  ///< (N, Hkv, D) f32. q, k, v: any row and head stride, the D elements side by side
+  std::span<const std::int32_t>
+      cu_new;  ///< (B+1) sequence b's new tokens are rows cu_new[b] … cu_new[b+1] of k, v
+  std::span<const std::int32_t>
+      cu_q;  ///< (B+1) its queries, the last of its new tokens, are rows cu_q[b] … of out
+  std::span<KvSequence* const> sequences;  ///< (B), all different, one pool, room() ≥ their new tokens
+  float scale = 1.0f;
+  TensorView out;  ///< (ΣTq, H·D) f32, any row stride; must not overlap q, k, v
+};
+
+/// Writes the new keys and values behind length() of each sequence, then computes causal (lower-right)
+/// attention of the queries over all tokens up to themselves. Does not advance(): that is the caller's, after
+/// the last layer.
+///
+/// Hkv must divide H. One synchronisation point when every sequence brings few tokens (a decode step), two
+/// otherwise. No heap allocation once the scratch of the pool is warm. Bits: see sdpa.h; equal for any
+/// chunking of the same tokens. Throws Error{usage}.
+void cached_attention(ExecContext& context, const CachedAttentionArgs& args);
+
+}  // namespace inkling

@@ -1,0 +1,165 @@
+#include "attention/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <string>
+#include <utility>
+
+namespace inkling {
+namespace {
+
+// Small pages are made several at a time: about one huge page of memory.
+constexpr std::size_t kChunkBytes = std::size_t{2} << 20;
+
+std::string megabytes(std::size_t bytes) {
+  const std::size_t tenths = (bytes * 10 + (std::size_t{1} << 19)) >> 20;
+  return std::to_string(tenths / 10) + '.' + std::to_string(tenths % 10) + " MiB";
+}
+
+}  // namespace
+
+KvPool::KvPool(const KvShape& shape, std::size_t max_bytes) : shape_(shape), max_bytes_(max_bytes) {
+  require(shape.layers > 0 && shape.heads > 0, Code::usage, [&] {
+    return "kv cache: shape: expected at least one layer and head, got " + std::to_string(shape.layers) +
+           " and " + std::to_string(shape.heads);
+  });
+  require(shape.head_dim > 0 && shape.head_dim <= 256, Code::usage,
+          [&] { return "kv cache: head_dim: expected 1 to 256, got " + std::to_string(shape.head_dim); });
+  require(shape.dtype == DType::f32 || shape.dtype == DType::bf16 || shape.dtype == DType::f16, Code::usage,
+          [&] {
+            return "kv cache: dtype: expected f32, bf16 or f16, got " + std::string(dtype_name(shape.dtype));
+          });
+  page_stride_ = kHeaderBytes + shape.page_bytes();
+}
+
+std::int64_t KvPool::free_tokens() const noexcept {
+  if (max_bytes_ == 0) return INT64_MAX;
+  const std::size_t pages = max_bytes_ / page_stride_;
+  return static_cast<std::int64_t>(pages - std::min(pages, used_pages_)) * kKvPageTokens;
+}
+
+void KvPool::scribble_free_pages(std::byte byte) {
+  for (Header* page = free_; page != nullptr; page = page->next_free) {
+    std::memset(reinterpret_cast<std::byte*>(page) + kHeaderBytes, static_cast<int>(byte),
+                shape_.page_bytes());
+  }
+}
+
+void KvPool::refuse(std::size_t bytes) const {
+  throw Error(Code::out_of_memory,
+              "kv cache: " + megabytes(bytes) + " more were needed for " + std::to_string(kKvPageTokens) +
+                  "-token pages; in use " + megabytes(used_bytes()) + ", limit " +
+                  (max_bytes_ == 0 ? std::string("that of the system") : megabytes(max_bytes_)));
+}
+
+void KvPool::grow() {
+  std::size_t pages = std::max<std::size_t>(1, kChunkBytes / page_stride_);
+  if (max_bytes_ != 0) {
+    pages = std::min(pages, (max_bytes_ - std::min(max_bytes_, allocated_)) / page_stride_);
+    if (pages == 0) refuse(page_stride_);
+  }
+  chunks_.reserve(chunks_.size() + 1);
+  Buffer chunk(pages * page_stride_);
+  for (std::size_t i = pages; i-- > 0;) {
+    free_ = new (chunk.data() + i * page_stride_) Header{0, free_};
+  }
+  allocated_ += chunk.size();
+  chunks_.push_back(std::move(chunk));
+}
+
+std::byte* KvPool::take() {
+  if (free_ == nullptr) grow();
+  Header* page = std::exchange(free_, free_->next_free);
+  page->references = 1;
+  ++used_pages_;
+  return reinterpret_cast<std::byte*>(page) + kHeaderBytes;
+}
+
+void KvPool::drop(std::byte* page) noexcept {
+  Header& h = header(page);
+  if (--h.references > 0) return;
+  h.next_free = std::exchange(free_, &h);
+  --used_pages_;
+}
+
+KvSequence::KvSequence(KvPool& pool) : pool_(&pool) {}
+
+KvSequence::KvSequence(KvSequence&& other) noexcept
+    : pool_(other.pool_),
+      pages_(std::move(other.pages_)),
+      length_(std::exchange(other.length_, 0)),
+      writable_(std::exchange(other.writable_, 0)) {
+  other.pages_.clear();
+}
+
+KvSequence& KvSequence::operator=(KvSequence&& other) noexcept {
+  if (this == &other) return *this;
+  release(0);
+  pool_ = other.pool_;
+  pages_.swap(other.pages_);
+  length_ = std::exchange(other.length_, 0);
+  writable_ = std::exchange(other.writable_, 0);
+  return *this;
+}
+
+void KvSequence::release(std::size_t keep) noexcept {
+  while (pages_.size() > keep) {
+    pool_->drop(pages_.back());
+    pages_.pop_back();
+  }
+}
+
+void KvSequence::reserve(std::int64_t n) {
+  require(n >= 0, Code::usage, [&] { return "kv cache: reserve: expected n ≥ 0, got " + std::to_string(n); });
+  const auto held = static_cast<std::size_t>((length_ + kKvPageTokens - 1) / kKvPageTokens);
+  const auto needed = static_cast<std::size_t>((length_ + n + kKvPageTokens - 1) / kKvPageTokens);
+  // Room for 64 pages at once, so that the list itself rarely grows in a decode loop.
+  if (pages_.capacity() < needed) pages_.reserve(std::max<std::size_t>({64, needed, pages_.capacity() * 2}));
+
+  const bool partial = length_ % kKvPageTokens != 0;
+  const bool unshare = n > 0 && partial && KvPool::header(pages_[held - 1]).references > 1;
+  const std::size_t before = pages_.size();
+  std::byte* copy = nullptr;
+  try {
+    while (pages_.size() < needed) pages_.push_back(pool_->take());
+    if (unshare) copy = pool_->take();
+  } catch (...) {
+    release(before);
+    throw;
+  }
+  if (copy != nullptr) {
+    std::memcpy(copy, pages_[held - 1], pool_->shape().page_bytes());
+    pool_->drop(std::exchange(pages_[held - 1], copy));
+  }
+  writable_ = std::max(writable_, length_ + n);
+}
+
+void KvSequence::advance(std::int64_t n) {
+  require(n >= 0 && n <= room(), Code::usage, [&] {
+    return "kv cache: advance: expected 0 to " + std::to_string(room()) + " tokens, got " + std::to_string(n);
+  });
+  length_ += n;
+}
+
+void KvSequence::truncate(std::int64_t n) {
+  require(n >= 0 && n <= length_, Code::usage, [&] {
+    return "kv cache: truncate: expected 0 to " + std::to_string(length_) + ", got " + std::to_string(n);
+  });
+  length_ = writable_ = n;
+  release(static_cast<std::size_t>((n + kKvPageTokens - 1) / kKvPageTokens));
+}
+
+KvSequence KvSequence::fork() {
+  KvSequence other(*pool_);
+  truncate(length_);
+  other.pages_.reserve(std::max<std::size_t>(64, pages_.size()));
+  for (std::byte* page : pages_) {
+    ++KvPool::header(page).references;
+    other.pages_.push_back(page);
+  }
+  other.length_ = other.writable_ = length_;
+  return other;
+}
+
+}  // namespace inkling

@@ -1,0 +1,132 @@
+// The paged key/value cache: KvPool owns pages of 64 tokens, KvSequence is one sequence's list of pages.
+//
+// A page holds 64 tokens of all layers. Within a page, each (layer, head) owns one contiguous run:
+//   K  [D][64]    transposed: 64 tokens side by side, the column panel of a weight, so Q·Kᵀ needs no
+//   horizontal sums V  [64][Dp]   Dp = D rounded up to 16; columns D … Dp−1 of a written token are zero
+// Memory of tokens that were never written is garbage, and nothing reads it.
+//
+// Sequences share pages by reference count: fork() copies nothing, and the first to write into a shared page
+// gets its own copy in reserve(). Not thread-safe: one thread at a time per pool and its sequences (the ops
+// read and write the pages of *reserved* tokens from many threads, that is all).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/dtype.h"
+#include "engine/tensor.h"
+
+namespace inkling {
+
+inline constexpr std::int64_t kKvPageTokens = 64;
+
+struct KvShape {
+  int layers = 0;
+  int heads = 0;             ///< key/value heads, Hkv
+  int head_dim = 0;          ///< D, 1 … 256
+  DType dtype = DType::f32;  ///< f32, bf16 or f16
+
+  std::int64_t padded_dim() const noexcept { return (head_dim + 15) / 16 * 16; }  ///< Dp
+  /// Bytes of K of one (layer, head) in a page; V follows at once.
+  std::size_t k_bytes() const noexcept {
+    return static_cast<std::size_t>(head_dim) * kKvPageTokens * dtype_size(dtype);
+  }
+  std::size_t head_bytes() const noexcept {
+    return k_bytes() + static_cast<std::size_t>(padded_dim()) * kKvPageTokens * dtype_size(dtype);
+  }
+  std::size_t page_bytes() const noexcept {
+    return head_bytes() * static_cast<std::size_t>(layers) * static_cast<std::size_t>(heads);
+  }
+  /// Where (layer, head) starts in a page: K here, V k_bytes() further.
+  std::size_t offset(int layer, std::int64_t head) const noexcept {
+    return head_bytes() * (static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
+                           static_cast<std::size_t>(head));
+  }
+};
+
+/// Owns the pages. Must outlive its sequences. Not movable: sequences point at it.
+class KvPool {
+ public:
+  /// No limit when max_bytes is 0. Allocates nothing yet. Throws Error{usage} for a shape out of range.
+  explicit KvPool(const KvShape& shape, std::size_t max_bytes = 0);
+  KvPool(const KvPool&) = delete;
+  KvPool& operator=(const KvPool&) = delete;
+
+  const KvShape& shape() const noexcept { return shape_; }
+  std::size_t max_bytes() const noexcept { return max_bytes_; }  ///< 0: no limit
+  std::size_t allocated_bytes() const noexcept {
+    return allocated_;
+  }  ///< taken from the system, kept until the end
+  std::size_t used_bytes() const noexcept { return used_pages_ * page_stride_; }
+  std::size_t used_pages() const noexcept { return used_pages_; }
+  /// Bytes that `tokens` tokens of one sequence take.
+  std::size_t bytes_for(std::int64_t tokens) const noexcept {
+    return static_cast<std::size_t>((tokens + kKvPageTokens - 1) / kKvPageTokens) * page_stride_;
+  }
+  /// Tokens of one sequence that still fit under max_bytes; INT64_MAX without a limit.
+  std::int64_t free_tokens() const noexcept;
+  /// Writes `byte` over every page that no sequence holds. For tests of "nothing reads garbage".
+  void scribble_free_pages(std::byte byte);
+
+ private:
+  friend class KvSequence;
+  struct Header {
+    std::int64_t references = 0;
+    Header* next_free = nullptr;
+  };
+  static constexpr std::size_t kHeaderBytes = 64;  // in front of a page's data, which stays 64-byte aligned
+  static Header& header(std::byte* page) noexcept { return *reinterpret_cast<Header*>(page - kHeaderBytes); }
+
+  std::byte* take();  // one page with one reference, or throws Error{out_of_memory}
+  void drop(std::byte* page) noexcept;
+  void grow();
+  [[noreturn]] void refuse(std::size_t bytes) const;
+
+  KvShape shape_;
+  std::size_t max_bytes_ = 0, page_stride_ = 0, allocated_ = 0, used_pages_ = 0;
+  Header* free_ = nullptr;
+  std::vector<Buffer> chunks_;
+};
+
+/// One sequence's tokens in a pool. Move-only; the destructor returns the pages.
+class KvSequence {
+ public:
+  explicit KvSequence(KvPool& pool);
+  ~KvSequence() { release(0); }
+  KvSequence(KvSequence&& other) noexcept;
+  KvSequence& operator=(KvSequence&& other) noexcept;
+  KvSequence(const KvSequence&) = delete;
+  KvSequence& operator=(const KvSequence&) = delete;
+
+  /// Tokens held: the next one has this position.
+  std::int64_t length() const noexcept { return length_; }
+  /// Tokens that may be written now without another reserve(): room beyond length().
+  std::int64_t room() const noexcept { return writable_ - length_; }
+  const KvPool& pool() const noexcept { return *pool_; }
+
+  /// Makes room for n more tokens; unshares the page they start in. Throws Error{out_of_memory} with the
+  /// figures and then changes nothing. Allocates nothing when freed pages are at hand.
+  void reserve(std::int64_t n);
+  /// n tokens of the reserved room have been written. Throws Error{usage} when n > room().
+  void advance(std::int64_t n);
+  /// Forgets all but the first n tokens; room() becomes 0. Throws Error{usage} unless 0 ≤ n ≤ length().
+  void truncate(std::int64_t n);
+  /// A second sequence with the same tokens, sharing every page; room() of both becomes 0. Copies happen in
+  /// reserve(), one page at most. Θ(pages).
+  KvSequence fork();
+
+  /// Page i holds tokens 64i … 64i+63; layout in the head of this file, offsets by KvShape.
+  std::span<std::byte* const> pages() const noexcept { return pages_; }
+
+ private:
+  void release(std::size_t keep) noexcept;
+
+  KvPool* pool_ = nullptr;
+  std::vector<std::byte*> pages_;
+  std::int64_t length_ = 0;
+  std::int64_t writable_ = 0;  // positions below this may be written by this sequence
+};
+
+}  // namespace inkling
