@@ -1,0 +1,238 @@
+#include "engine/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "engine/cpu/kernels.h"
+
+namespace inkling {
+namespace {
+
+using cpu::CpuKernels;
+using cpu::InputKind;
+using cpu::PrepareRow;
+using cpu::Rows;
+
+constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+std::ptrdiff_t row_stride(const TensorView& x) { return x.stride[0]; }
+const float* row(const TensorView& x, std::int64_t i) { return static_cast<const float*>(x.data) + i * x.stride[0]; }
+float* mutable_row(const TensorView& x, std::int64_t i) { return static_cast<float*>(x.data) + i * x.stride[0]; }
+
+// Memory for prepared rows: one block of scales, sums and values for a number of rows.
+struct PreparedLayout {
+  std::int64_t k = 0, k_padded = 0, groups = 0;
+  std::size_t value_bytes = 0;  // of one row
+  std::size_t rows_bytes(std::int64_t rows) const {
+    return round_up(static_cast<std::size_t>(rows) * (value_bytes + static_cast<std::size_t>(groups) * 8), 64) + 64;
+  }
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(ThreadPool& pool, Isa isa) : pool_(pool), table_(cpu::kernels(isa)) {}
+
+  std::string description() const override {
+    return "cpu: " + std::string(isa_name(table_.isa)) + ", " + std::to_string(pool_.size()) + " threads";
+  }
+
+  PackedMatrix pack(const MatrixSource& source, WeightFormat format) override {
+    PackedMatrix matrix;
+    matrix.format = format;
+    matrix.isa = table_.isa;
+    matrix.k = source.k;
+    matrix.n = source.n;
+    matrix.panel = table_.panel;
+    matrix.panel_bytes = cpu::panel_nbytes(table_, format, source.k);
+    matrix.data = Buffer(matrix.panel_bytes * static_cast<std::size_t>(matrix.panels()) + kReadAhead);
+    pool_.reserve_scratch(cpu::kLinearScratch);
+    pool_.run(matrix.panels(), [&](std::int64_t panel, int worker) {
+      table_.pack_panel(source, format, panel,
+                        matrix.data.data() + static_cast<std::size_t>(panel) * matrix.panel_bytes,
+                        pool_.scratch(worker));
+    });
+    return matrix;
+  }
+
+  std::size_t packed_nbytes(std::int64_t k, std::int64_t n, WeightFormat format) const override {
+    const auto panels = static_cast<std::size_t>((n + table_.panel - 1) / table_.panel);
+    return cpu::panel_nbytes(table_, format, k) * panels + kReadAhead;
+  }
+
+  void unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const override {
+    table_.unpack_column(matrix, n, out);
+  }
+
+  void linear(const LinearArgs& args) override {
+    const std::int64_t rows = args.out.shape[0];
+    const PackedMatrix& w = *args.weight;
+    const InputKind kind = cpu::input_kind(table_, w.format);
+    const bool as_is = kind == InputKind::f32 && args.norm.weight == nullptr && args.rows.empty();
+    const PreparedLayout layout = prepared_layout(w, kind);
+
+    // A few rows are prepared by every thread for itself, which is cheaper than a synchronisation point.
+    const bool shared = !as_is && rows > kOwnRows;
+    const std::size_t own = as_is || shared ? 0 : layout.rows_bytes(kOwnRows);
+    const std::size_t normed = round_up(static_cast<std::size_t>(w.k) * sizeof(float), 64);
+    pool_.reserve_scratch(cpu::kLinearScratch + own + normed);
+
+    Rows all;
+    if (as_is) {
+      all.data = args.x.data;
+      all.stride = row_stride(args.x);
+    } else if (shared) {
+      if (prepared_.size() < layout.rows_bytes(rows)) prepared_ = Buffer(layout.rows_bytes(rows));
+      all = rows_at(prepared_.data(), rows, kind, layout);
+      pool_.run(rows, [&](std::int64_t m, int worker) {
+        prepare_row(args, kind, layout, all, m, reinterpret_cast<float*>(pool_.scratch(worker)));
+      });
+    }
+
+    ++op_;
+    const std::int64_t block_rows = balanced_block(rows);
+    const std::int64_t blocks = (rows + block_rows - 1) / block_rows;
+    pool_.run(blocks * w.panels(), [&](std::int64_t task, int worker) {
+      std::byte* scratch = pool_.scratch(worker);
+      Rows mine = all;
+      if (own != 0) mine = own_rows(args, kind, layout, worker);
+      cpu::LinearBlock block;
+      block.weight = &w;
+      block.rows = mine;
+      block.row_begin = task / w.panels() * block_rows;
+      block.row_end = std::min(rows, block.row_begin + block_rows);
+      block.panel = task % w.panels();
+      block.bias = args.bias;
+      block.activation = args.activation;
+      block.residual = static_cast<const float*>(args.residual.data);
+      block.residual_stride = args.residual.data != nullptr ? row_stride(args.residual) : 0;
+      block.out = static_cast<float*>(args.out.data);
+      block.out_stride = row_stride(args.out);
+      block.scratch = scratch;
+      table_.linear_block(block);
+    });
+  }
+
+  void embed(const EmbedArgs& args) override {
+    const std::int64_t width = args.out.shape[1];
+    pool_.run(args.out.shape[0], [&](std::int64_t m, int) {
+      const auto i = static_cast<std::size_t>(m);
+      table_.unpack_column(*args.token_table, args.ids[i], mutable_row(args.out, m));
+      table_.add_row(row(args.position_table, args.positions[i]), mutable_row(args.out, m), width);
+    });
+  }
+
+  void layer_norm(const NormArgs& args) override {
+    const std::int64_t width = args.out.shape[1];
+    pool_.run(args.out.shape[0], [&](std::int64_t m, int) {
+      const float* x = source_row(args.x, args.rows, m);
+      float* out = mutable_row(args.out, m);
+      if (args.norm.weight != nullptr) {
+        table_.layer_norm(x, width, args.norm, out);
+      } else {
+        std::copy_n(x, width, out);
+      }
+    });
+  }
+
+  void softmax(TensorView x) override {
+    pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.softmax(mutable_row(x, m), x.shape[1]); });
+  }
+  void log_softmax(TensorView x) override {
+    pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.log_softmax(mutable_row(x, m), x.shape[1]); });
+  }
+  void activate(TensorView x, Activation activation) override {
+    pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.activate(mutable_row(x, m), x.shape[1], activation); });
+  }
+
+ private:
+  static constexpr std::int64_t kOwnRows = 2;
+  static constexpr std::size_t kReadAhead = 8192;  // prefetches past the last panel stay inside the allocation
+
+  PreparedLayout prepared_layout(const PackedMatrix& w, InputKind kind) const {
+    PreparedLayout layout;
+    layout.k = w.k;
+    layout.k_padded = cpu::padded_k(table_, w.format, w.k);
+    const std::int64_t group = group_size(w.format);
+    layout.groups = group == 0 ? 0 : (w.k + group - 1) / group;
+    const std::size_t element = kind == InputKind::f32 ? 4 : kind == InputKind::bf16 ? 2 : 1;
+    // Rows are 64-byte aligned and an odd number of lines apart: rows of 3072 floats a multiple of 4 KiB apart
+    // would all fall into the same sets of the L1 cache.
+    const std::size_t bytes = round_up(static_cast<std::size_t>(layout.k_padded) * element, 64);
+    layout.value_bytes = bytes / 64 % 2 == 0 ? bytes + 64 : bytes;
+    return layout;
+  }
+
+  static Rows rows_at(std::byte* memory, std::int64_t rows, InputKind kind, const PreparedLayout& layout) {
+    Rows r;
+    r.kind = kind;
+    r.data = memory;
+    r.stride = static_cast<std::ptrdiff_t>(layout.value_bytes / (kind == InputKind::f32    ? 4
+                                                                 : kind == InputKind::bf16 ? 2
+                                                                                           : 1));
+    std::byte* after = memory + static_cast<std::size_t>(rows) * layout.value_bytes;
+    r.scale = reinterpret_cast<float*>(after);
+    r.sum = reinterpret_cast<std::int32_t*>(after + static_cast<std::size_t>(rows * layout.groups) * 4);
+    r.groups = layout.groups;
+    return r;
+  }
+
+  static const float* source_row(const TensorView& x, std::span<const std::int32_t> rows, std::int64_t m) {
+    return row(x, rows.empty() ? m : rows[static_cast<std::size_t>(m)]);
+  }
+
+  void prepare_row(const LinearArgs& args, InputKind kind, const PreparedLayout& layout, const Rows& rows,
+                   std::int64_t m, float* normed) const {
+    PrepareRow p;
+    p.x = source_row(args.x, args.rows, m);
+    p.k = layout.k;
+    p.k_padded = layout.k_padded;
+    p.norm = args.norm;
+    p.group = group_size(args.weight->format);
+    // `rows` describes memory of this backend; only the caller's rows are const, and those are never prepared.
+    auto* base = static_cast<std::byte*>(const_cast<void*>(rows.data));
+    p.out = base + static_cast<std::size_t>(m) * layout.value_bytes;
+    p.scale = const_cast<float*>(rows.scale) + m * rows.groups;
+    p.sum = const_cast<std::int32_t*>(rows.sum) + m * rows.groups;
+    p.normed = normed;
+    table_.prepare(kind, p);
+  }
+
+  // This worker's own prepared rows, made by the first task that it runs in this op.
+  Rows own_rows(const LinearArgs& args, InputKind kind, const PreparedLayout& layout, int worker) {
+    std::byte* scratch = pool_.scratch(worker) + cpu::kLinearScratch;
+    const Rows rows = rows_at(scratch, kOwnRows, kind, layout);
+    std::uint64_t& seen = seen_op(worker);
+    if (seen != op_) {
+      auto* normed = reinterpret_cast<float*>(scratch + layout.rows_bytes(kOwnRows));
+      for (std::int64_t m = 0; m < args.out.shape[0]; ++m) prepare_row(args, kind, layout, rows, m, normed);
+      seen = op_;
+    }
+    return rows;
+  }
+
+  struct alignas(64) Seen {
+    std::uint64_t op = 0;
+  };
+  std::uint64_t& seen_op(int worker) { return seen_[static_cast<std::size_t>(worker)].op; }
+
+  // Blocks of nearly equal height, so that the last is no sliver.
+  std::int64_t balanced_block(std::int64_t rows) const {
+    const std::int64_t blocks = (rows + table_.block_rows - 1) / table_.block_rows;
+    return (rows + blocks - 1) / blocks;
+  }
+
+  ThreadPool& pool_;
+  const CpuKernels& table_;
+  Buffer prepared_;
+  std::uint64_t op_ = 0;
+  std::vector<Seen> seen_{static_cast<std::size_t>(pool_.size())};
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(ThreadPool& pool, Isa isa) {
+  return std::make_unique<CpuBackend>(pool, isa);
+}
+
+}  // namespace inkling

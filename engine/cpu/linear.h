@@ -1,0 +1,233 @@
+// linear_block(): a block of prepared rows times one panel of weights, in any format. Include only from sources of
+// one ISA.
+//
+//   out[m][n] = residual[m][n] + act(Σ_k x[m][k] w[k][n] + bias[n])
+//
+// One walk per format; a row more or less changes no bit (tile.h says why for floats; integer sums are exact within
+// a group and f32 across groups in order).
+#pragma once
+
+#include "engine/cpu/rows.h"
+#include "engine/cpu/tile.h"
+
+namespace inkling::cpu {
+
+template <class V>
+struct LinearKernels {
+  using F = typename V::F;
+  using I = typename V::I;
+  static constexpr int L = V::kLanes;
+  static constexpr int NV = V::kPanelVectors;
+  static constexpr std::int64_t NR = NV * L;
+  static constexpr std::int64_t kBlockRows = 120;  // C of a block is at most 30 KiB
+  static constexpr std::int64_t kChunk = 256;      // k per pass over a block: the panel's part stays near the core
+
+  static void linear_block(const LinearBlock& block) {
+    auto* c = reinterpret_cast<float*>(block.scratch);  // (rows, NR)
+    const std::byte* panel = block.weight->panel_data(block.panel);
+    switch (block.weight->format) {
+      case WeightFormat::f32: floats(block, reinterpret_cast<const float*>(panel), c); break;
+      case WeightFormat::f16: floats(block, reinterpret_cast<const f16*>(panel), c); break;
+      case WeightFormat::bf16:
+        if constexpr (requires { &V::dot_bf16; }) {
+          pairs(block, reinterpret_cast<const bf16*>(panel), c);
+        } else {
+          floats(block, reinterpret_cast<const bf16*>(panel), c);
+        }
+        break;
+      case WeightFormat::int8: integers<Int8>(block, panel, c); break;
+      case WeightFormat::int4: integers<Int4>(block, panel, c); break;
+    }
+    finish(block, c);
+  }
+
+ private:
+  // --- f32, f16, bf16 weights and f32 activations --------------------------------------------------------------
+  template <class W>
+  static void floats(const LinearBlock& b, const W* panel, float* c) {
+    const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride;
+    const std::int64_t rows = b.row_end - b.row_begin, k = b.weight->k;
+    if (rows <= V::kTileRows) {
+      product<V, W>(x, b.rows.stride, rows, panel, NR, k, NV, c, NR, Sum::start);
+      return;
+    }
+    float* wide = c + kBlockRows * NR;  // (kChunk, NR): narrow weights are widened once per block
+    for (std::int64_t begin = 0; begin < k; begin += kChunk) {
+      const std::int64_t count = k - begin < kChunk ? k - begin : kChunk;
+      const Sum sum = begin == 0 ? Sum::start : Sum::go_on;
+      if constexpr (std::is_same_v<W, float>) {
+        product<V, float>(x + begin, b.rows.stride, rows, panel + begin * NR, NR, count, NV, c, NR, sum);
+      } else {
+        for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(panel + begin * NR + i));
+        product<V, float>(x + begin, b.rows.stride, rows, wide, NR, count, NV, c, NR, sum);
+      }
+    }
+  }
+
+  // --- bf16 weights and bf16 activations: pairs of k per instruction --------------------------------------------
+  static void pairs(const LinearBlock& b, const bf16* panel, float* c) {
+    const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride;
+    const std::int64_t half = (b.weight->k + 1) / 2;
+    constexpr std::int64_t kPairChunk = kChunk;
+    for (std::int64_t begin = 0; begin < half; begin += kPairChunk) {
+      const bool whole = b.row_end - b.row_begin <= V::kTileRows;
+      const std::int64_t count = whole || half - begin < kPairChunk ? half - begin : kPairChunk;
+      for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
+        pair_tile<MR>(x + row * b.rows.stride + 2 * begin, b.rows.stride, panel + begin * 2 * NR, count,
+                      c + row * NR, begin == 0 ? Sum::start : Sum::go_on);
+      });
+      if (whole) break;
+    }
+  }
+
+  template <int MR>
+  static void pair_tile(const bf16* x, std::ptrdiff_t stride, const bf16* w, std::int64_t count, float* c, Sum sum) {
+    F acc[MR][NV];
+    for (int r = 0; r < MR; ++r) {
+      for (int j = 0; j < NV; ++j) acc[r][j] = sum == Sum::start ? V::zero() : V::load(c + r * NR + j * L);
+    }
+    for (std::int64_t i = 0; i < count; ++i, w += 2 * NR) {
+      if constexpr (MR <= 2) prefetch<4 * NR>(w + 24 * 2 * NR);
+      I wv[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) wv[j] = V::load_u8(reinterpret_cast<const std::uint8_t*>(w + 2 * j * L));
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) {
+        const I xv = V::iset1(load_word(x + r * stride + 2 * i));
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) acc[r][j] = V::dot_bf16(acc[r][j], xv, wv[j]);
+      }
+    }
+    for (int r = 0; r < MR; ++r) {
+      for (int j = 0; j < NV; ++j) V::store(c + r * NR + j * L, acc[r][j]);
+    }
+  }
+
+  // --- int8 and int4 weights, quantised activations --------------------------------------------------------------
+  struct Int8 {
+    static constexpr std::int64_t kGroup = kInt8Group;
+    static constexpr std::int64_t kStep = 4;         // k per row of bytes
+    static constexpr std::int64_t kHeader = NR * 2;  // bytes of scales before a group
+    static constexpr bool kMinima = false;
+  };
+  struct Int4 {
+    static constexpr std::int64_t kGroup = kInt4Group;
+    static constexpr std::int64_t kStep = 8;
+    static constexpr std::int64_t kHeader = NR * 4;
+    static constexpr bool kMinima = true;
+  };
+
+  template <class Format>
+  static void integers(const LinearBlock& b, const std::byte* panel, float* c) {
+    const std::int64_t rows = b.row_end - b.row_begin, k = b.weight->k;
+    std::int64_t g = 0;
+    if (rows <= V::kTileRows) {
+      detail::with_constant<V::kTileRows>(rows, [&]<int MR>() { stream_tile<Format, MR>(b, panel, c); });
+      return;
+    }
+    // Group by group over all tiles of the block: a group of a panel is 8 KiB and stays in L1.
+    for (std::int64_t begin = 0; begin < k; begin += Format::kGroup, ++g) {
+      const std::int64_t count = k - begin < Format::kGroup ? k - begin : Format::kGroup;
+      const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
+      for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
+        group_tile<Format, MR>(b, b.row_begin + row, g, panel, steps, c + row * NR,
+                               begin == 0 ? Sum::start : Sum::go_on);
+      });
+      panel += Format::kHeader + steps * 4 * NR;
+    }
+  }
+
+  // Few rows: the sums over groups stay in registers or L1 while the panel streams by.
+  template <class Format, int MR>
+  static void stream_tile(const LinearBlock& b, const std::byte* panel, float* c) {
+    const std::int64_t k = b.weight->k;
+    std::int64_t g = 0;
+    for (std::int64_t begin = 0; begin < k; begin += Format::kGroup, ++g) {
+      const std::int64_t count = k - begin < Format::kGroup ? k - begin : Format::kGroup;
+      const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
+      group_tile<Format, MR>(b, b.row_begin, g, panel, steps, c, begin == 0 ? Sum::start : Sum::go_on);
+      panel += Format::kHeader + steps * 4 * NR;
+    }
+  }
+
+  /// C (+)= one group: exact integer sums, then scale × sum (+ minimum × Σx) in f32.
+  template <class Format, int MR>
+  static void group_tile(const LinearBlock& b, std::int64_t row, std::int64_t g, const std::byte* group,
+                         std::int64_t steps, float* c, Sum sum) {
+    const Rows& x = b.rows;
+    const auto* q = static_cast<const std::int8_t*>(x.data) + row * x.stride + g * Format::kGroup;
+    const float* x_scale = x.scale + row * x.groups + g;
+    const std::int32_t* x_sum = x.sum + row * x.groups + g;
+    const auto* w = reinterpret_cast<const std::uint8_t*>(group + Format::kHeader);
+    I acc[MR][NV];
+    for (int r = 0; r < MR; ++r) {
+      const I start = Format::kMinima ? V::izero() : V::iset1(-128 * x_sum[r * x.groups]);
+      for (int j = 0; j < NV; ++j) acc[r][j] = start;
+    }
+    for (std::int64_t i = 0; i < steps; ++i, w += 4 * NR, q += Format::kStep) {
+      if constexpr (MR <= 2) prefetch<4 * NR>(w + 24 * 4 * NR);
+      if constexpr (Format::kMinima) {
+        dot_step<MR, true>(acc, q, x.stride, w, [](I v) { return V::low_nibbles(v); });
+        dot_step<MR, true>(acc, q + 4, x.stride, w, [](I v) { return V::high_nibbles(v); });
+      } else {
+        dot_step<MR, false>(acc, q, x.stride, w, [](I v) { return v; });
+      }
+    }
+    const auto* scales = reinterpret_cast<const f16*>(group);
+    for (int j = 0; j < NV; ++j) {
+      const F scale = V::load(scales + j * L);
+      const F minimum = Format::kMinima ? V::load(scales + NR + j * L) : V::zero();
+      for (int r = 0; r < MR; ++r) {
+        float* out = c + r * NR + j * L;
+        const float xs = x_scale[r * x.groups];
+        F total = sum == Sum::start ? V::zero() : V::load(out);
+        total = V::fma(V::mul(V::to_float(acc[r][j]), scale), V::set1(xs), total);
+        if constexpr (Format::kMinima) {
+          total = V::fma(minimum, V::set1(xs * static_cast<float>(x_sum[r * x.groups])), total);
+        }
+        V::store(out, total);
+      }
+    }
+  }
+
+  template <int MR, bool Nibbles, class Take>
+  static void dot_step(I (&acc)[MR][NV], const std::int8_t* q, std::ptrdiff_t stride, const std::uint8_t* w,
+                       Take take) {
+    I wv[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) wv[j] = take(V::load_u8(w + 4 * j * L));
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+      const I xv = V::iset1(load_word(q + r * stride));
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        acc[r][j] = Nibbles ? V::dot_u4(acc[r][j], wv[j], xv) : V::dot_u8(acc[r][j], wv[j], xv);
+      }
+    }
+  }
+
+  // --- the end of every product ------------------------------------------------------------------------------------
+  static void finish(const LinearBlock& b, float* c) {
+    const std::int64_t first = b.panel * NR;
+    const std::int64_t columns = b.weight->n - first < NR ? b.weight->n - first : NR;
+    for (std::int64_t m = b.row_begin; m < b.row_end; ++m, c += NR) {
+      if (b.bias != nullptr) RowKernels<V>::add_row(b.bias + first, c, columns);
+      RowKernels<V>::activate(c, columns, b.activation);
+      if (b.residual != nullptr) RowKernels<V>::add_row(b.residual + m * b.residual_stride + first, c, columns);
+      std::memcpy(b.out + m * b.out_stride + first, c, static_cast<std::size_t>(columns) * sizeof(float));
+    }
+  }
+
+  template <std::int64_t Bytes>
+  static void prefetch(const void* p) {
+    for (std::int64_t line = 0; line < Bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + line);
+  }
+
+  static std::int32_t load_word(const void* p) {
+    std::int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return word;
+  }
+};
+
+}  // namespace inkling::cpu

@@ -1,0 +1,19 @@
+// The naive oracle: every op in plain loops and f64 sums, for the tests and for reading.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "engine/ops.h"
+
+namespace inkling::reference {
+
+/// out[n] = residual[n] + act(Σ_k x[k]·w[k·N + n] + bias[n]) for one row; bias and residual may be null.
+void linear(std::span<const float> x, std::span<const float> w, const float* bias, Activation activation,
+            const float* residual, std::span<float> out);
+void layer_norm(std::span<const float> x, const LayerNorm& norm, std::span<float> out);
+void softmax(std::span<float> x);
+void log_softmax(std::span<float> x);
+double activate(double x, Activation activation);
+
+}  // namespace inkling::reference

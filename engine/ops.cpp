@@ -1,0 +1,112 @@
+#include "engine/ops.h"
+
+#include <string>
+
+#include "engine/exec_context.h"
+
+namespace inkling {
+namespace {
+
+// "op: argument: expected …, got …"
+void check(bool ok, const char* what, const std::string& got) {
+  require(ok, Code::usage, [&] { return std::string(what) + ", got " + got; });
+}
+
+void check_rows(const TensorView& x, const char* what) {
+  require(x.rank == 2 && x.dtype == DType::f32 && (x.shape[1] <= 1 || x.stride[1] == 1), Code::usage, [&] {
+    return std::string(what) + ": expected f32 rows of rank 2, got " + std::string(dtype_name(x.dtype)) + " " +
+           x.shape_string();
+  });
+}
+
+void check_shape(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* what) {
+  check_rows(x, what);
+  require(x.shape[0] == rows && x.shape[1] == columns, Code::usage, [&] {
+    return std::string(what) + ": expected [" + std::to_string(rows) + ", " + std::to_string(columns) + "], got " +
+           x.shape_string();
+  });
+}
+
+void check_indices(std::span<const std::int32_t> indices, std::int64_t limit, const char* what) {
+  for (const std::int32_t i : indices) {
+    require(i >= 0 && i < limit, Code::usage, [&] {
+      return std::string(what) + ": expected indices below " + std::to_string(limit) + ", got " + std::to_string(i);
+    });
+  }
+}
+
+std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
+  return rows.empty() ? x.shape[0] : static_cast<std::int64_t>(rows.size());
+}
+
+}  // namespace
+
+void linear(ExecContext& context, const LinearArgs& args) {
+  check(args.weight != nullptr, "linear: weight: expected a packed matrix", "null");
+  const PackedMatrix& w = *args.weight;
+  check(w.isa == context.isa(), "linear: weight: expected the layout of this context's kernels",
+        std::string(isa_name(w.isa)));
+  check_rows(args.x, "linear: x");
+  check(args.x.shape[1] == w.k, "linear: x: expected as many columns as the weight has inputs",
+        args.x.shape_string() + " and K = " + std::to_string(w.k));
+  check_indices(args.rows, args.x.shape[0], "linear: rows");
+  check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out");
+  if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
+  if (args.out.shape[0] > 0) context.backend().linear(args);
+}
+
+void embed(ExecContext& context, const EmbedArgs& args) {
+  check(args.token_table != nullptr, "embed: token_table: expected a packed matrix", "null");
+  const auto rows = static_cast<std::int64_t>(args.ids.size());
+  check(args.positions.size() == args.ids.size(), "embed: positions: expected one per id",
+        std::to_string(args.positions.size()) + " for " + std::to_string(args.ids.size()));
+  check_rows(args.position_table, "embed: position_table");
+  check(args.position_table.shape[1] == args.token_table->k, "embed: position_table: expected the table's width",
+        args.position_table.shape_string());
+  check_indices(args.ids, args.token_table->n, "embed: ids");
+  check_indices(args.positions, args.position_table.shape[0], "embed: positions");
+  check_shape(args.out, rows, args.token_table->k, "embed: out");
+  if (rows > 0) context.backend().embed(args);
+}
+
+void layer_norm(ExecContext& context, const NormArgs& args) {
+  check_rows(args.x, "layer_norm: x");
+  check_indices(args.rows, args.x.shape[0], "layer_norm: rows");
+  check_shape(args.out, rows_of(args.x, args.rows), args.x.shape[1], "layer_norm: out");
+  if (args.out.numel() > 0) context.backend().layer_norm(args);
+}
+
+void softmax(ExecContext& context, TensorView x) {
+  check_rows(x, "softmax: x");
+  if (x.numel() > 0) context.backend().softmax(x);
+}
+
+void log_softmax(ExecContext& context, TensorView x) {
+  check_rows(x, "log_softmax: x");
+  if (x.numel() > 0) context.backend().log_softmax(x);
+}
+
+void activate(ExecContext& context, TensorView x, Activation activation) {
+  check_rows(x, "activate: x");
+  if (x.numel() > 0) context.backend().activate(x, activation);
+}
+
+PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format) {
+  check(source.data != nullptr || source.k * source.n == 0, "pack: source: expected data", "null");
+  check(source.k > 0 && source.n > 0, "pack: source: expected a shape above zero",
+        "[" + std::to_string(source.k) + ", " + std::to_string(source.n) + "]");
+  check(source.dtype == DType::f32 || source.dtype == DType::f16 || source.dtype == DType::bf16,
+        "pack: source: expected f32, f16 or bf16", std::string(dtype_name(source.dtype)));
+  return context.backend().pack(source, format);
+}
+
+std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64_t n, WeightFormat format) {
+  return context.backend().packed_nbytes(k, n, format);
+}
+
+void unpack_column(const ExecContext& context, const PackedMatrix& matrix, std::int64_t n, float* out) {
+  check(n >= 0 && n < matrix.n, "unpack_column: n: expected a column of the matrix", std::to_string(n));
+  context.backend().unpack_column(matrix, n, out);
+}
+
+}  // namespace inkling
