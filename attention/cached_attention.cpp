@@ -1,0 +1,187 @@
+#include "attention/cached_attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+
+#include "attention/cpu/kernels.h"
+#include "engine/exec_context.h"
+
+namespace inkling {
+namespace {
+
+using cpu::kQueryRows;
+
+// A sequence that brings no more tokens than this is appended and attended by the same task.
+constexpr std::int64_t kFewTokens = 64;
+
+void check(bool ok, const char* argument, const std::string& text) {
+  require(ok, Code::usage, [&] { return std::string("cached_attention: ") + argument + ": " + text; });
+}
+
+void check_rows(const TensorView& view, const char* name, std::int64_t heads, std::int64_t dim) {
+  check(view.rank == 3 && view.dtype == DType::f32, name,
+        "expected an f32 tensor of rank 3, got " + std::string(dtype_name(view.dtype)) + ' ' +
+            view.shape_string());
+  check(view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1), name,
+        "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
+            ") with unit last stride, got " + view.shape_string());
+}
+
+void check_cu(std::span<const std::int32_t> cu, const char* name, std::size_t sequences) {
+  check(cu.size() == sequences + 1 && cu.front() == 0 && std::ranges::is_sorted(cu), name,
+        "expected " + std::to_string(sequences + 1) + " offsets rising from 0");
+}
+
+void check_arguments(const CachedAttentionArgs& args) {
+  check(!args.sequences.empty(), "sequences", "expected at least one");
+  const std::size_t batch = args.sequences.size();
+  const KvShape& shape = args.sequences[0]->pool().shape();
+  check(args.layer >= 0 && args.layer < shape.layers, "layer",
+        "expected 0 to " + std::to_string(shape.layers - 1) + ", got " + std::to_string(args.layer));
+  check(args.q.rank == 3 && args.q.shape[1] > 0 && args.q.shape[1] % shape.heads == 0, "q",
+        "expected (rows, H, D) with H a multiple of " + std::to_string(shape.heads) + ", got " +
+            args.q.shape_string());
+  check_rows(args.q, "q", args.q.shape[1], shape.head_dim);
+  check_rows(args.k, "k", shape.heads, shape.head_dim);
+  check_rows(args.v, "v", shape.heads, shape.head_dim);
+  check_cu(args.cu_new, "cu_new", batch);
+  check_cu(args.cu_q, "cu_q", batch);
+  const std::int64_t rows = args.cu_new.back(), queries = args.cu_q.back();
+  check(args.k.shape[0] == rows && args.v.shape[0] == rows, "k, v",
+        "expected " + std::to_string(rows) + " rows");
+  check(args.q.shape[0] == rows || args.q.shape[0] == queries, "q",
+        "expected " + std::to_string(rows) + " or " + std::to_string(queries) + " rows, got " +
+            args.q.shape_string());
+  check(args.out.rank == 2 && args.out.dtype == DType::f32 && args.out.shape[0] == queries &&
+            args.out.shape[1] == args.q.shape[1] * shape.head_dim && args.out.stride[1] == 1,
+        "out", "expected f32 (ΣTq, H·D), got " + args.out.shape_string());
+  for (std::size_t b = 0; b < batch; ++b) {
+    const std::int64_t fresh = args.cu_new[b + 1] - args.cu_new[b], wanted = args.cu_q[b + 1] - args.cu_q[b];
+    check(wanted <= fresh, "cu_q", "sequence " + std::to_string(b) + " has more queries than new tokens");
+    check(args.sequences[b]->room() >= fresh && &args.sequences[b]->pool() == &args.sequences[0]->pool(),
+          "sequences",
+          "sequence " + std::to_string(b) + " needs room for " + std::to_string(fresh) + " tokens, has " +
+              std::to_string(args.sequences[b]->room()));
+  }
+}
+
+/// A step cut into tasks: sequence-major, then by head, then query blocks from the last (the longest) to the
+/// first.
+class Step {
+ public:
+  Step(const CachedAttentionArgs& args, const cpu::AttentionKernels& kernels)
+      : args_(args),
+        kernels_(kernels),
+        shape_(args.sequences[0]->pool().shape()),
+        group_(args.q.shape[1] / shape_.heads) {}
+
+  std::int64_t heads() const noexcept { return shape_.heads; }
+  std::int64_t fresh(std::size_t b) const noexcept { return args_.cu_new[b + 1] - args_.cu_new[b]; }
+  std::int64_t rows(std::size_t b) const noexcept { return (args_.cu_q[b + 1] - args_.cu_q[b]) * group_; }
+  std::int64_t blocks(std::size_t b) const noexcept { return (rows(b) + kQueryRows - 1) / kQueryRows; }
+  bool single_job() const noexcept {
+    for (std::size_t b = 0; b < args_.sequences.size(); ++b) {
+      if (fresh(b) > kFewTokens || blocks(b) > 1) return false;
+    }
+    return true;
+  }
+
+  void append(std::size_t b, std::int64_t head) const {
+    cpu::AppendTask task;
+    task.kv = blocks_of(b, head);
+    task.k = rows_of(args_.k, args_.cu_new[b], head);
+    task.v = rows_of(args_.v, args_.cu_new[b], head);
+    task.position = args_.sequences[b]->length();
+    task.count = fresh(b);
+    kernels_.append(task);
+  }
+
+  void attend(std::size_t b, std::int64_t head, std::int64_t block, std::byte* scratch) const {
+    const std::int64_t queries = args_.cu_q[b + 1] - args_.cu_q[b];
+    // q holds a row per new token, or the queries alone.
+    const bool dense = args_.q.shape[0] == args_.cu_new.back();
+    const std::int64_t first = dense ? args_.cu_new[b + 1] - queries : args_.cu_q[b];
+    cpu::ForwardTask task;
+    task.kv = blocks_of(b, head);
+    task.q = rows_of(args_.q, first, head * group_).data;
+    task.q_row = args_.q.stride[0];
+    task.q_head = args_.q.stride[1];
+    task.group = group_;
+    task.row_begin = block * kQueryRows;
+    task.row_end = std::min(task.row_begin + kQueryRows, rows(b));
+    task.scale = args_.scale;
+    task.keys = args_.sequences[b]->length() + fresh(b);
+    task.see_from = -task.keys;
+    task.see_until = task.keys - queries + 1;
+    task.out = static_cast<float*>(args_.out.data) + args_.cu_q[b] * args_.out.stride[0] +
+               head * group_ * shape_.head_dim;
+    task.out_row = args_.out.stride[0];
+    task.out_head = shape_.head_dim;
+    kernels_.forward(task, scratch);
+  }
+
+ private:
+  cpu::KvBlocks blocks_of(std::size_t b, std::int64_t head) const {
+    cpu::KvBlocks kv;
+    kv.pages = args_.sequences[b]->pages().data();
+    kv.offset = shape_.offset(args_.layer, head);
+    kv.dtype = shape_.dtype;
+    kv.head_dim = shape_.head_dim;
+    return kv;
+  }
+  static cpu::HeadRows rows_of(const TensorView& view, std::int64_t row, std::int64_t head) {
+    return {static_cast<const float*>(view.data) + row * view.stride[0] + head * view.stride[1], DType::f32,
+            view.stride[0]};
+  }
+
+  const CachedAttentionArgs& args_;
+  const cpu::AttentionKernels& kernels_;
+  const KvShape& shape_;
+  std::int64_t group_;
+};
+
+// Hands the tasks out strictly in order, whoever asks: the long ones first. ThreadPool's contiguous shares
+// would start every worker but the first with short ones.
+template <class Task>
+void run_in_order(ThreadPool& pool, std::int64_t count, Task&& task) {
+  std::atomic<std::int64_t> next{0};
+  pool.run(std::min<std::int64_t>(pool.size(), count), [&](std::int64_t, int worker) {
+    for (std::int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count;
+         i = next.fetch_add(1, std::memory_order_relaxed)) {
+      task(i, worker);
+    }
+  });
+}
+
+}  // namespace
+
+void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
+  check_arguments(args);
+  ThreadPool& pool = context.pool();
+  const Step step(args, cpu::attention_kernels(context.isa()));
+  pool.reserve_scratch(cpu::forward_scratch_bytes(args.sequences[0]->pool().shape().head_dim));
+  const auto batch = static_cast<std::int64_t>(args.sequences.size());
+  const std::int64_t heads = step.heads();
+
+  if (step.single_job()) {
+    run_in_order(pool, batch * heads, [&](std::int64_t i, int worker) {
+      const auto b = static_cast<std::size_t>(i / heads);
+      step.append(b, i % heads);
+      step.attend(b, i % heads, 0, pool.scratch(worker));
+    });
+    return;
+  }
+  pool.run(batch * heads,
+           [&](std::int64_t i, int) { step.append(static_cast<std::size_t>(i / heads), i % heads); });
+  std::int64_t tasks = 0;
+  for (std::size_t b = 0; b < args.sequences.size(); ++b) tasks += step.blocks(b) * heads;
+  run_in_order(pool, tasks, [&](std::int64_t i, int worker) {
+    std::size_t b = 0;
+    for (; i >= step.blocks(b) * heads; ++b) i -= step.blocks(b) * heads;
+    const std::int64_t blocks = step.blocks(b);
+    step.attend(b, i / blocks, blocks - 1 - i % blocks, pool.scratch(worker));
+  });
+}
+
+}  // namespace inkling

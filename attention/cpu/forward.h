@@ -1,0 +1,299 @@
+// forward(): attention of up to 48 query rows over the keys and values of one head. The one forward loop of
+// the CPU: cached decode and prefill, and the flash and decode backends of sdpa(). Include only from sources
+// of one ISA.
+//
+//   out[r] = Σ_j p_j v_j / Σ_j p_j,   p_j = 2^(s_j − m),   s_j = (scale · log2 e · q_r) · k_j,   m = running
+//   max of s
+//
+// Shapes: Q (48, D), S (48, 64), accumulator (48, Dp) as f32 in scratch; K [D][64] and V [64][Dp] blocks of
+// f32, or of bf16 or f16, widened exactly. Sources: online softmax, Milakov & Gimelshein 2018; tiling,
+// FlashAttention-2 (Dao 2023, Alg. 1); splits, Flash-Decoding. Numerics: per row, keys in blocks of 64 from
+// position 0; one FMA chain per score over rising d and per output over rising j; partial results of 512 keys
+// folded in order. A row rescales only when its own maximum rises (a factor of 1 would change nothing) and
+// meets no key that it does not see, so its bits depend on nothing but itself. Tolerance against f64: 4e-6 ·
+// √D relative to max |v| for f32. Oracle: math backend and tests/attention. Cost: 4·D flops per (row, key);
+// one block of K and V (32 KiB at D = 64, f32) stays in L1/L2 for all 48 rows, so prefill is bound by FMA and
+// decode (1 row) by reading K and V once. MEASURED-PLACEHOLDER
+#pragma once
+
+#include "attention/cpu/exp2.h"
+#include "attention/cpu/kernels.h"
+#include "engine/cpu/tile.h"
+
+namespace inkling::cpu {
+
+template <class V>
+struct Forward {
+  using F = typename V::F;
+  static constexpr int L = V::kLanes;
+  static constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+
+  static float minus_infinity() { return -__builtin_inff(); }
+
+  // Everything a task keeps between blocks; r counts from the task's first row.
+  struct State {
+    std::int64_t rows, dim, padded;
+    std::int64_t *begin, *end;  // (rows) visible keys
+    float *q, *scores, *wide_k, *wide_v;
+    float *max, *sum, *acc;              // (rows), (rows, L), (rows, Dp) of the current split; sum by lanes
+    float *all_max, *all_sum, *all_acc;  // (rows), (rows), (rows, Dp) of the splits before
+  };
+
+  static State carve(const ForwardTask& task, std::byte* scratch) {
+    State s{};
+    s.rows = task.row_end - task.row_begin;
+    s.dim = task.kv.head_dim;
+    s.padded = task.kv.padded_dim();
+    auto* floats = reinterpret_cast<float*>(scratch);
+    const auto take = [&](std::int64_t count) {
+      float* part = floats;
+      floats += (count + 15) / 16 * 16;
+      return part;
+    };
+    s.q = take(kQueryRows * s.dim);
+    s.scores = take(kQueryRows * kKeyBlock);
+    s.acc = take(kQueryRows * s.padded);
+    s.all_acc = take(kQueryRows * s.padded);
+    s.wide_k = take(kKeyBlock * s.dim);
+    s.wide_v = take(kKeyBlock * s.padded);
+    s.sum = take(kQueryRows * L);
+    s.max = take(kQueryRows);
+    s.all_max = take(kQueryRows);
+    s.all_sum = take(kQueryRows);
+    s.begin = reinterpret_cast<std::int64_t*>(floats);
+    s.end = s.begin + kQueryRows;
+    return s;
+  }
+
+  // Q in scratch, scaled into base-2 units, and what each row sees.
+  template <class T>
+  static void load_queries(const ForwardTask& task, const State& s) {
+    const float scale = task.scale * kLog2E;
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      const std::int64_t query = (task.row_begin + r) / task.group, head = (task.row_begin + r) % task.group;
+      const T* q = static_cast<const T*>(task.q) + query * task.q_row + head * task.q_head;
+      float* out = s.q + r * s.dim;
+      std::int64_t d = 0;
+      for (; d + L <= s.dim; d += L) V::store(out + d, V::mul(V::load(q + d), V::set1(scale)));
+      for (; d < s.dim; ++d) out[d] = static_cast<float>(q[d]) * scale;
+      const std::int64_t from = query + task.see_from, until = query + task.see_until;
+      s.begin[r] = from < 0 ? 0 : from;
+      s.end[r] = until < task.keys ? until : task.keys;
+      s.all_max[r] = minus_infinity();
+      s.all_sum[r] = 0.0f;
+    }
+    zero(s.all_acc, s.rows * s.padded);
+  }
+
+  static void zero(float* p, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += L) V::store(p + i, V::zero());
+  }
+
+  static void scale_row(float* p, std::int64_t count, F factor) {
+    for (std::int64_t i = 0; i < count; i += L) V::store(p + i, V::mul(V::load(p + i), factor));
+  }
+
+  // Scores of one row and block to weights: s in place to p, running max and sum, accumulator rescaled.
+  // Only scores lo … hi−1 of the `vectors` · L in s are visible.
+  static void softmax_row(float* s, int vectors, std::int64_t lo, std::int64_t hi, float* max, float* sum,
+                          float* acc, std::int64_t padded) {
+    if (lo > 0 || hi < vectors * L) {
+      const F hidden = V::set1(minus_infinity());
+      for (int v = 0; v < vectors; ++v) {
+        const F x = V::select_upto(V::load(s + v * L), hidden, v * L, hi - 1);
+        V::store(s + v * L, V::select_upto(hidden, x, v * L, lo - 1));
+      }
+    }
+    F top = V::load(s);
+    for (int v = 1; v < vectors; ++v) top = V::max(top, V::load(s + v * L));
+    const float block_max = V::reduce_max(top);
+    if (block_max > *max) {
+      const F factor = exp2<V>(V::set1(*max - block_max));
+      V::store(sum, V::mul(V::load(sum), factor));
+      scale_row(acc, padded, factor);
+      *max = block_max;
+    }
+    // A row that has seen only −inf: any finite reference gives weights of 0 (and NaN of NaN).
+    const F reference = V::set1(*max == minus_infinity() ? 0.0f : *max);
+    F total = V::load(sum);
+    for (int v = 0; v < vectors; ++v) {
+      const F p = exp2<V>(V::sub(V::load(s + v * L), reference));
+      V::store(s + v * L, p);
+      total = V::add(total, p);
+    }
+    V::store(sum, total);
+  }
+
+  // acc += P · V for rows [first, last), each over its own visible keys lo … hi−1 of the block and in rising
+  // order: rows of a tile share the keys that all of them see, the rest goes row by row.
+  template <class W>
+  static void weigh_values(const State& s, std::int64_t first, std::int64_t last, std::int64_t base,
+                           const W* v) {
+    const int vectors = static_cast<int>(s.padded / L);
+    const auto span = [&](std::int64_t row, std::int64_t rows, std::int64_t lo, std::int64_t hi) {
+      if (lo >= hi) return;
+      product<V>(s.scores + row * kKeyBlock + lo, kKeyBlock, rows, v + lo * s.padded, s.padded, hi - lo,
+                 vectors, s.acc + row * s.padded, s.padded, Sum::go_on);
+    };
+    if (low(s, last - 1, base) == 0 && high(s, first, base) == high(s, last - 1, base)) {
+      return span(first, last - first, 0, high(s, first, base));
+    }
+    for (std::int64_t row = first; row < last; row += V::kTileRows) {
+      const std::int64_t rows = last - row < V::kTileRows ? last - row : V::kTileRows;
+      const std::int64_t lo = low(s, row + rows - 1, base), hi = high(s, row, base);
+      const bool shared = lo < hi;
+      for (std::int64_t r = row; r < row + rows; ++r)
+        span(r, 1, low(s, r, base), shared ? lo : high(s, r, base));
+      if (!shared) continue;
+      span(row, rows, lo, hi);
+      for (std::int64_t r = row; r < row + rows; ++r) span(r, 1, hi, high(s, r, base));
+    }
+  }
+
+  static std::int64_t low(const State& s, std::int64_t r, std::int64_t base) {
+    return s.begin[r] > base ? s.begin[r] - base : 0;
+  }
+  static std::int64_t high(const State& s, std::int64_t r, std::int64_t base) {
+    return s.end[r] < base + kKeyBlock ? s.end[r] - base : kKeyBlock;
+  }
+
+  template <class W>
+  static const float* widen(const W* from, std::int64_t count, float* to) {
+    for (std::int64_t i = 0; i < count; i += L) V::store(to + i, V::load(from + i));
+    return to;
+  }
+
+  template <class W>
+  static void block_as(const State& s, std::int64_t first, std::int64_t last, std::int64_t base, const W* k,
+                       const W* v) {
+    const std::int64_t width = high(s, last - 1, base);
+    const int vectors = static_cast<int>((width + L - 1) / L);
+    product<V>(s.q + first * s.dim, s.dim, last - first, k, kKeyBlock, s.dim, vectors,
+               s.scores + first * kKeyBlock, kKeyBlock, Sum::start);
+    for (std::int64_t r = first; r < last; ++r) {
+      softmax_row(s.scores + r * kKeyBlock, vectors, low(s, r, base), high(s, r, base), s.max + r,
+                  s.sum + r * L, s.acc + r * s.padded, s.padded);
+    }
+    weigh_values(s, first, last, base, v);
+  }
+
+  // One block of keys for the rows that see any of it: what rows see moves forward with r, so they are
+  // consecutive.
+  template <class W>
+  static void block(const ForwardTask& task, const State& s, std::int64_t index) {
+    const std::int64_t base = index * kKeyBlock;
+    std::int64_t first = 0, last = s.rows;
+    while (first < last && s.end[first] <= base) ++first;
+    while (first < last && s.begin[last - 1] >= base + kKeyBlock) --last;
+    if (first == last) return;
+    const auto* k = reinterpret_cast<const W*>(task.kv.k(index));
+    const auto* v = reinterpret_cast<const W*>(task.kv.v(index));
+    if constexpr (sizeof(W) != sizeof(float)) {
+      if (last - first >
+          2 * V::kTileRows) {  // widening once beats widening in every tile; the bits are the same
+        const std::int64_t values = high(s, last - 1, base) * s.padded;
+        return block_as(s, first, last, base, widen(k, kKeyBlock * s.dim, s.wide_k),
+                        widen(v, values, s.wide_v));
+      }
+    }
+    block_as(s, first, last, base, k, v);
+  }
+
+  static float scalar_exp2(float t) {
+    float lanes[L];
+    V::store(lanes, exp2<V>(V::set1(t)));
+    return lanes[0];
+  }
+
+  // all = all ⊕ (max, sum, acc): one partial result of one row into the total.
+  static void fold_row(float max, float sum, const float* acc, std::int64_t padded, float* all_max,
+                       float* all_sum, float* all_acc) {
+    if (sum == 0.0f) return;
+    const float top = max > *all_max ? max : *all_max;
+    const float old_factor = scalar_exp2(*all_max - top), factor = scalar_exp2(max - top);
+    const F a = V::set1(old_factor), b = V::set1(factor);
+    for (std::int64_t d = 0; d < padded; d += L) {
+      V::store(all_acc + d, V::fma(V::load(acc + d), b, V::mul(V::load(all_acc + d), a)));
+    }
+    *all_sum = *all_sum * old_factor + sum * factor;
+    *all_max = top;
+  }
+
+  template <class W>
+  static void split(const ForwardTask& task, const State& s, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = 0; r < s.rows; ++r) s.max[r] = minus_infinity();
+    zero(s.sum, s.rows * L);
+    zero(s.acc, s.rows * s.padded);
+    for (std::int64_t b = begin / kKeyBlock; b * kKeyBlock < end; ++b) block<W>(task, s, b);
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      fold_row(s.max[r], V::reduce_add(V::load(s.sum + r * L)), s.acc + r * s.padded, s.padded, s.all_max + r,
+               s.all_sum + r, s.all_acc + r * s.padded);
+    }
+  }
+
+  template <class T>
+  static void store_row(const float* acc, float factor, std::int64_t dim, T* out) {
+    std::int64_t d = 0;
+    for (; d + L <= dim; d += L) V::store(out + d, V::mul(V::load(acc + d), V::set1(factor)));
+    for (; d < dim; ++d) out[d] = T(acc[d] * factor);
+  }
+
+  static void finish(const ForwardTask& task, const State& s) {
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      const std::int64_t query = (task.row_begin + r) / task.group, head = (task.row_begin + r) % task.group;
+      const float sum = s.all_sum[r], factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+      const std::ptrdiff_t at = query * task.out_row + head * task.out_head;
+      const float* acc = s.all_acc + r * s.padded;
+      switch (task.out_dtype) {
+        case DType::bf16:
+          store_row(acc, factor, s.dim, static_cast<bf16*>(task.out) + at);
+          break;
+        case DType::f16:
+          store_row(acc, factor, s.dim, static_cast<f16*>(task.out) + at);
+          break;
+        default:
+          store_row(acc, factor, s.dim, static_cast<float*>(task.out) + at);
+          break;
+      }
+      if (task.lse != nullptr) {
+        const float lse = sum == 0.0f ? minus_infinity() : (s.all_max[r] + __builtin_log2f(sum)) * kLn2;
+        task.lse[query * task.lse_row + head * task.lse_head] = lse;
+      }
+    }
+  }
+
+  template <class W>
+  static void run_as(const ForwardTask& task, std::byte* scratch) {
+    const State s = carve(task, scratch);
+    switch (task.q_dtype) {
+      case DType::bf16:
+        load_queries<bf16>(task, s);
+        break;
+      case DType::f16:
+        load_queries<f16>(task, s);
+        break;
+      default:
+        load_queries<float>(task, s);
+        break;
+    }
+    const std::int64_t until = s.end[s.rows - 1];
+    for (std::int64_t begin = s.begin[0] / kKeySplit * kKeySplit; begin < until; begin += kKeySplit) {
+      split<W>(task, s, begin, until < begin + kKeySplit ? until : begin + kKeySplit);
+    }
+    finish(task, s);
+  }
+
+  static void run(const ForwardTask& task, std::byte* scratch) {
+    if (task.row_begin >= task.row_end) return;
+    switch (task.kv.dtype) {
+      case DType::bf16:
+        return run_as<bf16>(task, scratch);
+      case DType::f16:
+        return run_as<f16>(task, scratch);
+      default:
+        return run_as<float>(task, scratch);
+    }
+  }
+};
+
+}  // namespace inkling::cpu

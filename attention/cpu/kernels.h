@@ -1,0 +1,93 @@
+// AttentionKernels: one table of function pointers per instruction set; everything above is plain C++.
+//
+// Keys and values always arrive as blocks of 64 tokens (kv_cache.h: K [D][64], V [64][Dp]), from the pages of
+// a cache or from a workspace packed for one call. A task is one block of query rows of one (sequence,
+// key/value head); its row r is query r / group with head r % group of the group that shares the key/value
+// head.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/cpu/isa.h"
+#include "engine/dtype.h"
+
+namespace inkling::cpu {
+
+inline constexpr std::int64_t kKeyBlock = 64;  // keys of one step of the online softmax
+inline constexpr std::int64_t kKeySplit =
+    512;  // keys of one partial result; part of the definition of the bits
+inline constexpr std::int64_t kQueryRows = 48;  // most rows of a task: eight tiles of six
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
+/// Where the blocks of one (sequence, key/value head) lie: pages[i] + offset, or base + i · stride without
+/// pages.
+struct KvBlocks {
+  std::byte* const* pages = nullptr;
+  std::size_t offset = 0;
+  std::byte* base = nullptr;
+  std::size_t stride = 0;
+  DType dtype = DType::f32;
+  std::int64_t head_dim = 0;  // D
+
+  std::int64_t padded_dim() const noexcept { return (head_dim + 15) / 16 * 16; }
+  std::byte* k(std::int64_t block) const noexcept {
+    return pages != nullptr ? pages[block] + offset : base + static_cast<std::size_t>(block) * stride;
+  }
+  std::byte* v(std::int64_t block) const noexcept {
+    return k(block) + static_cast<std::size_t>(head_dim * kKeyBlock) * dtype_size(dtype);
+  }
+};
+
+/// Rows of one head in a strided tensor: row i at data + i · stride elements.
+struct HeadRows {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  std::ptrdiff_t stride = 0;
+};
+
+/// Writes `count` keys and values as tokens position … of the blocks.
+struct AppendTask {
+  KvBlocks kv;
+  HeadRows k, v;  // f32 into any dtype, or the dtype of the blocks
+  std::int64_t position = 0, count = 0;
+};
+
+struct ForwardTask {
+  KvBlocks kv;
+  const void* q = nullptr;  // first query of the sequence, first head of the group
+  DType q_dtype = DType::f32;
+  std::ptrdiff_t q_row = 0, q_head = 0;  // strides in elements, per query and per head
+  std::int64_t group = 1;                // query heads of this key/value head
+  std::int64_t row_begin = 0, row_end = 0;
+  float scale = 1.0f;
+  // Query i sees keys max(0, i + see_from) … min(keys, i + see_until) − 1.
+  std::int64_t keys = 0, see_from = 0, see_until = 0;
+  void* out = nullptr;
+  DType out_dtype = DType::f32;
+  std::ptrdiff_t out_row = 0, out_head = 0;
+  float* lse = nullptr;  // or null
+  std::ptrdiff_t lse_row = 0, lse_head = 0;
+};
+
+struct AttentionKernels {
+  void (*append)(const AppendTask& task);
+  void (*forward)(const ForwardTask& task, std::byte* scratch);
+};
+
+/// The table of `isa`, which must be supported here.
+const AttentionKernels& attention_kernels(Isa isa);
+
+const AttentionKernels& attention_kernels_portable();
+const AttentionKernels& attention_kernels_avx2();
+const AttentionKernels& attention_kernels_avx512();
+
+/// Scratch of one forward task: Q, scores, two accumulators, widened K and V, the state of every row.
+constexpr std::size_t forward_scratch_bytes(std::int64_t head_dim) noexcept {
+  const std::int64_t padded = (head_dim + 15) / 16 * 16;
+  const std::int64_t floats =
+      kQueryRows * (head_dim + kKeyBlock + 2 * padded + 16 + 4) + kKeyBlock * (head_dim + padded) + 8 * 16;
+  return static_cast<std::size_t>(floats) * sizeof(float) + kQueryRows * 2 * sizeof(std::int64_t) + 64;
+}
+
+}  // namespace inkling::cpu
