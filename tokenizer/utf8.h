@@ -21,7 +21,7 @@ class Utf8Automaton {
     complete,  ///< the byte ends a character
     more,      ///< the character goes on
     reject,    ///< the byte cannot follow; the state is reset and the byte must be offered again, unless it
-             ///< came first, when it is ill-formed by itself
+               ///< came first, when it is ill-formed by itself
   };
   Step step(unsigned char byte) noexcept;
   /// Bytes of the unfinished character so far, 0…3.

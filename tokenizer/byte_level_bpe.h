@@ -1,0 +1,68 @@
+// GPT-2's tokenizer: added tokens → words (pretokenizer.h) → bytes → merges (bpe_merges.h).
+// Radford et al. 2019, "Language models are unsupervised multitask learners", §2.2.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tokenizer/added_tokens.h"
+#include "tokenizer/bpe_merges.h"
+#include "tokenizer/pretokenizer.h"
+#include "tokenizer/token_model.h"
+
+namespace inkling {
+
+/// What the readers of tokenizer.json and vocab.json + merges.txt agree on. Ids are 0…n−1 without holes.
+struct ByteLevelSpec {
+  std::string file;
+  std::string merges_file;
+  std::vector<Token> tokens{};                                // by id; bytes are set by the model
+  std::vector<std::pair<std::string, std::string>> merges{};  // in rank order, in the byte alphabet
+  std::vector<AddedTokens::Entry> added{};
+  bool add_prefix_space = false;  ///< a space goes before each stretch of text that begins with none
+  bool ignore_merges = false;     ///< a word in the vocabulary is its token, even if no merges lead there
+};
+
+class ByteLevelBpe final : public TokenModel {
+ public:
+  static constexpr std::size_t kMaxTokens = std::size_t{1} << 22;
+  static constexpr std::size_t kMaxTokenBytes = 4096;
+
+  /// Throws Code::malformed naming file and field.
+  explicit ByteLevelBpe(ByteLevelSpec spec);
+
+  TokenizerKind kind() const noexcept override { return TokenizerKind::byte_level_bpe; }
+  std::string description() const override;
+  std::size_t max_input_bytes() const noexcept override { return std::size_t{128} << 20; }
+  std::optional<std::int32_t> eos_id() const noexcept override { return vocabulary().id_of("<|endoftext|>"); }
+  std::optional<std::int32_t> bos_id() const noexcept override { return eos_id(); }
+  std::vector<std::int32_t> encode(std::string_view text, EncodeOptions options) const override;
+  std::vector<TokenSpan> encode_with_offsets(std::string_view text, EncodeOptions options) const override;
+
+ private:
+  /// Calls on_stretch(text, offset) for plain stretches and on_token(span) for added tokens, in order.
+  template <class OnStretch, class OnToken>
+  void cut(std::string_view text, EncodeOptions options, OnStretch&& on_stretch, OnToken&& on_token) const;
+  bool wants_prefix(std::string_view stretch) const noexcept;
+  void encode_stretch(std::string_view stretch, std::vector<std::int32_t>& ids) const;
+  void encode_bytes(std::string_view text, std::vector<std::int32_t>& ids) const;
+  void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
+  std::size_t merge_word(std::string_view word, std::vector<std::int32_t>& ids) const;
+  void index_words(const std::string& file);
+
+  std::vector<MergeRule> resolve(const ByteLevelSpec& spec) const;
+
+  bool add_prefix_space_;
+  bool ignore_merges_;
+  AddedTokens added_;
+  BpeMerges merges_;
+  Pretokenizer pretokenizer_;
+  std::array<std::int32_t, 256> byte_ids_{};
+  StringIndex
+      words_;  // bytes of a token that merging its bytes leads to → its id: most words need no merging
+};
+
+}  // namespace inkling

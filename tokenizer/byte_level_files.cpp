@@ -1,0 +1,200 @@
+#include "tokenizer/vocabulary_files.h"
+
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+
+#include "tokenizer/byte_level_bpe.h"
+#include "tokenizer/json_tree.h"
+#include "tokenizer/utf8.h"
+
+namespace inkling {
+namespace {
+
+constexpr std::string_view kEndOfText = "<|endoftext|>";
+
+// Ids must be 0…n−1, each once: a hole would be a row of the embedding that no text and no token stands for.
+void add_token(std::vector<Token>& tokens, const std::string& text, std::int64_t id, const JsonField& where) {
+  Token& token = tokens[static_cast<std::size_t>(id)];
+  if (!token.text.empty())
+    where.fail("an id of its own", std::to_string(id) + ", also of \"" + token.text + '"');
+  token.text = text;
+}
+
+std::vector<Token> read_vocab(const JsonField& vocab, std::size_t extra) {
+  const auto& members = vocab.members();
+  const std::size_t count = members.size() + extra;
+  if (members.empty() || count > ByteLevelBpe::kMaxTokens) {
+    vocab.fail("1.." + std::to_string(ByteLevelBpe::kMaxTokens) + " tokens", std::to_string(count));
+  }
+  std::vector<Token> tokens(count);
+  for (const auto& [text, value] : members) {
+    const JsonField field = vocab.child(value, text);
+    if (text.empty()) field.fail("a token", "an empty one");
+    add_token(tokens, text, field.integer(0, static_cast<std::int64_t>(count) - 1), field);
+  }
+  return tokens;
+}
+
+void check_no_holes(const std::vector<Token>& tokens, const JsonField& vocab) {
+  for (std::size_t id = 0; id < tokens.size(); ++id) {
+    if (tokens[id].text.empty()) {
+      vocab.fail("every id in 0.." + std::to_string(tokens.size() - 1), "none for " + std::to_string(id));
+    }
+  }
+}
+
+std::pair<std::string, std::string> split_merge(const std::string& rule) {
+  const std::size_t space = rule.find(' ');
+  if (space == std::string::npos) return {};
+  return {rule.substr(0, space), rule.substr(space + 1)};
+}
+
+bool is_merge(const std::pair<std::string, std::string>& pair) {
+  return !pair.first.empty() && !pair.second.empty() && pair.second.find(' ') == std::string::npos;
+}
+
+std::vector<std::pair<std::string, std::string>> read_json_merges(const JsonField& merges) {
+  std::vector<std::pair<std::string, std::string>> pairs;
+  const auto& items = merges.items();
+  if (items.size() > BpeMerges::kMaxRules) {
+    merges.fail("at most " + std::to_string(BpeMerges::kMaxRules), std::to_string(items.size()));
+  }
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const JsonField rule = merges.child(items[i], std::to_string(i));
+    if (items[i].type == JsonValue::Type::array) {  // since tokenizers 0.20
+      if (items[i].items.size() != 2) rule.fail("two tokens", std::to_string(items[i].items.size()));
+      pairs.emplace_back(rule.child(items[i].items[0], "0").string(),
+                         rule.child(items[i].items[1], "1").string());
+    } else {
+      pairs.push_back(split_merge(rule.string()));
+    }
+    if (!is_merge(pairs.back())) rule.fail("two tokens", "something else");
+  }
+  return pairs;
+}
+
+void refuse_unless_absent(const JsonField& owner, std::initializer_list<std::string_view> keys) {
+  for (const std::string_view key : keys) {
+    const auto field = owner.maybe(key);
+    const bool empty = field && field->value().type == JsonValue::Type::string && field->string().empty();
+    if (field && !empty) field->fail("null (this setting is not supported)", "a value");
+  }
+}
+
+bool flag(const JsonField& owner, std::string_view key, bool absent) {
+  const auto field = owner.maybe(key);
+  return field ? field->boolean() : absent;
+}
+
+void expect_type(const JsonField& owner, std::string_view type) {
+  const JsonField field = owner.member("type");
+  if (field.string() != type)
+    field.fail('"' + std::string(type) + "\" (no other is supported)", '"' + field.string() + '"');
+}
+
+AddedTokens::Entry read_added_token(const JsonField& field, std::size_t limit) {
+  AddedTokens::Entry entry;
+  entry.text = field.member("content").string();
+  entry.id = static_cast<std::int32_t>(field.member("id").integer(0, static_cast<std::int64_t>(limit) - 1));
+  entry.special = flag(field, "special", false);
+  if (entry.text.empty() || entry.text.size() > AddedTokens::kMaxLength) {
+    field.member("content").fail("1.." + std::to_string(AddedTokens::kMaxLength) + " bytes",
+                                 std::to_string(entry.text.size()));
+  }
+  for (const std::string_view key : {"single_word", "lstrip", "rstrip"}) {
+    if (flag(field, key, false)) field.member(key).fail("false (this setting is not supported)", "true");
+  }
+  return entry;
+}
+
+// Added tokens are often in the vocabulary as well, with the same id; those that are not extend it.
+void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelSpec& spec) {
+  const auto list = root.maybe("added_tokens");
+  const std::size_t count = list ? list->items().size() : 0;
+  if (count > ByteLevelBpe::kMaxTokens)
+    list->fail("at most " + std::to_string(ByteLevelBpe::kMaxTokens), "more");
+  std::vector<std::string_view> known;
+  for (const auto& member : vocab.members()) known.push_back(member.first);
+  std::sort(known.begin(), known.end());
+  std::size_t extra = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const JsonField field = list->child(list->items()[i], std::to_string(i));
+    spec.added.push_back(read_added_token(field, known.size() + count));
+    if (!std::binary_search(known.begin(), known.end(), spec.added.back().text)) ++extra;
+  }
+  spec.tokens = read_vocab(vocab, extra);
+  for (std::size_t i = 0; i < count; ++i) {
+    const JsonField field = list->child(list->items()[i], std::to_string(i));
+    const auto id = static_cast<std::size_t>(spec.added[i].id);
+    if (id >= spec.tokens.size())
+      field.member("id").fail("less than " + std::to_string(spec.tokens.size()), std::to_string(id));
+    if (spec.tokens[id].text != spec.added[i].text)
+      add_token(spec.tokens, spec.added[i].text, spec.added[i].id, field);
+  }
+  check_no_holes(spec.tokens, vocab);
+  std::vector<bool> seen(spec.tokens.size());
+  for (const AddedTokens::Entry& entry : spec.added) {
+    const auto id = static_cast<std::size_t>(entry.id);
+    if (seen[id]) list->fail("each token once", '"' + entry.text + "\" twice");
+    seen[id] = true;
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const TokenModel> read_tokenizer_json(std::string_view text, std::string_view file) {
+  const JsonValue tree = parse_json(text, file);
+  const JsonField root(tree, file);
+  ByteLevelSpec spec{.file = std::string(file), .merges_file = std::string(file)};
+
+  refuse_unless_absent(root, {"normalizer"});
+  const JsonField pre_tokenizer = root.member("pre_tokenizer");
+  expect_type(pre_tokenizer, "ByteLevel");
+  spec.add_prefix_space = flag(pre_tokenizer, "add_prefix_space", true);
+  if (!flag(pre_tokenizer, "use_regex", true))
+    pre_tokenizer.member("use_regex").fail("true (no other is supported)", "false");
+  if (const auto post = root.maybe("post_processor")) expect_type(*post, "ByteLevel");
+  if (const auto decoder = root.maybe("decoder")) expect_type(*decoder, "ByteLevel");
+
+  const JsonField model = root.member("model");
+  if (model.maybe("type")) expect_type(model, "BPE");
+  refuse_unless_absent(model, {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"});
+  for (const std::string_view key : {"byte_fallback"}) {
+    if (flag(model, key, false)) model.member(key).fail("false (this setting is not supported)", "true");
+  }
+  spec.ignore_merges = flag(model, "ignore_merges", false);
+  read_added_tokens(root, model.member("vocab"), spec);
+  spec.merges = read_json_merges(model.member("merges"));
+  return std::make_shared<ByteLevelBpe>(std::move(spec));
+}
+
+std::shared_ptr<const TokenModel> read_vocab_and_merges(std::string_view vocab, std::string_view vocab_file,
+                                                        std::string_view merges,
+                                                        std::string_view merges_file) {
+  const JsonValue tree = parse_json(vocab, vocab_file);
+  const JsonField root(tree, vocab_file);
+  ByteLevelSpec spec{.file = std::string(vocab_file), .merges_file = std::string(merges_file)};
+  spec.tokens = read_vocab(root, 0);
+  check_no_holes(spec.tokens, root);
+  for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
+    if (spec.tokens[id].text == kEndOfText)
+      spec.added.push_back({std::string(kEndOfText), static_cast<std::int32_t>(id), true});
+  }
+  std::size_t number = 0;
+  while (!merges.empty()) {
+    std::string line(merges.substr(0, merges.find('\n')));
+    merges.remove_prefix(std::min(merges.size(), line.size() + 1));
+    ++number;
+    if (line.ends_with('\r')) line.pop_back();
+    if (line.empty() || (number == 1 && line.starts_with("#version"))) continue;
+    spec.merges.push_back(split_merge(line));
+    if (!is_merge(spec.merges.back()) || !is_valid_utf8(line) || spec.merges.size() > BpeMerges::kMaxRules) {
+      throw Error(Code::malformed, std::string(merges_file) + ": line " + std::to_string(number) +
+                                       ": expected two tokens and a space between them");
+    }
+  }
+  return std::make_shared<ByteLevelBpe>(std::move(spec));
+}
+
+}  // namespace inkling

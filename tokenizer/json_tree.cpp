@@ -1,0 +1,131 @@
+#include "tokenizer/json_tree.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+namespace inkling {
+namespace {
+
+constexpr std::size_t kMaxDepth = 64;
+constexpr std::array<std::string_view, 7> kTypeNames{"null",     "a boolean", "an integer", "a number",
+                                                     "a string", "an array",  "an object"};
+
+std::string_view name_of(JsonValue::Type type) {
+  return kTypeNames[static_cast<std::size_t>(type)];
+}
+
+/// nlohmann's events → JsonValue. Returning false ends the parse.
+class TreeBuilder {
+ public:
+  using Json = nlohmann::json;
+
+  bool null() { return add({}); }
+  bool boolean(bool value) { return add({.type = JsonValue::Type::boolean, .boolean = value}); }
+  bool number_integer(std::int64_t value) {
+    return add({.type = JsonValue::Type::integer, .integer = value});
+  }
+  bool number_unsigned(std::uint64_t value) {
+    if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+      return number_float(0, {});
+    return number_integer(static_cast<std::int64_t>(value));
+  }
+  bool number_float(double, const std::string&) { return add({.type = JsonValue::Type::real}); }
+  bool string(std::string& value) {
+    return add({.type = JsonValue::Type::string, .string = std::move(value)});
+  }
+  bool binary(Json::binary_t&) { return false; }  // not in text
+  bool start_object(std::size_t) { return open({.type = JsonValue::Type::object}); }
+  bool start_array(std::size_t) { return open({.type = JsonValue::Type::array}); }
+  bool end_array() { return close(); }
+  bool key(std::string& name) {
+    open_.back()->members.emplace_back(std::move(name), JsonValue{});
+    return true;
+  }
+  bool end_object() {
+    std::vector<std::string_view> keys;
+    for (const auto& member : open_.back()->members) keys.push_back(member.first);
+    std::sort(keys.begin(), keys.end());
+    const auto twice = std::adjacent_find(keys.begin(), keys.end());
+    if (twice != keys.end()) return refuse("the key \"" + std::string(*twice) + "\" is there twice");
+    return close();
+  }
+  bool parse_error(std::size_t position, const std::string&, const Json::exception&) {
+    return refuse("not JSON at byte " + std::to_string(position));
+  }
+
+  JsonValue root;
+  std::string complaint;
+
+ private:
+  bool refuse(std::string why) {
+    complaint = std::move(why);
+    return false;
+  }
+  JsonValue& place(JsonValue value) {
+    if (open_.empty()) return root = std::move(value);
+    JsonValue& parent = *open_.back();
+    if (parent.type == JsonValue::Type::object) return parent.members.back().second = std::move(value);
+    return parent.items.emplace_back(std::move(value));
+  }
+  bool add(JsonValue value) { return place(std::move(value)), true; }
+  bool open(JsonValue value) {
+    if (open_.size() == kMaxDepth) return refuse("nested deeper than " + std::to_string(kMaxDepth));
+    open_.push_back(&place(std::move(value)));
+    return true;
+  }
+  bool close() { return open_.pop_back(), true; }
+
+  std::vector<JsonValue*> open_;  // stays valid: a parent does not grow while a child is open
+};
+
+}  // namespace
+
+JsonValue parse_json(std::string_view text, std::string_view file) {
+  TreeBuilder builder;
+  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {
+    throw Error(Code::malformed, std::string(file) + ": " + builder.complaint);
+  }
+  return std::move(builder.root);
+}
+
+void JsonField::fail(std::string_view expected, std::string_view got) const {
+  std::string message = file_ + ": ";
+  if (!path_.empty()) message += path_ + ": ";
+  throw Error(Code::malformed, message + "expected " + std::string(expected) + ", got " + std::string(got));
+}
+
+const JsonValue& JsonField::want(JsonValue::Type type) const {
+  if (value_->type != type) fail(name_of(type), name_of(value_->type));
+  return *value_;
+}
+
+std::int64_t JsonField::integer(std::int64_t low, std::int64_t high) const {
+  const std::int64_t got = want(JsonValue::Type::integer).integer;
+  if (got < low || got > high) {
+    fail("an integer in " + std::to_string(low) + ".." + std::to_string(high), std::to_string(got));
+  }
+  return got;
+}
+
+JsonField JsonField::child(const JsonValue& value, std::string_view name) const {
+  JsonField field(value, file_);
+  field.path_ = path_.empty() ? std::string(name) : path_ + '.' + std::string(name);
+  return field;
+}
+
+std::optional<JsonField> JsonField::maybe(std::string_view key) const {
+  for (const auto& [name, value] : members()) {
+    if (name == key && value.type != JsonValue::Type::null) return child(value, key);
+  }
+  return std::nullopt;
+}
+
+JsonField JsonField::member(std::string_view key) const {
+  auto found = maybe(key);
+  if (!found) child({}, key).fail("a value", "nothing");
+  return *std::move(found);
+}
+
+}  // namespace inkling
