@@ -11,20 +11,16 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/activation.h"
 #include "engine/base/result.h"
 
 namespace inkling {
-
-/// The MLP's non-linearity. "gelu_new" and "gelu_pytorch_tanh" are gelu_tanh, "gelu" is gelu_erf.
-enum class Activation : std::uint8_t { gelu_tanh, gelu_erf, relu };
 
 /// Whether the linear layers and the norms carry a bias (nanoGPT's bias=False drops them all).
 enum class Bias : std::uint8_t { absent, present };
 
 /// Whether the output projection is the token embedding or a matrix of its own.
 enum class Head : std::uint8_t { tied, separate };
-
-std::string_view activation_name(Activation activation) noexcept;  ///< "gelu_new", "gelu" or "relu"
 
 struct ModelConfig {
   std::int64_t vocab_size = 0;   ///< V, without padding rows
@@ -33,7 +29,8 @@ struct ModelConfig {
   std::int64_t n_layer = 0;      ///< L
   std::int64_t n_head = 0;       ///< H, divides C
   std::int64_t n_inner = 0;      ///< width of the MLP; 0 means 4·C
-  Activation activation = Activation::gelu_tanh;
+  Activation activation =
+      Activation::gelu_tanh;  ///< "gelu_new" and "gelu_pytorch_tanh" are gelu_tanh, "gelu" is gelu_erf
   float layer_norm_epsilon = 1e-5f;
   Bias bias = Bias::present;
   Head head = Head::tied;
@@ -73,7 +70,7 @@ Result<ModelConfig> parse_config_json(std::string_view text, std::string_view na
 std::string to_config_json(const ModelConfig& config);
 
 /// Sampling defaults that a model's author ships in generation_config.json. Absent means not stated.
-struct GenerationConfig {
+struct PublishedGeneration {
   std::optional<bool> do_sample;
   std::optional<double> temperature;
   std::optional<std::int64_t> top_k;
@@ -84,11 +81,11 @@ struct GenerationConfig {
   std::optional<std::int64_t> bos_token_id;
   std::vector<std::int64_t> eos_token_ids;  ///< one or a list in the file
 
-  friend bool operator==(const GenerationConfig&, const GenerationConfig&) = default;
+  friend bool operator==(const PublishedGeneration&, const PublishedGeneration&) = default;
 };
 
 /// Reads generation_config.json. Checks types and ranges (temperature ≥ 0, 0 < top_p ≤ 1, counts ≥ 0, ids ≥
 /// 0); the caller checks ids against its vocabulary. Error{malformed}.
-Result<GenerationConfig> parse_generation_config_json(std::string_view text, std::string_view name);
+Result<PublishedGeneration> parse_generation_config_json(std::string_view text, std::string_view name);
 
 }  // namespace inkling

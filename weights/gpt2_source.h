@@ -82,7 +82,7 @@ class Gpt2Source {
                                  const OpenOptions& options = {});
 
   const ModelConfig& config() const noexcept { return config_; }
-  const GenerationConfig& generation() const noexcept { return generation_; }
+  const PublishedGeneration& published_generation() const noexcept { return generation_; }
   const Gpt2Tensors& tensors() const noexcept { return tensors_; }
   const WeightFiles& files() const noexcept { return files_; }
   /// Bytes of the tensors in use, as stored.
@@ -98,7 +98,7 @@ class Gpt2Source {
 
   WeightFiles files_;
   ModelConfig config_;
-  GenerationConfig generation_;
+  PublishedGeneration generation_;
   Gpt2Tensors tensors_;
   std::uint64_t tensor_bytes_ = 0;
   std::vector<Buffer> copies_;  // of tensors that the file left unaligned

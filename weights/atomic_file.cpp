@@ -1,0 +1,113 @@
+#include "weights/atomic_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "weights/guard.h"
+
+namespace inkling {
+namespace {
+
+// Unlike mkstemp's 0600, 0666 lets the umask decide who may read the file, as for any other file.
+constexpr mode_t kMode = 0666;
+constexpr int kAttempts = 100;
+
+// Distinct among the threads of this process, and by the process id among processes.
+std::filesystem::path temporary_name(const std::filesystem::path& target) {
+  static std::atomic<unsigned> counter{0};
+  std::string name = '.' + target.filename().string();
+  name += '.' + std::to_string(::getpid()) + '.' + std::to_string(counter.fetch_add(1)) + ".tmp";
+  return target.parent_path() / name;
+}
+
+// Makes the rename itself durable. A file system that cannot flush a folder has done what it can.
+void flush_folder(const std::filesystem::path& target) {
+  const std::filesystem::path folder = target.has_parent_path() ? target.parent_path() : ".";
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  ::fsync(descriptor);
+  ::close(descriptor);
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(std::filesystem::path target, std::filesystem::path temporary, int descriptor)
+    : target_(std::move(target)), temporary_(std::move(temporary)), descriptor_(descriptor) {}
+
+AtomicFile::AtomicFile(AtomicFile&& other) noexcept
+    : target_(std::move(other.target_)),
+      temporary_(std::exchange(other.temporary_, {})),
+      descriptor_(std::exchange(other.descriptor_, -1)) {}
+
+AtomicFile::~AtomicFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+Error AtomicFile::failure(std::string_view action) const {
+  const int reason = errno;
+  std::string message = target_.string();
+  message.append(": cannot ").append(action).append(": ");
+  return Error(Code::output, message + std::generic_category().message(reason));
+}
+
+Result<AtomicFile> AtomicFile::create(const std::filesystem::path& target) {
+  return weights::guarded(target, [&]() -> Result<AtomicFile> {
+    // Renaming over a link would replace the link; the file it leads to is what the caller means.
+    std::error_code no_such_file;
+    const auto real = std::filesystem::canonical(target, no_such_file);
+    AtomicFile file(no_such_file ? target : real, {}, -1);
+    struct stat status {};
+    if (::stat(file.target_.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+      file.descriptor_ = ::open(file.target_.c_str(), O_WRONLY | O_CLOEXEC);
+      if (file.descriptor_ < 0) return file.failure("open for writing");
+      return file;
+    }
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      std::filesystem::path temporary = temporary_name(file.target_);
+      file.descriptor_ = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kMode);
+      if (file.descriptor_ >= 0) {
+        file.temporary_ = std::move(temporary);
+        return file;
+      }
+      if (errno != EEXIST) break;
+    }
+    return file.failure("create a temporary file beside it");
+  });
+}
+
+Result<void> AtomicFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t wrote = ::write(descriptor_, bytes.data(), bytes.size());
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return failure("write");
+    bytes = bytes.subspan(static_cast<std::size_t>(wrote));
+  }
+  return {};
+}
+
+Result<void> AtomicFile::commit() {
+  const bool in_place = temporary_.empty();
+  if (!in_place && ::fsync(descriptor_) != 0) return failure("flush");
+  if (::close(std::exchange(descriptor_, -1)) != 0) return failure("close");
+  if (in_place) return {};
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) return failure("rename into place");
+  temporary_.clear();
+  flush_folder(target_);
+  return {};
+}
+
+Result<void> write_file(const std::filesystem::path& path, std::string_view text) {
+  auto file = AtomicFile::create(path);
+  if (!file) return file.error();
+  if (auto wrote = file->write(text); !wrote) return wrote;
+  return file->commit();
+}
+
+}  // namespace inkling

@@ -1,0 +1,81 @@
+#include "weights/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "weights/guard.h"
+
+namespace inkling::weights {
+
+Error file_error(const std::filesystem::path& path, std::string_view action, int error_number) {
+  std::string message = path.string();
+  message.append(": cannot ").append(action).append(": ");
+  return Error(Code::file, message + std::generic_category().message(error_number));
+}
+
+Result<InputFile> InputFile::open(const std::filesystem::path& path) {
+  // Without O_NONBLOCK, opening a pipe that nobody writes would wait for ever.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return file_error(path, "open", errno);
+  InputFile file(path, descriptor);
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) return file_error(path, "read its status", errno);
+  if (!S_ISREG(status.st_mode)) {
+    return Error(Code::file, path.string() + ": cannot read: expected a regular file");
+  }
+  file.size_ = static_cast<std::size_t>(status.st_size);
+  return file;
+}
+
+InputFile::~InputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+Result<std::size_t> InputFile::read(std::span<std::byte> into) {
+  for (;;) {
+    const ssize_t got = ::read(descriptor_, into.data(), into.size());
+    if (got >= 0) return static_cast<std::size_t>(got);
+    if (errno != EINTR) return file_error(path_, "read", errno);
+  }
+}
+
+Result<std::string> read_text(const std::filesystem::path& path, std::size_t max_bytes) {
+  auto file = InputFile::open(path);
+  if (!file) return file.error();
+  if (file->size() > max_bytes) {
+    return malformed(path.string(), "size", "at most " + std::to_string(max_bytes) + " bytes",
+                     std::to_string(file->size()));
+  }
+  std::string text(file->size(), '\0');
+  std::size_t filled = 0;
+  while (filled < text.size()) {
+    const auto got = file->read(std::as_writable_bytes(std::span(text).subspan(filled)));
+    if (!got) return got.error();
+    if (*got == 0) break;  // cut short while we read
+    filled += *got;
+  }
+  text.resize(filled);
+  return text;
+}
+
+Result<FileMap> FileMap::open(const std::filesystem::path& path) {
+  const auto file = InputFile::open(path);
+  if (!file) return file.error();
+  FileMap map;
+  if (file->size() == 0) return map;  // mmap refuses a length of zero
+  void* memory = ::mmap(nullptr, file->size(), PROT_READ, MAP_PRIVATE, file->descriptor(), 0);
+  if (memory == MAP_FAILED) return file_error(path, "map", errno);
+  map.bytes_ = {static_cast<const std::byte*>(memory), file->size()};
+  return map;
+}
+
+FileMap::~FileMap() {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+}  // namespace inkling::weights

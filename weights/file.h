@@ -1,0 +1,65 @@
+// Reading files: an owned descriptor, small texts whole, large files as memory maps.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "engine/base/result.h"
+
+namespace inkling::weights {
+
+/// A regular file open for reading. Move-only.
+class InputFile {
+ public:
+  /// Error{file} for whatever is no regular file: a pipe or a device could block or never end.
+  static Result<InputFile> open(const std::filesystem::path& path);
+
+  InputFile(InputFile&& other) noexcept
+      : path_(std::move(other.path_)),
+        descriptor_(std::exchange(other.descriptor_, -1)),
+        size_(other.size_) {}
+  InputFile& operator=(InputFile&&) = delete;
+  ~InputFile();
+
+  std::size_t size() const noexcept { return size_; }
+  int descriptor() const noexcept { return descriptor_; }
+  /// Fills a prefix of `into` with the next bytes; 0 at the end. Error{file}.
+  Result<std::size_t> read(std::span<std::byte> into);
+
+ private:
+  InputFile(std::filesystem::path path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  std::size_t size_ = 0;
+};
+
+/// The whole content. Error{file}; Error{malformed} above `max_bytes`.
+Result<std::string> read_text(const std::filesystem::path& path, std::size_t max_bytes);
+
+/// Error{file} "PATH: cannot ACTION: reason", the reason from `error_number`.
+Error file_error(const std::filesystem::path& path, std::string_view action, int error_number);
+
+/// A whole file mapped read-only and private. Move-only; empty for an empty file.
+class FileMap {
+ public:
+  FileMap() = default;
+  /// Error{file}.
+  static Result<FileMap> open(const std::filesystem::path& path);
+
+  FileMap(FileMap&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+  FileMap& operator=(FileMap&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~FileMap();
+
+  std::span<const std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  std::span<const std::byte> bytes_;
+};
+
+}  // namespace inkling::weights
