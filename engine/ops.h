@@ -11,19 +11,13 @@
 #include <span>
 #include <string_view>
 
+#include "engine/activation.h"
 #include "engine/packed_matrix.h"
 #include "engine/tensor.h"
 
 namespace inkling {
 
 class ExecContext;
-
-enum class Activation : std::uint8_t { none, gelu_tanh, gelu_erf, relu };
-
-constexpr std::string_view activation_name(Activation activation) noexcept {
-  constexpr std::string_view kNames[] = {"none", "gelu_tanh", "gelu_erf", "relu"};
-  return kNames[static_cast<std::size_t>(activation)];
-}
 
 /// Layer normalisation (Ba et al. 2016): (x − mean) / √(var + epsilon) · weight + bias, over a row of C.
 struct LayerNorm {

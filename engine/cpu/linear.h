@@ -109,99 +109,79 @@ struct LinearKernels {
     static constexpr std::int64_t kStep = 4;         // k per row of bytes
     static constexpr std::int64_t kHeader = NR * 2;  // bytes of scales before a group
     static constexpr bool kMinima = false;
+    static I take(I bytes, int) { return bytes; }
+    static I dot(I acc, I w, I x) { return V::dot_u8(acc, w, x); }
   };
   struct Int4 {
     static constexpr std::int64_t kGroup = kInt4Group;
     static constexpr std::int64_t kStep = 8;
     static constexpr std::int64_t kHeader = NR * 4;
     static constexpr bool kMinima = true;
+    static I take(I bytes, int part) { return part == 0 ? V::low_nibbles(bytes) : V::high_nibbles(bytes); }
+    static I dot(I acc, I w, I x) { return V::dot_u4(acc, w, x); }
   };
 
+  // Each tile of rows walks the whole panel: its sums stay in L1 while the panel comes from L2.
   template <class Format>
   static void integers(const LinearBlock& b, const std::byte* panel, float* c) {
-    const std::int64_t rows = b.row_end - b.row_begin, k = b.weight->k;
-    std::int64_t g = 0;
-    if (rows <= V::kTileRows) {
-      detail::with_constant<V::kTileRows>(rows, [&]<int MR>() { stream_tile<Format, MR>(b, panel, c); });
-      return;
-    }
-    // Group by group over all tiles of the block: a group of a panel is 8 KiB and stays in L1.
-    for (std::int64_t begin = 0; begin < k; begin += Format::kGroup, ++g) {
-      const std::int64_t count = k - begin < Format::kGroup ? k - begin : Format::kGroup;
-      const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
-      for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
-        group_tile<Format, MR>(b, b.row_begin + row, g, panel, steps, c + row * NR,
+    for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
+      const std::byte* group = panel;
+      for (std::int64_t begin = 0, g = 0; begin < b.weight->k; begin += Format::kGroup, ++g) {
+        const std::int64_t count = b.weight->k - begin < Format::kGroup ? b.weight->k - begin : Format::kGroup;
+        const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
+        group_tile<Format, MR>(b, b.row_begin + row, g, group, steps, c + row * NR,
                                begin == 0 ? Sum::start : Sum::go_on);
-      });
-      panel += Format::kHeader + steps * 4 * NR;
-    }
-  }
-
-  // Few rows: the sums over groups stay in registers or L1 while the panel streams by.
-  template <class Format, int MR>
-  static void stream_tile(const LinearBlock& b, const std::byte* panel, float* c) {
-    const std::int64_t k = b.weight->k;
-    std::int64_t g = 0;
-    for (std::int64_t begin = 0; begin < k; begin += Format::kGroup, ++g) {
-      const std::int64_t count = k - begin < Format::kGroup ? k - begin : Format::kGroup;
-      const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
-      group_tile<Format, MR>(b, b.row_begin, g, panel, steps, c, begin == 0 ? Sum::start : Sum::go_on);
-      panel += Format::kHeader + steps * 4 * NR;
-    }
+        group += Format::kHeader + steps * 4 * NR;
+      }
+    });
   }
 
   /// C (+)= one group: exact integer sums, then scale × sum (+ minimum × Σx) in f32.
   template <class Format, int MR>
   static void group_tile(const LinearBlock& b, std::int64_t row, std::int64_t g, const std::byte* group,
                          std::int64_t steps, float* c, Sum sum) {
-    const Rows& x = b.rows;
-    const auto* q = static_cast<const std::int8_t*>(x.data) + row * x.stride + g * Format::kGroup;
-    const float* x_scale = x.scale + row * x.groups + g;
-    const std::int32_t* x_sum = x.sum + row * x.groups + g;
+    const std::ptrdiff_t stride = b.rows.stride, groups = b.rows.groups;
+    const auto* q = static_cast<const std::int8_t*>(b.rows.data) + row * stride + g * Format::kGroup;
+    const float* x_scale = b.rows.scale + row * groups + g;
+    const std::int32_t* x_sum = b.rows.sum + row * groups + g;
     const auto* w = reinterpret_cast<const std::uint8_t*>(group + Format::kHeader);
     I acc[MR][NV];
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
-      const I start = Format::kMinima ? V::izero() : V::iset1(-128 * x_sum[r * x.groups]);
+      const I start = Format::kMinima ? V::izero() : V::iset1(-128 * x_sum[r * groups]);
+#pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) acc[r][j] = start;
     }
     for (std::int64_t i = 0; i < steps; ++i, w += 4 * NR, q += Format::kStep) {
       if constexpr (MR <= 2) prefetch<4 * NR>(w + 24 * 4 * NR);
-      if constexpr (Format::kMinima) {
-        dot_step<MR, true>(acc, q, x.stride, w, [](I v) { return V::low_nibbles(v); });
-        dot_step<MR, true>(acc, q + 4, x.stride, w, [](I v) { return V::high_nibbles(v); });
-      } else {
-        dot_step<MR, false>(acc, q, x.stride, w, [](I v) { return v; });
+#pragma GCC unroll 2
+      for (int part = 0; part < Format::kStep / 4; ++part) {
+        I wv[NV];
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) wv[j] = Format::take(V::load_u8(w + 4 * j * L), part);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          const I xv = V::iset1(load_word(q + r * stride + 4 * part));
+#pragma GCC unroll 8
+          for (int j = 0; j < NV; ++j) acc[r][j] = Format::dot(acc[r][j], wv[j], xv);
+        }
       }
     }
     const auto* scales = reinterpret_cast<const f16*>(group);
+#pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
       const F scale = V::load(scales + j * L);
       const F minimum = Format::kMinima ? V::load(scales + NR + j * L) : V::zero();
+#pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         float* out = c + r * NR + j * L;
-        const float xs = x_scale[r * x.groups];
+        const float xs = x_scale[r * groups];
         F total = sum == Sum::start ? V::zero() : V::load(out);
         total = V::fma(V::mul(V::to_float(acc[r][j]), scale), V::set1(xs), total);
         if constexpr (Format::kMinima) {
-          total = V::fma(minimum, V::set1(xs * static_cast<float>(x_sum[r * x.groups])), total);
+          total = V::fma(minimum, V::set1(xs * static_cast<float>(x_sum[r * groups])), total);
         }
         V::store(out, total);
-      }
-    }
-  }
-
-  template <int MR, bool Nibbles, class Take>
-  static void dot_step(I (&acc)[MR][NV], const std::int8_t* q, std::ptrdiff_t stride, const std::uint8_t* w,
-                       Take take) {
-    I wv[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) wv[j] = take(V::load_u8(w + 4 * j * L));
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r) {
-      const I xv = V::iset1(load_word(q + r * stride));
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        acc[r][j] = Nibbles ? V::dot_u4(acc[r][j], wv[j], xv) : V::dot_u8(acc[r][j], wv[j], xv);
       }
     }
   }

@@ -25,8 +25,10 @@ inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t 
                  std::ptrdiff_t ldc, Sum sum) {
   using F = typename V::F;
   constexpr int L = V::kLanes;
-  F acc[MR][NV];
+  F acc[MR][NV];  // unrolled everywhere, or the compiler keeps it in memory at the start and the end
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[r][j] = sum == Sum::start ? V::zero() : V::load(c + r * ldc + j * L);
   }
   for (std::int64_t kk = 0; kk < k; ++kk, b += ldb) {
@@ -46,7 +48,9 @@ inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t 
       for (int j = 0; j < NV; ++j) acc[r][j] = V::fma(x, w[j], acc[r][j]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) V::store(c + r * ldc + j * L, acc[r][j]);
   }
 }

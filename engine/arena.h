@@ -1,0 +1,74 @@
+// Arena: the activations of one step, laid out from a table of sizes and kept from step to step.
+//
+//   ArenaPlan plan;
+//   const auto x = plan.add("x", N, C);
+//   arena.use(plan);                  // grows when the plan needs more than any before it; allocates nothing else
+//   TensorView v = arena.view(x);     // (N,C), content undefined
+//
+// All f32 matrices. Rows are 64-byte aligned. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "engine/tensor.h"
+
+namespace inkling {
+
+class ArenaPlan {
+ public:
+  struct Entry {
+    std::string_view name;  ///< a literal
+    TensorView layout;      ///< data is null
+    std::size_t offset = 0, bytes = 0;
+  };
+
+  /// Forgets all entries and keeps the memory of the table.
+  void clear() noexcept { entries_.clear(), bytes_ = 0; }
+  /// A matrix whose rows are an odd number of cache lines apart: rows a multiple of 4 KiB apart would all fall
+  /// into the same few sets of the L1 cache. Returns its number.
+  std::size_t add(std::string_view name, std::int64_t rows, std::int64_t columns) {
+    constexpr std::int64_t kLine = 16;  // floats
+    std::int64_t stride = (columns + kLine - 1) / kLine * kLine;
+    if (stride / kLine % 2 == 0) stride += kLine;
+    Entry entry{name, TensorView(nullptr, DType::f32, {rows, columns}), bytes_, 0};
+    entry.layout.stride[0] = stride;
+    entry.bytes = static_cast<std::size_t>(rows * stride) * sizeof(float);
+    bytes_ += entry.bytes;
+    entries_.push_back(entry);
+    return entries_.size() - 1;
+  }
+  const std::vector<Entry>& entries() const noexcept { return entries_; }
+  std::size_t nbytes() const noexcept { return bytes_; }
+
+ private:
+  std::vector<Entry> entries_;
+  std::size_t bytes_ = 0;
+};
+
+class Arena {
+ public:
+  /// Lays `plan` out. Throws Error{out_of_memory}.
+  void use(const ArenaPlan& plan) {
+    if (plan.nbytes() > buffer_.size()) {
+      buffer_ = Buffer();  // first give back, then take: never both at once
+      buffer_ = Buffer(plan.nbytes());
+    }
+    plan_ = &plan;
+  }
+  /// Entry `index` of the plan in use, which must outlive the view's making.
+  TensorView view(std::size_t index) const noexcept {
+    const ArenaPlan::Entry& entry = plan_->entries()[index];
+    TensorView v = entry.layout;
+    v.data = buffer_.data() + entry.offset;
+    return v;
+  }
+  std::size_t nbytes() const noexcept { return buffer_.size(); }
+
+ private:
+  Buffer buffer_;
+  const ArenaPlan* plan_ = nullptr;
+};
+
+}  // namespace inkling

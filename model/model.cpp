@@ -1,0 +1,166 @@
+#include "model/model.h"
+
+#include <utility>
+
+#include "engine/ops.h"
+
+namespace inkling {
+namespace {
+
+WeightFormat choose_format(const LoadOptions& options, DType stored) {
+  if (options.quant == Quantisation::int8) return WeightFormat::int8;
+  if (options.quant == Quantisation::int4) return WeightFormat::int4;
+  switch (options.dtype) {
+    case WeightType::f32: return WeightFormat::f32;
+    case WeightType::f16: return WeightFormat::f16;
+    case WeightType::bf16: return WeightFormat::bf16;
+    case WeightType::automatic: break;
+  }
+  return stored == DType::f16 ? WeightFormat::f16 : stored == DType::bf16 ? WeightFormat::bf16 : WeightFormat::f32;
+}
+
+template <class T>
+void widen(const void* from, float* to, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(static_cast<const T*>(from)[i]);
+}
+
+Tensor to_f32(const TensorView& view) {
+  if (view.data == nullptr) return {};
+  Tensor tensor(DType::f32, std::span(view.shape.data(), view.rank));
+  auto* out = tensor.as<float>();
+  switch (view.dtype) {
+    case DType::f16: widen<f16>(view.data, out, view.numel()); break;
+    case DType::bf16: widen<bf16>(view.data, out, view.numel()); break;
+    default: widen<float>(view.data, out, view.numel()); break;
+  }
+  return tensor;
+}
+
+}  // namespace
+
+// Packs one tensor after another and lets each one's pages go.
+class ModelLoader {
+ public:
+  ModelLoader(const Gpt2Source& source, ExecContext& context, const LoadOptions& options)
+      : source_(source), context_(context), options_(options) {}
+
+  Result<Model> load() {
+    const Gpt2Tensors& t = source_.tensors();
+    Model model;
+    model.config_ = source_.config();
+    model.generation_ = source_.published_generation();
+    model.format_ = format_ = choose_format(options_, t.layers.empty() ? t.wte.dtype : t.layers[0].fc_w.dtype);
+    if (Result<void> fits = check_memory(model.config_); !fits) return fits.error();
+
+    model.embedding_ = rows_as_columns(t.wte);
+    if (t.lm_head.data != nullptr) model.head_ = rows_as_columns(t.lm_head);
+    model.positions_ = small(t.wpe);
+    for (const Gpt2Layer& layer : t.layers) {
+      model.layers_.push_back({norm(layer.ln1_w, layer.ln1_b), linear(layer.attn_w, layer.attn_b),
+                               linear(layer.proj_w, layer.proj_b), norm(layer.ln2_w, layer.ln2_b),
+                               linear(layer.fc_w, layer.fc_b), linear(layer.fcproj_w, layer.fcproj_b)});
+    }
+    model.final_norm_ = norm(t.lnf_w, t.lnf_b);
+    if (options_.progress) options_.progress(1.0);
+    return model;
+  }
+
+ private:
+  Result<void> check_memory(const ModelConfig& c) const {
+    const auto bytes = [&](std::int64_t k, std::int64_t n) {
+      return std::uint64_t{packed_nbytes(context_, k, n, format_)};
+    };
+    std::uint64_t total = bytes(c.n_embd, c.vocab_size) * (c.head == Head::tied ? 1 : 2);
+    total += static_cast<std::uint64_t>(c.n_positions * c.n_embd) * sizeof(float);
+    total += static_cast<std::uint64_t>(c.n_layer) * (bytes(c.n_embd, 3 * c.n_embd) + bytes(c.n_embd, c.n_embd) +
+                                                      bytes(c.n_embd, c.inner()) + bytes(c.inner(), c.n_embd));
+    if (options_.max_memory != 0 && total > options_.max_memory) {
+      return Error(Code::out_of_memory, "model: weights need " + std::to_string(total) + " bytes as " +
+                                            std::string(weight_format_name(format_)) + ", but the limit is " +
+                                            std::to_string(options_.max_memory));
+    }
+    return {};
+  }
+
+  /// A matrix of a linear layer in either layout of files.
+  PackedMatrix matrix(const TensorView& w) {
+    MatrixSource m{w.data, w.dtype, w.shape[0], w.shape[1], w.stride[0], w.stride[1]};
+    if (source_.tensors().layout == MatrixLayout::out_in) {
+      std::swap(m.k, m.n);
+      std::swap(m.k_stride, m.n_stride);
+    }
+    return packed(w, m);
+  }
+  /// An embedding (V,C) as the matrix (C,V) that a head multiplies with.
+  PackedMatrix rows_as_columns(const TensorView& w) {
+    return packed(w, {w.data, w.dtype, w.shape[1], w.shape[0], w.stride[1], w.stride[0]});
+  }
+  PackedMatrix packed(const TensorView& w, const MatrixSource& m) {
+    PackedMatrix result = pack(context_, m, format_);
+    finish(w);
+    return result;
+  }
+
+  Tensor small(const TensorView& view) {
+    Tensor tensor = to_f32(view);
+    finish(view);
+    return tensor;
+  }
+  LinearWeights linear(const TensorView& w, const TensorView& b) { return {matrix(w), small(b)}; }
+  NormWeights norm(const TensorView& w, const TensorView& b) { return {small(w), small(b)}; }
+
+  void finish(const TensorView& view) {
+    if (view.data == nullptr) return;
+    source_.advise(Advice::dont_need, view);
+    done_ += view.nbytes();
+    if (options_.progress) options_.progress(static_cast<double>(done_) / static_cast<double>(source_.tensor_bytes()));
+  }
+
+  const Gpt2Source& source_;
+  ExecContext& context_;
+  const LoadOptions& options_;
+  WeightFormat format_ = WeightFormat::f32;
+  std::uint64_t done_ = 0;
+};
+
+Result<Model> Model::load(const std::filesystem::path& path, ExecContext& context, const LoadOptions& options) {
+  OpenOptions open;
+  open.override = options.config;
+  Result<Gpt2Source> source = Gpt2Source::open(path, open);
+  if (!source) return source.error();
+  try {
+    return ModelLoader(*source, context, options).load();
+  } catch (const Error& error) {
+    return error;
+  }
+}
+
+std::uint64_t Model::nbytes() const noexcept {
+  std::uint64_t total = embedding_.data.size() + positions_.nbytes();
+  if (head_) total += head_->data.size();
+  for (const LayerWeights& l : layers_) {
+    for (const LinearWeights* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) total += w->weight.data.size() + w->bias.nbytes();
+  }
+  return total;
+}
+
+std::vector<std::string> Model::memory_report() const {
+  std::vector<std::string> lines;
+  const auto line = [&](const char* name, const PackedMatrix& m, std::size_t count) {
+    lines.push_back(std::string(name) + "  " + (count > 1 ? std::to_string(count) + " x " : "") + "[" +
+                    std::to_string(m.k) + ", " + std::to_string(m.n) + "]  " +
+                    std::string(weight_format_name(m.format)) + "  " + std::to_string(m.data.size() * count) + " bytes");
+  };
+  line(head_ ? "embedding" : "embedding and head (tied)", embedding_, 1);
+  if (head_) line("head", *head_, 1);
+  lines.push_back("positions  " + positions_.view().shape_string() + "  f32  " + std::to_string(positions_.nbytes()) +
+                  " bytes");
+  if (layers_.empty()) return lines;
+  line("attention qkv", layers_[0].qkv.weight, layers_.size());
+  line("attention projection", layers_[0].proj.weight, layers_.size());
+  line("mlp up", layers_[0].fc.weight, layers_.size());
+  line("mlp down", layers_[0].fcproj.weight, layers_.size());
+  return lines;
+}
+
+}  // namespace inkling

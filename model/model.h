@@ -1,0 +1,91 @@
+// Model: a GPT-2's weights, packed for the CPU's kernels. Immutable once loaded; any number of threads and
+// generators may share it, each with an ExecContext of the same instruction set.
+//
+//   ExecContext context;
+//   Result<Model> model = Model::load("weights/sample", context);
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/exec_context.h"
+#include "engine/packed_matrix.h"
+#include "weights/config.h"
+#include "weights/gpt2_source.h"
+
+namespace inkling {
+
+/// How weights are held. automatic: the type of the file's own matrices (f32, f16 or bf16).
+enum class WeightType : std::uint8_t { automatic, f32, f16, bf16 };
+enum class Quantisation : std::uint8_t { none, int8, int4 };
+
+struct LoadOptions {
+  WeightType dtype = WeightType::automatic;
+  Quantisation quant = Quantisation::none;  ///< of the matrices; embeddings of positions and norms stay f32
+  std::uint64_t max_memory = 0;             ///< bytes of packed weights; 0: no limit
+  std::optional<ModelConfig> config;        ///< in place of config.json
+  std::function<void(double)> progress;     ///< called with the share done, 0 … 1, on the loading thread
+};
+
+/// y = norm-free part of a linear layer: weight (K,N) and bias (N) or none.
+struct LinearWeights {
+  PackedMatrix weight;
+  Tensor bias;
+  const float* bias_data() const noexcept { return static_cast<const float*>(bias.view().data); }
+};
+
+struct NormWeights {
+  Tensor weight, bias;  // (C); bias may be absent
+};
+
+struct LayerWeights {
+  NormWeights ln1;
+  LinearWeights qkv;   // (C,3C)
+  LinearWeights proj;  // (C,C)
+  NormWeights ln2;
+  LinearWeights fc;      // (C,I)
+  LinearWeights fcproj;  // (I,C)
+};
+
+class Model {
+ public:
+  /// Opens, checks and packs a model folder or file. Source pages are let go as they are packed, so that memory
+  /// never holds the model twice. Error{file}, Error{malformed}, Error{out_of_memory}.
+  static Result<Model> load(const std::filesystem::path& path, ExecContext& context, const LoadOptions& options = {});
+
+  const ModelConfig& config() const noexcept { return config_; }
+  const PublishedGeneration& published_generation() const noexcept { return generation_; }
+  /// What the matrices are held as.
+  WeightFormat format() const noexcept { return format_; }
+  Isa isa() const noexcept { return embedding_.isa; }
+  /// Bytes of packed weights.
+  std::uint64_t nbytes() const noexcept;
+  /// Lines "name  shape  format  bytes", one per kind of matrix, for reports.
+  std::vector<std::string> memory_report() const;
+
+  const PackedMatrix& embedding() const noexcept { return embedding_; }  ///< (C,V); the head too when tied
+  const PackedMatrix& head() const noexcept { return head_ ? *head_ : embedding_; }
+  const Tensor& positions() const noexcept { return positions_; }  ///< (T,C) f32
+  const std::vector<LayerWeights>& layers() const noexcept { return layers_; }
+  const NormWeights& final_norm() const noexcept { return final_norm_; }
+
+ private:
+  friend class ModelLoader;
+  Model() = default;
+
+  ModelConfig config_;
+  PublishedGeneration generation_;
+  WeightFormat format_ = WeightFormat::f32;
+  PackedMatrix embedding_;
+  std::optional<PackedMatrix> head_;
+  Tensor positions_;
+  std::vector<LayerWeights> layers_;
+  NormWeights final_norm_;
+};
+
+}  // namespace inkling

@@ -1,0 +1,49 @@
+// PackedBatch: the only batch there is. Tokens of B sequences back to back; nothing pads.
+//
+// Prefill is one long sequence, decode is many of length 1, a server step mixes both, scoring wants every row.
+// Reused from step to step: clear() keeps the memory.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "attention/kv_cache.h"
+
+namespace inkling {
+
+struct PackedBatch {
+  std::vector<std::int32_t> ids;         ///< (N)
+  std::vector<std::int32_t> positions;   ///< (N) place of each token in its sequence, from 0
+  std::vector<std::int32_t> cu_seqlens;  ///< (B+1) sequence b owns tokens cu_seqlens[b] … cu_seqlens[b+1]
+  std::vector<std::int32_t> cu_wanted;   ///< (B+1) its wanted logits are rows cu_wanted[b] … cu_wanted[b+1]
+  std::vector<KvSequence*> sequences;    ///< (B) each at most once
+
+  PackedBatch() { clear(); }
+
+  void clear() {
+    ids.clear();
+    positions.clear();
+    sequences.clear();
+    cu_seqlens.assign(1, 0);
+    cu_wanted.assign(1, 0);
+  }
+
+  /// Appends `tokens` to `sequence` at its length(); logits are wanted after the last `wanted` of them.
+  void add(KvSequence& sequence, std::span<const std::int32_t> tokens, std::int64_t wanted) {
+    auto position = static_cast<std::int32_t>(sequence.length());
+    for (const std::int32_t id : tokens) {
+      ids.push_back(id);
+      positions.push_back(position++);
+    }
+    cu_seqlens.push_back(static_cast<std::int32_t>(ids.size()));
+    cu_wanted.push_back(cu_wanted.back() + static_cast<std::int32_t>(wanted));
+    sequences.push_back(&sequence);
+  }
+
+  std::int64_t size() const noexcept { return static_cast<std::int64_t>(sequences.size()); }  ///< B
+  std::int64_t tokens() const noexcept { return static_cast<std::int64_t>(ids.size()); }      ///< N
+  std::int64_t wanted() const noexcept { return cu_wanted.back(); }                           ///< R
+};
+
+}  // namespace inkling
