@@ -4,6 +4,9 @@
 #include <array>
 #include <bit>
 #include <functional>
+#include <queue>
+#include <unordered_map>
+#include <utility>
 
 namespace inkling {
 
@@ -55,6 +58,75 @@ std::size_t BpeMerges::apply_short(std::span<std::int32_t> word) const {
   return pairs + 1;
 }
 
+namespace {
+
+/// Where pairs of one rank begin, smallest first. What is known before the first pop is sorted once; what
+/// comes later, rarely, goes to a heap.
+class Positions {
+ public:
+  void push(std::uint32_t at) {
+    if (!started_) return known_.push_back(at);
+    late_.push_back(at);
+    std::push_heap(late_.begin(), late_.end(), std::greater<>());
+  }
+  std::optional<std::uint32_t> pop() {
+    if (!std::exchange(started_, true) && !std::is_sorted(known_.begin(), known_.end())) {
+      std::sort(known_.begin(), known_.end());
+    }
+    if (!late_.empty() && (next_ == known_.size() || late_.front() < known_[next_])) {
+      std::pop_heap(late_.begin(), late_.end(), std::greater<>());
+      const std::uint32_t at = late_.back();
+      late_.pop_back();
+      return at;
+    }
+    if (next_ < known_.size()) return known_[next_++];
+    *this = Positions();  // as new, and without the memory
+    return std::nullopt;
+  }
+
+ private:
+  std::vector<std::uint32_t> known_, late_;
+  std::size_t next_ = 0;
+  bool started_ = false;
+};
+
+/// The pairs still to be joined: positions by rank, and the ranks that have any.
+class Agenda {
+ public:
+  void push(std::uint32_t rank, std::uint32_t at) {
+    Entry& entry = entries_[rank];
+    if (!std::exchange(entry.queued, true)) ranks_.push(rank);
+    entry.positions.push(at);
+  }
+  /// Calls join(rank, at) for the best pair again and again; join may push more.
+  template <class Join>
+  void drain(Join&& join) {
+    while (!ranks_.empty()) {
+      const std::uint32_t rank = ranks_.top();
+      Entry& entry = entries_[rank];
+      while (ranks_.top() == rank) {  // until a better rank turns up
+        if (const auto at = entry.positions.pop()) {
+          join(rank, *at);
+        } else {
+          entry.queued = false;
+          ranks_.pop();
+          break;
+        }
+      }
+    }
+  }
+
+ private:
+  struct Entry {
+    Positions positions;
+    bool queued = false;
+  };
+  std::unordered_map<std::uint32_t, Entry> entries_;
+  std::priority_queue<std::uint32_t, std::vector<std::uint32_t>, std::greater<>> ranks_;
+};
+
+}  // namespace
+
 std::size_t BpeMerges::apply_long(std::span<std::int32_t> word) const {
   const auto n = static_cast<std::uint32_t>(word.size());
   struct Link {
@@ -62,33 +134,26 @@ std::size_t BpeMerges::apply_long(std::span<std::int32_t> word) const {
     std::uint32_t rank;            // of the pair that begins here; kNoRule also when this symbol is gone
   };
   std::vector<Link> links(n);
-  std::vector<std::uint64_t> heap;  // rank, then position: the smallest is what to join next
-  const auto candidate = [](std::uint32_t rank, std::uint32_t at) { return std::uint64_t{rank} << 32 | at; };
-  for (std::uint32_t i = 0; i < n; ++i) {
-    links[i] = {i == 0 ? n : i - 1, i + 1, i + 1 < n ? rank(word[i], word[i + 1]) : kNoRule};
-    if (links[i].rank != kNoRule) heap.push_back(candidate(links[i].rank, i));
-  }
-  std::make_heap(heap.begin(), heap.end(), std::greater<>());
+  Agenda agenda;
   const auto renew = [&](std::uint32_t at) {
-    links[at].rank = links[at].next < n ? rank(word[at], word[links[at].next]) : kNoRule;
-    if (links[at].rank == kNoRule) return;
-    heap.push_back(candidate(links[at].rank, at));
-    std::push_heap(heap.begin(), heap.end(), std::greater<>());
+    Link& link = links[at];
+    link.rank = link.next < n ? rank(word[at], word[link.next]) : kNoRule;
+    if (link.rank != kNoRule) agenda.push(link.rank, at);
   };
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    const auto best = static_cast<std::uint32_t>(heap.back() >> 32);
-    const auto at = static_cast<std::uint32_t>(heap.back());
-    heap.pop_back();
-    if (links[at].rank != best) continue;  // a neighbour was joined since
-    const std::uint32_t gone = links[at].next;
-    word[at] = rules_[best].merged;
-    links[gone].rank = kNoRule;
-    links[at].next = links[gone].next;
-    if (links[at].next < n) links[links[at].next].previous = at;
-    renew(at);
-    if (links[at].previous < n) renew(links[at].previous);
+  for (std::uint32_t i = 0; i < n; ++i) {
+    links[i] = {i == 0 ? n : i - 1, i + 1, kNoRule};
+    renew(i);
   }
+  agenda.drain([&](std::uint32_t rule, std::uint32_t at) {
+    Link& link = links[at];
+    if (link.rank != rule) return;  // a neighbour was joined since
+    word[at] = rules_[rule].merged;
+    links[link.next].rank = kNoRule;
+    link.next = links[link.next].next;
+    if (link.next < n) links[link.next].previous = at;
+    renew(at);
+    if (link.previous < n) renew(link.previous);
+  });
   std::size_t length = 0;
   for (std::uint32_t i = 0; i < n; i = links[i].next) word[length++] = word[i];
   return length;

@@ -21,7 +21,7 @@ struct MergeRule {
 /// Immutable; any thread.
 class BpeMerges {
  public:
-  static constexpr std::size_t kShortWord = 48;
+  static constexpr std::size_t kShortWord = 160;
   static constexpr std::size_t kMaxRules = std::size_t{1} << 24;
 
   explicit BpeMerges(std::vector<MergeRule> rules);

@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "tokenizer/charsmap.h"
+#include "tokenizer/sentencepiece_cutter.h"
 #include "tokenizer/sentencepiece_guard.h"
 #include "tokenizer/token_model.h"
 #include "tokenizer/utf8.h"
@@ -50,7 +50,9 @@ class SentencePieceModel final : public TokenModel {
  public:
   SentencePieceModel(const Facts& facts, std::string_view bytes, std::string_view file)
       : TokenModel(tokens_of(facts), file),
+        cutter_(facts),
         algorithm_(facts.algorithm),
+        has_prefix_(facts.add_dummy_prefix),
         strips_space_(facts.add_dummy_prefix || facts.remove_extra_whitespaces),
         strips_all_(facts.remove_extra_whitespaces) {
     const auto status = processor_.LoadFromSerializedProto(bytes);
@@ -63,25 +65,23 @@ class SentencePieceModel final : public TokenModel {
     return "SentencePiece " + std::string(kNames[static_cast<std::size_t>(algorithm_)]) + ", " +
            std::to_string(vocabulary().size()) + " tokens";
   }
-  // The library counts in int and keeps 24 bytes and more for each byte of text.
-  std::size_t max_input_bytes() const noexcept override { return std::size_t{4} << 20; }
+  std::size_t max_input_bytes() const noexcept override { return cutter_.max_text_bytes(); }
   std::optional<std::int32_t> eos_id() const noexcept override { return known(processor_.eos_id()); }
   std::optional<std::int32_t> bos_id() const noexcept override { return known(processor_.bos_id()); }
 
-  std::vector<std::int32_t> encode(std::string_view text, EncodeOptions) const override {
-    require_valid_utf8(text);
-    std::vector<int> ids;
-    check(processor_.Encode(text, &ids));
+  std::vector<std::int32_t> encode(std::string_view text, EncodeOptions options) const override {
+    std::vector<std::int32_t> ids;
+    for (const TokenSpan& token : encode_with_offsets(text, options)) ids.push_back(token.id);
     return ids;
   }
 
   std::vector<TokenSpan> encode_with_offsets(std::string_view text, EncodeOptions) const override {
     require_valid_utf8(text);
-    sentencepiece::ImmutableSentencePieceText result;
-    check(processor_.Encode(text, result.mutable_proto()));
     std::vector<TokenSpan> spans;
-    for (const auto& piece : result.pieces()) {
-      spans.push_back({static_cast<std::int32_t>(piece.id()), piece.begin(), piece.end()});
+    std::size_t begin = 0;
+    for (const std::size_t end : cutter_.cuts(text)) {
+      encode_part(text.substr(begin, end - begin), begin, spans);
+      begin = end;
     }
     return spans;
   }
@@ -104,13 +104,30 @@ class SentencePieceModel final : public TokenModel {
   std::optional<std::int32_t> known(int id) const noexcept {
     return vocabulary().has(id) ? std::optional<std::int32_t>(id) : std::nullopt;
   }
-  static void check(const sentencepiece::util::Status& status) {
+
+  // Parts after the first begin with a space of the library's making, and their first unknown characters
+  // belong to an unknown token that ended the part before.
+  void encode_part(std::string_view part, std::size_t begin, std::vector<TokenSpan>& spans) const {
+    sentencepiece::ImmutableSentencePieceText result;
+    const auto status = processor_.Encode(part, result.mutable_proto());
     if (!status.ok()) throw Error(Code::input, "encode: text: " + status.ToString());
+    const auto unknown = processor_.unk_id();
+    std::size_t first = begin > 0 && has_prefix_ ? 1 : 0;
+    for (std::size_t i = first; i < result.pieces_size(); ++i) {
+      const auto piece = result.pieces(static_cast<int>(i));
+      const TokenSpan span{static_cast<std::int32_t>(piece.id()), begin + piece.begin(), begin + piece.end()};
+      if (begin > 0 && i == first && span.id == unknown && spans.back().id == unknown) {
+        spans.back().end = span.end;
+      } else {
+        spans.push_back(span);
+      }
+    }
   }
 
   sentencepiece::SentencePieceProcessor processor_;
+  SentencePieceCutter cutter_;
   Facts::Algorithm algorithm_;
-  bool strips_space_, strips_all_;
+  bool has_prefix_, strips_space_, strips_all_;
 };
 
 }  // namespace
