@@ -91,13 +91,13 @@ void activate(ExecContext& context, TensorView x, Activation activation) {
   if (x.numel() > 0) context.backend().activate(x, activation);
 }
 
-PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format) {
+PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format, std::byte* memory) {
   check(source.data != nullptr || source.k * source.n == 0, "pack: source: expected data", "null");
   check(source.k > 0 && source.n > 0, "pack: source: expected a shape above zero",
         "[" + std::to_string(source.k) + ", " + std::to_string(source.n) + "]");
   check(source.dtype == DType::f32 || source.dtype == DType::f16 || source.dtype == DType::bf16,
         "pack: source: expected f32, f16 or bf16", std::string(dtype_name(source.dtype)));
-  return context.backend().pack(source, format);
+  return context.backend().pack(source, format, memory);
 }
 
 std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64_t n, WeightFormat format) {

@@ -72,9 +72,11 @@ struct MatrixSource {
   std::int64_t k = 0, n = 0;
   std::int64_t k_stride = 0, n_stride = 0;
 };
-/// Packs for the context's kernels, on all its threads. Throws Error{out_of_memory}.
-PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format);
-/// Bytes that pack() would allocate, without doing it.
+/// Packs for the context's kernels, on all its threads, into `memory` (packed_nbytes() bytes, aligned to 64; the
+/// caller keeps it alive) or into memory of the matrix's own. Throws Error{out_of_memory}.
+PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format,
+                  std::byte* memory = nullptr);
+/// Bytes that a packed matrix takes, a multiple of 64.
 std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64_t n, WeightFormat format);
 /// Column n of a packed matrix as f32 (K): what the kernels multiply with, quantisation included.
 void unpack_column(const ExecContext& context, const PackedMatrix& matrix, std::int64_t n, float* out);

@@ -35,7 +35,8 @@ constexpr std::int64_t group_size(WeightFormat format) noexcept {
   return format == WeightFormat::int8 ? kInt8Group : format == WeightFormat::int4 ? kInt4Group : 0;
 }
 
-/// Immutable once made (ops.h: pack). Any number of threads may read it. Move-only.
+/// Immutable once made (ops.h: pack). Any number of threads may read it. Move-only. Its memory is its own, or part
+/// of a slab that its maker keeps: a model's matrices lie back to back in one, so that huge pages hold them all.
 struct PackedMatrix {
   WeightFormat format = WeightFormat::f32;
   Isa isa = Isa::portable;      ///< the family whose layout this is
@@ -43,11 +44,13 @@ struct PackedMatrix {
   std::int64_t n = 0;           ///< outputs
   std::int64_t panel = 0;       ///< outputs per panel
   std::size_t panel_bytes = 0;  ///< a multiple of 64
-  Buffer data;
+  const std::byte* data = nullptr;
+  std::size_t bytes = 0;        ///< of data
+  Buffer owned;                 ///< the memory, unless it lies in a slab
 
   std::int64_t panels() const noexcept { return panel == 0 ? 0 : (n + panel - 1) / panel; }
   const std::byte* panel_data(std::int64_t index) const noexcept {
-    return data.data() + static_cast<std::size_t>(index) * panel_bytes;
+    return data + static_cast<std::size_t>(index) * panel_bytes;
   }
 };
 

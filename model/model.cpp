@@ -51,6 +51,8 @@ class ModelLoader {
     model.generation_ = source_.published_generation();
     model.format_ = format_ = choose_format(options_, t.layers.empty() ? t.wte.dtype : t.layers[0].fc_w.dtype);
     if (Result<void> fits = check_memory(model.config_); !fits) return fits.error();
+    model.slab_ = Buffer(slab_bytes(model.config_));
+    free_ = model.slab_.data();
 
     model.embedding_ = rows_as_columns(t.wte);
     if (t.lm_head.data != nullptr) model.head_ = rows_as_columns(t.lm_head);
@@ -66,20 +68,20 @@ class ModelLoader {
   }
 
  private:
+  /// All packed matrices back to back.
+  std::size_t slab_bytes(const ModelConfig& c) const {
+    const auto bytes = [&](std::int64_t k, std::int64_t n) { return packed_nbytes(context_, k, n, format_); };
+    const std::size_t layer = bytes(c.n_embd, 3 * c.n_embd) + bytes(c.n_embd, c.n_embd) + bytes(c.n_embd, c.inner()) +
+                              bytes(c.inner(), c.n_embd);
+    return bytes(c.n_embd, c.vocab_size) * (c.head == Head::tied ? 1 : 2) + static_cast<std::size_t>(c.n_layer) * layer;
+  }
+
   Result<void> check_memory(const ModelConfig& c) const {
-    const auto bytes = [&](std::int64_t k, std::int64_t n) {
-      return std::uint64_t{packed_nbytes(context_, k, n, format_)};
-    };
-    std::uint64_t total = bytes(c.n_embd, c.vocab_size) * (c.head == Head::tied ? 1 : 2);
-    total += static_cast<std::uint64_t>(c.n_positions * c.n_embd) * sizeof(float);
-    total += static_cast<std::uint64_t>(c.n_layer) * (bytes(c.n_embd, 3 * c.n_embd) + bytes(c.n_embd, c.n_embd) +
-                                                      bytes(c.n_embd, c.inner()) + bytes(c.inner(), c.n_embd));
-    if (options_.max_memory != 0 && total > options_.max_memory) {
-      return Error(Code::out_of_memory, "model: weights need " + std::to_string(total) + " bytes as " +
-                                            std::string(weight_format_name(format_)) + ", but the limit is " +
-                                            std::to_string(options_.max_memory));
-    }
-    return {};
+    const std::uint64_t total = slab_bytes(c) + static_cast<std::uint64_t>(c.n_positions * c.n_embd) * sizeof(float);
+    if (options_.max_memory == 0 || total <= options_.max_memory) return {};
+    return Error(Code::out_of_memory, "model: weights need " + std::to_string(total) + " bytes as " +
+                                          std::string(weight_format_name(format_)) + ", but the limit is " +
+                                          std::to_string(options_.max_memory));
   }
 
   /// A matrix of a linear layer in either layout of files.
@@ -96,7 +98,8 @@ class ModelLoader {
     return packed(w, {w.data, w.dtype, w.shape[1], w.shape[0], w.stride[1], w.stride[0]});
   }
   PackedMatrix packed(const TensorView& w, const MatrixSource& m) {
-    PackedMatrix result = pack(context_, m, format_);
+    PackedMatrix result = pack(context_, m, format_, free_);
+    free_ += result.bytes;
     finish(w);
     return result;
   }
@@ -120,6 +123,7 @@ class ModelLoader {
   ExecContext& context_;
   const LoadOptions& options_;
   WeightFormat format_ = WeightFormat::f32;
+  std::byte* free_ = nullptr;  // what is left of the slab
   std::uint64_t done_ = 0;
 };
 
@@ -136,10 +140,9 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
 }
 
 std::uint64_t Model::nbytes() const noexcept {
-  std::uint64_t total = embedding_.data.size() + positions_.nbytes();
-  if (head_) total += head_->data.size();
+  std::uint64_t total = slab_.size() + positions_.nbytes();
   for (const LayerWeights& l : layers_) {
-    for (const LinearWeights* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) total += w->weight.data.size() + w->bias.nbytes();
+    for (const LinearWeights* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) total += w->bias.nbytes();
   }
   return total;
 }
@@ -149,7 +152,7 @@ std::vector<std::string> Model::memory_report() const {
   const auto line = [&](const char* name, const PackedMatrix& m, std::size_t count) {
     lines.push_back(std::string(name) + "  " + (count > 1 ? std::to_string(count) + " x " : "") + "[" +
                     std::to_string(m.k) + ", " + std::to_string(m.n) + "]  " +
-                    std::string(weight_format_name(m.format)) + "  " + std::to_string(m.data.size() * count) + " bytes");
+                    std::string(weight_format_name(m.format)) + "  " + std::to_string(m.bytes * count) + " bytes");
   };
   line(head_ ? "embedding" : "embedding and head (tied)", embedding_, 1);
   if (head_) line("head", *head_, 1);

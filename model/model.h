@@ -81,6 +81,7 @@ class Model {
   ModelConfig config_;
   PublishedGeneration generation_;
   WeightFormat format_ = WeightFormat::f32;
+  Buffer slab_;  // the memory of every PackedMatrix below
   PackedMatrix embedding_;
   std::optional<PackedMatrix> head_;
   Tensor positions_;

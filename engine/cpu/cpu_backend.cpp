@@ -37,7 +37,7 @@ class CpuBackend final : public Backend {
     return "cpu: " + std::string(isa_name(table_.isa)) + ", " + std::to_string(pool_.size()) + " threads";
   }
 
-  PackedMatrix pack(const MatrixSource& source, WeightFormat format) override {
+  PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) override {
     PackedMatrix matrix;
     matrix.format = format;
     matrix.isa = table_.isa;
@@ -45,19 +45,23 @@ class CpuBackend final : public Backend {
     matrix.n = source.n;
     matrix.panel = table_.panel;
     matrix.panel_bytes = cpu::panel_nbytes(table_, format, source.k);
-    matrix.data = Buffer(matrix.panel_bytes * static_cast<std::size_t>(matrix.panels()) + kReadAhead);
+    matrix.bytes = packed_nbytes(source.k, source.n, format);
+    if (memory == nullptr) {
+      matrix.owned = Buffer(matrix.bytes);
+      memory = matrix.owned.data();
+    }
+    matrix.data = memory;
     pool_.reserve_scratch(cpu::kLinearScratch);
     pool_.run(matrix.panels(), [&](std::int64_t panel, int worker) {
       table_.pack_panel(source, format, panel,
-                        matrix.data.data() + static_cast<std::size_t>(panel) * matrix.panel_bytes,
-                        pool_.scratch(worker));
+                        memory + static_cast<std::size_t>(panel) * matrix.panel_bytes, pool_.scratch(worker));
     });
     return matrix;
   }
 
   std::size_t packed_nbytes(std::int64_t k, std::int64_t n, WeightFormat format) const override {
     const auto panels = static_cast<std::size_t>((n + table_.panel - 1) / table_.panel);
-    return cpu::panel_nbytes(table_, format, k) * panels + kReadAhead;
+    return cpu::panel_nbytes(table_, format, k) * panels;
   }
 
   void unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const override {
@@ -147,7 +151,6 @@ class CpuBackend final : public Backend {
 
  private:
   static constexpr std::int64_t kOwnRows = 2;
-  static constexpr std::size_t kReadAhead = 8192;  // prefetches past the last panel stay inside the allocation
 
   PreparedLayout prepared_layout(const PackedMatrix& w, InputKind kind) const {
     PreparedLayout layout;
