@@ -2,8 +2,8 @@
 //
 //   ArenaPlan plan;
 //   const auto x = plan.add("x", N, C);
-//   arena.use(plan);                  // grows when the plan needs more than any before it; allocates nothing else
-//   TensorView v = arena.view(x);     // (N,C), content undefined
+//   arena.use(plan);                  // grows when the plan needs more than any before it; allocates nothing
+//   else TensorView v = arena.view(x);     // (N,C), content undefined
 //
 // All f32 matrices. Rows are 64-byte aligned. Not thread-safe.
 #pragma once
@@ -26,8 +26,8 @@ class ArenaPlan {
 
   /// Forgets all entries and keeps the memory of the table.
   void clear() noexcept { entries_.clear(), bytes_ = 0; }
-  /// A matrix whose rows are an odd number of cache lines apart: rows a multiple of 4 KiB apart would all fall
-  /// into the same few sets of the L1 cache. Returns its number.
+  /// A matrix whose rows are an odd number of cache lines apart: rows a multiple of 4 KiB apart would all
+  /// fall into the same few sets of the L1 cache. Returns its number.
   std::size_t add(std::string_view name, std::int64_t rows, std::int64_t columns) {
     constexpr std::int64_t kLine = 16;  // floats
     std::int64_t stride = (columns + kLine - 1) / kLine * kLine;

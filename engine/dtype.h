@@ -15,31 +15,45 @@ enum class DType : std::uint8_t { f32, f16, bf16, f64, i8, u8, i16, i32, i64, bo
 constexpr std::size_t dtype_size(DType dtype) noexcept {
   switch (dtype) {
     case DType::f64:
-    case DType::i64: return 8;
+    case DType::i64:
+      return 8;
     case DType::f32:
-    case DType::i32: return 4;
+    case DType::i32:
+      return 4;
     case DType::f16:
     case DType::bf16:
-    case DType::i16: return 2;
+    case DType::i16:
+      return 2;
     case DType::i8:
     case DType::u8:
-    case DType::boolean: return 1;
+    case DType::boolean:
+      return 1;
   }
   return 0;
 }
 
 constexpr std::string_view dtype_name(DType dtype) noexcept {
   switch (dtype) {
-    case DType::f32: return "f32";
-    case DType::f16: return "f16";
-    case DType::bf16: return "bf16";
-    case DType::f64: return "f64";
-    case DType::i8: return "i8";
-    case DType::u8: return "u8";
-    case DType::i16: return "i16";
-    case DType::i32: return "i32";
-    case DType::i64: return "i64";
-    case DType::boolean: return "bool";
+    case DType::f32:
+      return "f32";
+    case DType::f16:
+      return "f16";
+    case DType::bf16:
+      return "bf16";
+    case DType::f64:
+      return "f64";
+    case DType::i8:
+      return "i8";
+    case DType::u8:
+      return "u8";
+    case DType::i16:
+      return "i16";
+    case DType::i32:
+      return "i32";
+    case DType::i64:
+      return "i64";
+    case DType::boolean:
+      return "bool";
   }
   return "?";
 }
@@ -70,7 +84,8 @@ struct f16 {
       bits = static_cast<std::uint16_t>(sign | 0x7e00u);
     } else if (mag >= 0x477ff000u) {  // 65520 and above round to infinity
       bits = static_cast<std::uint16_t>(sign | 0x7c00u);
-    } else if (mag < 0x38800000u) {  // below 2^-14: a subnormal of step 2^-24; adding 0.5f rounds at that step
+    } else if (mag <
+               0x38800000u) {  // below 2^-14: a subnormal of step 2^-24; adding 0.5f rounds at that step
       const float shifted = std::bit_cast<float>(mag) + 0.5f;
       bits = static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u));
     } else {

@@ -26,7 +26,8 @@ struct ExecOptions {
 
 class ExecContext {
  public:
-  /// Throws Error{device} when the device or instruction set asked for is absent, Error{usage} for a bad option.
+  /// Throws Error{device} when the device or instruction set asked for is absent, Error{usage} for a bad
+  /// option.
   explicit ExecContext(const ExecOptions& options = {});
   ~ExecContext();
 

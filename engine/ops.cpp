@@ -14,23 +14,24 @@ void check(bool ok, const char* what, const std::string& got) {
 
 void check_rows(const TensorView& x, const char* what) {
   require(x.rank == 2 && x.dtype == DType::f32 && (x.shape[1] <= 1 || x.stride[1] == 1), Code::usage, [&] {
-    return std::string(what) + ": expected f32 rows of rank 2, got " + std::string(dtype_name(x.dtype)) + " " +
-           x.shape_string();
+    return std::string(what) + ": expected f32 rows of rank 2, got " + std::string(dtype_name(x.dtype)) +
+           " " + x.shape_string();
   });
 }
 
 void check_shape(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* what) {
   check_rows(x, what);
   require(x.shape[0] == rows && x.shape[1] == columns, Code::usage, [&] {
-    return std::string(what) + ": expected [" + std::to_string(rows) + ", " + std::to_string(columns) + "], got " +
-           x.shape_string();
+    return std::string(what) + ": expected [" + std::to_string(rows) + ", " + std::to_string(columns) +
+           "], got " + x.shape_string();
   });
 }
 
 void check_indices(std::span<const std::int32_t> indices, std::int64_t limit, const char* what) {
   for (const std::int32_t i : indices) {
     require(i >= 0 && i < limit, Code::usage, [&] {
-      return std::string(what) + ": expected indices below " + std::to_string(limit) + ", got " + std::to_string(i);
+      return std::string(what) + ": expected indices below " + std::to_string(limit) + ", got " +
+             std::to_string(i);
     });
   }
 }
@@ -61,8 +62,8 @@ void embed(ExecContext& context, const EmbedArgs& args) {
   check(args.positions.size() == args.ids.size(), "embed: positions: expected one per id",
         std::to_string(args.positions.size()) + " for " + std::to_string(args.ids.size()));
   check_rows(args.position_table, "embed: position_table");
-  check(args.position_table.shape[1] == args.token_table->k, "embed: position_table: expected the table's width",
-        args.position_table.shape_string());
+  check(args.position_table.shape[1] == args.token_table->k,
+        "embed: position_table: expected the table's width", args.position_table.shape_string());
   check_indices(args.ids, args.token_table->n, "embed: ids");
   check_indices(args.positions, args.position_table.shape[0], "embed: positions");
   check_shape(args.out, rows, args.token_table->k, "embed: out");

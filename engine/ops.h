@@ -2,9 +2,9 @@
 //
 // A caller describes an op in a small struct of views and calls the free function; the function checks the
 // arguments once (Error{usage}: op, argument, expected, got) and makes one virtual call to the Backend of the
-// context. Activations are f32, rows contiguous ("row-major, any row stride"). Every output row is reduced in one
-// fixed order that depends on neither the number of rows, nor the threads, nor the chunking: bits are equal alone
-// and in any batch. Ops of one context must not run concurrently.
+// context. Activations are f32, rows contiguous ("row-major, any row stride"). Every output row is reduced in
+// one fixed order that depends on neither the number of rows, nor the threads, nor the chunking: bits are
+// equal alone and in any batch. Ops of one context must not run concurrently.
 #pragma once
 
 #include <cstdint>
@@ -28,24 +28,24 @@ struct LayerNorm {
 
 /// out = residual + act(norm(x[rows]) · w + bias). Fused: what is null or none costs nothing.
 struct LinearArgs {
-  TensorView x;                             ///< (M', K) f32
-  std::span<const std::int32_t> rows;       ///< the M rows of x to take, in order; empty: all of them
-  LayerNorm norm;                           ///< applied to each row of x first
-  const PackedMatrix* weight = nullptr;     ///< (K, N)
-  const float* bias = nullptr;              ///< (N) or null
+  TensorView x;                          ///< (M', K) f32
+  std::span<const std::int32_t> rows;    ///< the M rows of x to take, in order; empty: all of them
+  LayerNorm norm;                        ///< applied to each row of x first
+  const PackedMatrix* weight = nullptr;  ///< (K, N)
+  const float* bias = nullptr;           ///< (N) or null
   Activation activation = Activation::none;
-  TensorView residual;                      ///< (M, N) f32 or empty; may be `out` itself
-  TensorView out;                           ///< (M, N) f32
+  TensorView residual;  ///< (M, N) f32 or empty; may be `out` itself
+  TensorView out;       ///< (M, N) f32
 };
 void linear(ExecContext& context, const LinearArgs& args);
 
 /// out[i] = token_table[ids[i]] + position_table[positions[i]].
 struct EmbedArgs {
-  std::span<const std::int32_t> ids;        ///< (M), each in [0, token_table->n)
-  std::span<const std::int32_t> positions;  ///< (M), each in [0, rows of position_table)
+  std::span<const std::int32_t> ids;          ///< (M), each in [0, token_table->n)
+  std::span<const std::int32_t> positions;    ///< (M), each in [0, rows of position_table)
   const PackedMatrix* token_table = nullptr;  ///< (C, V): column id is the token's vector, as in a tied head
-  TensorView position_table;                ///< (T, C) f32
-  TensorView out;                           ///< (M, C) f32
+  TensorView position_table;                  ///< (T, C) f32
+  TensorView out;                             ///< (M, C) f32
 };
 void embed(ExecContext& context, const EmbedArgs& args);
 
@@ -54,7 +54,7 @@ struct NormArgs {
   TensorView x;                        ///< (M', C) f32
   std::span<const std::int32_t> rows;  ///< the M rows to take; empty: all
   LayerNorm norm;
-  TensorView out;                      ///< (M, C) f32
+  TensorView out;  ///< (M, C) f32
 };
 void layer_norm(ExecContext& context, const NormArgs& args);
 
@@ -65,15 +65,16 @@ void log_softmax(ExecContext& context, TensorView x);
 /// In place: x = activation(x).
 void activate(ExecContext& context, TensorView x, Activation activation);
 
-/// A matrix as a file holds it: element (k, n) at data + (k·k_stride + n·n_stride) elements. f32, f16 or bf16.
+/// A matrix as a file holds it: element (k, n) at data + (k·k_stride + n·n_stride) elements. f32, f16 or
+/// bf16.
 struct MatrixSource {
   const void* data = nullptr;
   DType dtype = DType::f32;
   std::int64_t k = 0, n = 0;
   std::int64_t k_stride = 0, n_stride = 0;
 };
-/// Packs for the context's kernels, on all its threads, into `memory` (packed_nbytes() bytes, aligned to 64; the
-/// caller keeps it alive) or into memory of the matrix's own. Throws Error{out_of_memory}.
+/// Packs for the context's kernels, on all its threads, into `memory` (packed_nbytes() bytes, aligned to 64;
+/// the caller keeps it alive) or into memory of the matrix's own. Throws Error{out_of_memory}.
 PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format,
                   std::byte* memory = nullptr);
 /// Bytes that a packed matrix takes, a multiple of 64.

@@ -1,14 +1,15 @@
 // PackedMatrix: a weight matrix (K inputs × N outputs) in the order in which the kernels read it.
 //
-// Columns are cut into panels of `panel` outputs (64 on AVX-512, 16 elsewhere; the last is padded with zeros). A
-// panel is one contiguous run of memory walked once per product, k rising:
+// Columns are cut into panels of `panel` outputs (64 on AVX-512, 16 elsewhere; the last is padded with
+// zeros). A panel is one contiguous run of memory walked once per product, k rising:
 //   f32, f16, bf16   [K][panel]
 //   bf16 on avx512_bf16   [K/2][panel][2]
 //   int8   per group of 128 k: scales f16 [panel], then bytes [len/4][panel][4], value = scale × (byte − 128)
-//   int4   per group of 64 k: scales f16 [panel], minima f16 [panel], then nibbles [len/8][panel][4]: byte b of a
+//   int4   per group of 64 k: scales f16 [panel], minima f16 [panel], then nibbles [len/8][panel][4]: byte b
+//   of a
 //          column holds k = b in its low and k = b + 4 in its high half, value = scale × nibble + minimum
-// Integer formats multiply with activations quantised per row and group to signed bytes; sums are exact integers
-// within a group and f32 across groups, in order.
+// Integer formats multiply with activations quantised per row and group to signed bytes; sums are exact
+// integers within a group and f32 across groups, in order.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +36,9 @@ constexpr std::int64_t group_size(WeightFormat format) noexcept {
   return format == WeightFormat::int8 ? kInt8Group : format == WeightFormat::int4 ? kInt4Group : 0;
 }
 
-/// Immutable once made (ops.h: pack). Any number of threads may read it. Move-only. Its memory is its own, or part
-/// of a slab that its maker keeps: a model's matrices lie back to back in one, so that huge pages hold them all.
+/// Immutable once made (ops.h: pack). Any number of threads may read it. Move-only. Its memory is its own, or
+/// part of a slab that its maker keeps: a model's matrices lie back to back in one, so that huge pages hold
+/// them all.
 struct PackedMatrix {
   WeightFormat format = WeightFormat::f32;
   Isa isa = Isa::portable;      ///< the family whose layout this is
@@ -45,8 +47,8 @@ struct PackedMatrix {
   std::int64_t panel = 0;       ///< outputs per panel
   std::size_t panel_bytes = 0;  ///< a multiple of 64
   const std::byte* data = nullptr;
-  std::size_t bytes = 0;        ///< of data
-  Buffer owned;                 ///< the memory, unless it lies in a slab
+  std::size_t bytes = 0;  ///< of data
+  Buffer owned;           ///< the memory, unless it lies in a slab
 
   std::int64_t panels() const noexcept { return panel == 0 ? 0 : (n + panel - 1) / panel; }
   const std::byte* panel_data(std::int64_t index) const noexcept {

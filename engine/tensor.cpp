@@ -12,7 +12,9 @@ namespace {
 constexpr std::size_t kAlign = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+constexpr std::size_t round_up(std::size_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
 
 }  // namespace
 
@@ -50,8 +52,8 @@ std::string TensorView::shape_string() const {
   return text + "]";
 }
 
-// Small blocks come from the heap. From 2 MiB up, memory is mapped at a 2 MiB boundary and huge pages are asked
-// for: streaming weights through 4 KiB pages costs a TLB walk every 4 KiB.
+// Small blocks come from the heap. From 2 MiB up, memory is mapped at a 2 MiB boundary and huge pages are
+// asked for: streaming weights through 4 KiB pages costs a TLB walk every 4 KiB.
 Buffer::Buffer(std::size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
   const auto fail = [&] {
@@ -94,7 +96,10 @@ std::size_t checked_nbytes(std::span<const std::int64_t> shape, DType dtype) {
   if (zero) return 0;
   for (const std::int64_t extent : shape) {
     require(extent > 0 && bytes <= (std::size_t{1} << 63) / static_cast<std::size_t>(extent), Code::malformed,
-            [&] { return "tensor: shape: expected fewer than 2^63 bytes, got an extent of " + std::to_string(extent); });
+            [&] {
+              return "tensor: shape: expected fewer than 2^63 bytes, got an extent of " +
+                     std::to_string(extent);
+            });
     bytes *= static_cast<std::size_t>(extent);
   }
   return bytes;

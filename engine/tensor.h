@@ -1,7 +1,7 @@
 // Tensors: TensorView looks, Buffer owns bytes, Tensor is a Buffer with a view of it.
 //
-// Row-major unless strides say otherwise; rank at most 4; strides in elements. Views are trivially copyable and
-// passed by value; whoever made the memory keeps it alive. Nothing here is reference-counted.
+// Row-major unless strides say otherwise; rank at most 4; strides in elements. Views are trivially copyable
+// and passed by value; whoever made the memory keeps it alive. Nothing here is reference-counted.
 #pragma once
 
 #include <array>

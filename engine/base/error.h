@@ -1,8 +1,8 @@
 // The one error type of Inkling: what went wrong (code), in words (message), and where.
 //
 // Core folders (engine, attention, model) throw it; edge folders (weights, tokenizer, apps) carry it in a
-// Result<T> (result.h). Libraries never exit, abort or print. A message reads "op: argument: expected …, got …"
-// or "file: field: expected …, got …".
+// Result<T> (result.h). Libraries never exit, abort or print. A message reads "op: argument: expected …, got
+// …" or "file: field: expected …, got …".
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@
 
 namespace inkling {
 
-/// Kinds of failure. The values are the exit codes of the `inkling` program and the status codes of the C ABI.
+/// Kinds of failure. The values are the exit codes of the `inkling` program and the status codes of the C
+/// ABI.
 enum class Code : std::uint8_t {
   usage = 2,          ///< a flag, option or argument is wrong
   file = 3,           ///< a file is missing or cannot be read
@@ -48,7 +49,8 @@ class Error : public std::runtime_error {
 template <class Message>
 void require(bool ok, Code code, Message&& message,
              std::source_location where = std::source_location::current()) {
-  if (!ok) [[unlikely]] throw Error(code, std::forward<Message>(message)(), where);
+  if (!ok) [[unlikely]]
+    throw Error(code, std::forward<Message>(message)(), where);
 }
 
 }  // namespace inkling

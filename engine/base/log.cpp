@@ -12,9 +12,9 @@ namespace {
 constexpr std::array<std::string_view, 6> kNames{"trace", "debug", "info", "warn", "error", "off"};
 
 spdlog::level::level_enum to_spdlog(LogLevel level) {
-  constexpr std::array<spdlog::level::level_enum, 6> kLevels{
-      spdlog::level::trace, spdlog::level::debug, spdlog::level::info,
-      spdlog::level::warn,  spdlog::level::err,   spdlog::level::off};
+  constexpr std::array<spdlog::level::level_enum, 6> kLevels{spdlog::level::trace, spdlog::level::debug,
+                                                             spdlog::level::info,  spdlog::level::warn,
+                                                             spdlog::level::err,   spdlog::level::off};
   return kLevels[static_cast<std::size_t>(level)];
 }
 

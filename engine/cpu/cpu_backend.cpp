@@ -14,18 +14,28 @@ using cpu::InputKind;
 using cpu::PrepareRow;
 using cpu::Rows;
 
-constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+constexpr std::size_t round_up(std::size_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
 
-std::ptrdiff_t row_stride(const TensorView& x) { return x.stride[0]; }
-const float* row(const TensorView& x, std::int64_t i) { return static_cast<const float*>(x.data) + i * x.stride[0]; }
-float* mutable_row(const TensorView& x, std::int64_t i) { return static_cast<float*>(x.data) + i * x.stride[0]; }
+std::ptrdiff_t row_stride(const TensorView& x) {
+  return x.stride[0];
+}
+const float* row(const TensorView& x, std::int64_t i) {
+  return static_cast<const float*>(x.data) + i * x.stride[0];
+}
+float* mutable_row(const TensorView& x, std::int64_t i) {
+  return static_cast<float*>(x.data) + i * x.stride[0];
+}
 
 // Memory for prepared rows: one block of scales, sums and values for a number of rows.
 struct PreparedLayout {
   std::int64_t k = 0, k_padded = 0, groups = 0;
   std::size_t value_bytes = 0;  // of one row
   std::size_t rows_bytes(std::int64_t rows) const {
-    return round_up(static_cast<std::size_t>(rows) * (value_bytes + static_cast<std::size_t>(groups) * 8), 64) + 64;
+    return round_up(static_cast<std::size_t>(rows) * (value_bytes + static_cast<std::size_t>(groups) * 8),
+                    64) +
+           64;
   }
 };
 
@@ -53,8 +63,8 @@ class CpuBackend final : public Backend {
     matrix.data = memory;
     pool_.reserve_scratch(cpu::kLinearScratch);
     pool_.run(matrix.panels(), [&](std::int64_t panel, int worker) {
-      table_.pack_panel(source, format, panel,
-                        memory + static_cast<std::size_t>(panel) * matrix.panel_bytes, pool_.scratch(worker));
+      table_.pack_panel(source, format, panel, memory + static_cast<std::size_t>(panel) * matrix.panel_bytes,
+                        pool_.scratch(worker));
     });
     return matrix;
   }
@@ -146,7 +156,8 @@ class CpuBackend final : public Backend {
     pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.log_softmax(mutable_row(x, m), x.shape[1]); });
   }
   void activate(TensorView x, Activation activation) override {
-    pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.activate(mutable_row(x, m), x.shape[1], activation); });
+    pool_.run(x.shape[0],
+              [&](std::int64_t m, int) { table_.activate(mutable_row(x, m), x.shape[1], activation); });
   }
 
  private:
@@ -159,8 +170,8 @@ class CpuBackend final : public Backend {
     const std::int64_t group = group_size(w.format);
     layout.groups = group == 0 ? 0 : (w.k + group - 1) / group;
     const std::size_t element = kind == InputKind::f32 ? 4 : kind == InputKind::bf16 ? 2 : 1;
-    // Rows are 64-byte aligned and an odd number of lines apart: rows of 3072 floats a multiple of 4 KiB apart
-    // would all fall into the same sets of the L1 cache.
+    // Rows are 64-byte aligned and an odd number of lines apart: rows of 3072 floats a multiple of 4 KiB
+    // apart would all fall into the same sets of the L1 cache.
     const std::size_t bytes = round_up(static_cast<std::size_t>(layout.k_padded) * element, 64);
     layout.value_bytes = bytes / 64 % 2 == 0 ? bytes + 64 : bytes;
     return layout;
@@ -192,7 +203,8 @@ class CpuBackend final : public Backend {
     p.k_padded = layout.k_padded;
     p.norm = args.norm;
     p.group = group_size(args.weight->format);
-    // `rows` describes memory of this backend; only the caller's rows are const, and those are never prepared.
+    // `rows` describes memory of this backend; only the caller's rows are const, and those are never
+    // prepared.
     auto* base = static_cast<std::byte*>(const_cast<void*>(rows.data));
     p.out = base + static_cast<std::size_t>(m) * layout.value_bytes;
     p.scale = const_cast<float*>(rows.scale) + m * rows.groups;

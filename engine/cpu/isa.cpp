@@ -16,7 +16,9 @@ namespace {
 std::string missing(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const auto need = [](bool have, const char* name) { return have ? "" : std::string("this CPU lacks ") + name; };
+  const auto need = [](bool have, const char* name) {
+    return have ? "" : std::string("this CPU lacks ") + name;
+  };
   std::string reason;
   const auto check = [&](bool have, const char* name) {
     if (reason.empty()) reason = need(have, name);
@@ -65,7 +67,9 @@ std::optional<Isa> parse_isa(std::string_view name) noexcept {
   return std::nullopt;
 }
 
-bool isa_supported(Isa isa) noexcept { return missing(isa).empty(); }
+bool isa_supported(Isa isa) noexcept {
+  return missing(isa).empty();
+}
 
 std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;

@@ -19,7 +19,9 @@ enum class Isa : std::uint8_t {
 };
 
 inline constexpr std::string_view kIsaNames[] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
-constexpr std::string_view isa_name(Isa isa) noexcept { return kIsaNames[static_cast<std::size_t>(isa)]; }
+constexpr std::string_view isa_name(Isa isa) noexcept {
+  return kIsaNames[static_cast<std::size_t>(isa)];
+}
 std::optional<Isa> parse_isa(std::string_view name) noexcept;
 
 /// True when this CPU and this build can run `isa`.
@@ -38,8 +40,8 @@ struct IsaChoice {
 };
 
 /// The best family, or `forced`. Throws Error{device} when `forced` cannot run here.
-/// avx512_bf16 is taken by itself only where vdpbf16ps runs at full rate (AMD Zen 4 and later); on Intel's cores
-/// without AMX it runs at half the rate of widening to f32, so avx512_vnni is better there.
+/// avx512_bf16 is taken by itself only where vdpbf16ps runs at full rate (AMD Zen 4 and later); on Intel's
+/// cores without AMX it runs at half the rate of widening to f32, so avx512_vnni is better there.
 IsaChoice choose_isa(std::optional<Isa> forced = std::nullopt);
 
 /// Model name of this CPU, for reports.

@@ -1,8 +1,9 @@
 // CpuKernels: one table of function pointers per instruction set; everything above is plain C++.
 //
-// A product runs in two steps. prepare() turns a row of activations into what the weights want to meet (f32, bf16,
-// or signed bytes with a scale per group), applying the LayerNorm on the way. linear_block() multiplies a block of
-// prepared rows with one panel and applies bias, activation and residual while the block is in cache.
+// A product runs in two steps. prepare() turns a row of activations into what the weights want to meet (f32,
+// bf16, or signed bytes with a scale per group), applying the LayerNorm on the way. linear_block() multiplies
+// a block of prepared rows with one panel and applies bias, activation and residual while the block is in
+// cache.
 #pragma once
 
 #include <cstddef>
@@ -18,9 +19,9 @@ enum class InputKind : std::uint8_t { f32, bf16, quantised };
 /// Rows of prepared activations. f32 rows may be the caller's own.
 struct Rows {
   InputKind kind = InputKind::f32;
-  const void* data = nullptr;     // (M, stride) of float, bf16 or int8
-  std::ptrdiff_t stride = 0;      // elements from row to row
-  const float* scale = nullptr;   // (M, groups) quantised only
+  const void* data = nullptr;         // (M, stride) of float, bf16 or int8
+  std::ptrdiff_t stride = 0;          // elements from row to row
+  const float* scale = nullptr;       // (M, groups) quantised only
   const std::int32_t* sum = nullptr;  // (M, groups) sum of the group's bytes
   std::int64_t groups = 0;
 };
@@ -40,7 +41,7 @@ struct PrepareRow {
 /// A block of rows times one panel.
 struct LinearBlock {
   const PackedMatrix* weight = nullptr;
-  Rows rows;                    // rows.data is row 0 of the matrix, not of the block
+  Rows rows;  // rows.data is row 0 of the matrix, not of the block
   std::int64_t row_begin = 0, row_end = 0, panel = 0;
   const float* bias = nullptr;
   Activation activation = Activation::none;
@@ -53,8 +54,8 @@ struct LinearBlock {
 
 struct CpuKernels {
   Isa isa = Isa::portable;
-  std::int64_t panel = 0;        // columns per panel
-  std::int64_t block_rows = 0;   // most rows of one LinearBlock
+  std::int64_t panel = 0;                 // columns per panel
+  std::int64_t block_rows = 0;            // most rows of one LinearBlock
   InputKind bf16_input = InputKind::f32;  // what bf16 weights meet
 
   void (*pack_panel)(const MatrixSource& source, WeightFormat format, std::int64_t panel, std::byte* out,
@@ -89,8 +90,8 @@ inline InputKind input_kind(const CpuKernels& table, WeightFormat format) noexce
 
 /// K rounded up to what a panel's layout walks at once.
 inline std::int64_t padded_k(const CpuKernels& table, WeightFormat format, std::int64_t k) noexcept {
-  const std::int64_t step = format == WeightFormat::int4   ? 8
-                            : format == WeightFormat::int8 ? 4
+  const std::int64_t step = format == WeightFormat::int4                   ? 8
+                            : format == WeightFormat::int8                 ? 4
                             : input_kind(table, format) == InputKind::bf16 ? 2
                                                                            : 1;
   return (k + step - 1) / step * step;

@@ -1,10 +1,10 @@
-// linear_block(): a block of prepared rows times one panel of weights, in any format. Include only from sources of
-// one ISA.
+// linear_block(): a block of prepared rows times one panel of weights, in any format. Include only from
+// sources of one ISA.
 //
 //   out[m][n] = residual[m][n] + act(Σ_k x[m][k] w[k][n] + bias[n])
 //
-// One walk per format; a row more or less changes no bit (tile.h says why for floats; integer sums are exact within
-// a group and f32 across groups in order).
+// One walk per format; a row more or less changes no bit (tile.h says why for floats; integer sums are exact
+// within a group and f32 across groups in order).
 #pragma once
 
 #include "engine/cpu/rows.h"
@@ -20,14 +20,19 @@ struct LinearKernels {
   static constexpr int NV = V::kPanelVectors;
   static constexpr std::int64_t NR = NV * L;
   static constexpr std::int64_t kBlockRows = 120;  // C of a block is at most 30 KiB
-  static constexpr std::int64_t kChunk = 256;      // k per pass over a block: the panel's part stays near the core
+  static constexpr std::int64_t kChunk =
+      256;  // k per pass over a block: the panel's part stays near the core
 
   static void linear_block(const LinearBlock& block) {
     auto* c = reinterpret_cast<float*>(block.scratch);  // (rows, NR)
     const std::byte* panel = block.weight->panel_data(block.panel);
     switch (block.weight->format) {
-      case WeightFormat::f32: floats(block, reinterpret_cast<const float*>(panel), c); break;
-      case WeightFormat::f16: floats(block, reinterpret_cast<const f16*>(panel), c); break;
+      case WeightFormat::f32:
+        floats(block, reinterpret_cast<const float*>(panel), c);
+        break;
+      case WeightFormat::f16:
+        floats(block, reinterpret_cast<const f16*>(panel), c);
+        break;
       case WeightFormat::bf16:
         if constexpr (requires { &V::dot_bf16; }) {
           pairs(block, reinterpret_cast<const bf16*>(panel), c);
@@ -35,14 +40,19 @@ struct LinearKernels {
           floats(block, reinterpret_cast<const bf16*>(panel), c);
         }
         break;
-      case WeightFormat::int8: integers<Int8>(block, panel, c); break;
-      case WeightFormat::int4: integers<Int4>(block, panel, c); break;
+      case WeightFormat::int8:
+        integers<Int8>(block, panel, c);
+        break;
+      case WeightFormat::int4:
+        integers<Int4>(block, panel, c);
+        break;
     }
     finish(block, c);
   }
 
  private:
-  // --- f32, f16, bf16 weights and f32 activations --------------------------------------------------------------
+  // --- f32, f16, bf16 weights and f32 activations
+  // --------------------------------------------------------------
   template <class W>
   static void floats(const LinearBlock& b, const W* panel, float* c) {
     const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride;
@@ -64,7 +74,8 @@ struct LinearKernels {
     }
   }
 
-  // --- bf16 weights and bf16 activations: pairs of k per instruction --------------------------------------------
+  // --- bf16 weights and bf16 activations: pairs of k per instruction
+  // --------------------------------------------
   static void pairs(const LinearBlock& b, const bf16* panel, float* c) {
     const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride;
     const std::int64_t half = (b.weight->k + 1) / 2;
@@ -81,7 +92,8 @@ struct LinearKernels {
   }
 
   template <int MR>
-  static void pair_tile(const bf16* x, std::ptrdiff_t stride, const bf16* w, std::int64_t count, float* c, Sum sum) {
+  static void pair_tile(const bf16* x, std::ptrdiff_t stride, const bf16* w, std::int64_t count, float* c,
+                        Sum sum) {
     F acc[MR][NV];
     for (int r = 0; r < MR; ++r) {
       for (int j = 0; j < NV; ++j) acc[r][j] = sum == Sum::start ? V::zero() : V::load(c + r * NR + j * L);
@@ -103,7 +115,8 @@ struct LinearKernels {
     }
   }
 
-  // --- int8 and int4 weights, quantised activations --------------------------------------------------------------
+  // --- int8 and int4 weights, quantised activations
+  // --------------------------------------------------------------
   struct Int8 {
     static constexpr std::int64_t kGroup = kInt8Group;
     static constexpr std::int64_t kStep = 4;         // k per row of bytes
@@ -127,7 +140,8 @@ struct LinearKernels {
     for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
       const std::byte* group = panel;
       for (std::int64_t begin = 0, g = 0; begin < b.weight->k; begin += Format::kGroup, ++g) {
-        const std::int64_t count = b.weight->k - begin < Format::kGroup ? b.weight->k - begin : Format::kGroup;
+        const std::int64_t count =
+            b.weight->k - begin < Format::kGroup ? b.weight->k - begin : Format::kGroup;
         const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
         group_tile<Format, MR>(b, b.row_begin + row, g, group, steps, c + row * NR,
                                begin == 0 ? Sum::start : Sum::go_on);
@@ -186,21 +200,24 @@ struct LinearKernels {
     }
   }
 
-  // --- the end of every product ------------------------------------------------------------------------------------
+  // --- the end of every product
+  // ------------------------------------------------------------------------------------
   static void finish(const LinearBlock& b, float* c) {
     const std::int64_t first = b.panel * NR;
     const std::int64_t columns = b.weight->n - first < NR ? b.weight->n - first : NR;
     for (std::int64_t m = b.row_begin; m < b.row_end; ++m, c += NR) {
       if (b.bias != nullptr) RowKernels<V>::add_row(b.bias + first, c, columns);
       RowKernels<V>::activate(c, columns, b.activation);
-      if (b.residual != nullptr) RowKernels<V>::add_row(b.residual + m * b.residual_stride + first, c, columns);
+      if (b.residual != nullptr)
+        RowKernels<V>::add_row(b.residual + m * b.residual_stride + first, c, columns);
       std::memcpy(b.out + m * b.out_stride + first, c, static_cast<std::size_t>(columns) * sizeof(float));
     }
   }
 
   template <std::int64_t Bytes>
   static void prefetch(const void* p) {
-    for (std::int64_t line = 0; line < Bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + line);
+    for (std::int64_t line = 0; line < Bytes; line += 64)
+      __builtin_prefetch(static_cast<const char*>(p) + line);
   }
 
   static std::int32_t load_word(const void* p) {

@@ -1,5 +1,5 @@
-// Packing of one panel of weights from a file's layout, and reading a column back. See packed_matrix.h for layouts.
-// Include only from sources of one ISA.
+// Packing of one panel of weights from a file's layout, and reading a column back. See packed_matrix.h for
+// layouts. Include only from sources of one ISA.
 #pragma once
 
 #include <cstring>
@@ -14,7 +14,8 @@ struct PanelKernels {
 
   /// Rows k in [begin, begin + count) of the panel as f32 (count, NR); columns past N are zero.
   template <class T>
-  static void gather(const MatrixSource& s, std::int64_t panel, std::int64_t begin, std::int64_t count, float* out) {
+  static void gather(const MatrixSource& s, std::int64_t panel, std::int64_t begin, std::int64_t count,
+                     float* out) {
     const std::int64_t first = panel * NR;
     const std::int64_t columns = s.n - first < NR ? s.n - first : NR;
     const T* base = static_cast<const T*>(s.data) + first * s.n_stride + begin * s.k_stride;
@@ -39,10 +40,14 @@ struct PanelKernels {
   static void gather_f32(const MatrixSource& s, std::int64_t panel, std::int64_t begin, std::int64_t count,
                          float* out) {
     switch (s.dtype) {
-      case DType::f32: return gather<float>(s, panel, begin, count, out);
-      case DType::f16: return gather<f16>(s, panel, begin, count, out);
-      case DType::bf16: return gather<bf16>(s, panel, begin, count, out);
-      default: return;  // ops.cpp has refused it
+      case DType::f32:
+        return gather<float>(s, panel, begin, count, out);
+      case DType::f16:
+        return gather<f16>(s, panel, begin, count, out);
+      case DType::bf16:
+        return gather<bf16>(s, panel, begin, count, out);
+      default:
+        return;  // ops.cpp has refused it
     }
   }
 
@@ -59,15 +64,22 @@ struct PanelKernels {
       }
       gather_f32(s, panel, begin, count, stage);
       switch (format) {
-        case WeightFormat::f16: store_rows(stage, count, reinterpret_cast<f16*>(out) + begin * NR); break;
-        case WeightFormat::bf16: store_bf16(stage, count, reinterpret_cast<bf16*>(out) + begin * NR); break;
-        case WeightFormat::int8: out = quantise_int8(stage, count, out); break;
+        case WeightFormat::f16:
+          store_rows(stage, count, reinterpret_cast<f16*>(out) + begin * NR);
+          break;
+        case WeightFormat::bf16:
+          store_bf16(stage, count, reinterpret_cast<bf16*>(out) + begin * NR);
+          break;
+        case WeightFormat::int8:
+          out = quantise_int8(stage, count, out);
+          break;
         case WeightFormat::int4:
           for (std::int64_t g = 0; g < count; g += kInt4Group) {
             out = quantise_int4(stage + g * NR, count - g < kInt4Group ? count - g : kInt4Group, out);
           }
           break;
-        case WeightFormat::f32: break;
+        case WeightFormat::f32:
+          break;
       }
     }
   }
@@ -113,7 +125,8 @@ struct PanelKernels {
       for (std::int64_t j = 0; j < NR; ++j) {
         const float v = k < count ? rows[k * NR + j] * inverse[j] : 0.0f;
         const float clamped = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v;
-        quad[4 * j] = static_cast<std::uint8_t>(static_cast<int>(clamped + 128.5f));  // ≥ 1: truncation floors
+        quad[4 * j] =
+            static_cast<std::uint8_t>(static_cast<int>(clamped + 128.5f));  // ≥ 1: truncation floors
       }
     }
     return out + NR * 2 + padded * NR;
@@ -157,18 +170,23 @@ struct PanelKernels {
     const std::byte* data = w.panel_data(n / NR);
     const std::int64_t j = n % NR;
     switch (w.format) {
-      case WeightFormat::f32: return copy_column(reinterpret_cast<const float*>(data), w.k, j, out);
-      case WeightFormat::f16: return copy_column(reinterpret_cast<const f16*>(data), w.k, j, out);
+      case WeightFormat::f32:
+        return copy_column(reinterpret_cast<const float*>(data), w.k, j, out);
+      case WeightFormat::f16:
+        return copy_column(reinterpret_cast<const f16*>(data), w.k, j, out);
       case WeightFormat::bf16:
         if constexpr (requires { &V::dot_bf16; }) {
           const auto* pairs = reinterpret_cast<const bf16*>(data);
-          for (std::int64_t k = 0; k < w.k; ++k) out[k] = static_cast<float>(pairs[k / 2 * 2 * NR + 2 * j + k % 2]);
+          for (std::int64_t k = 0; k < w.k; ++k)
+            out[k] = static_cast<float>(pairs[k / 2 * 2 * NR + 2 * j + k % 2]);
           return;
         } else {
           return copy_column(reinterpret_cast<const bf16*>(data), w.k, j, out);
         }
-      case WeightFormat::int8: return int8_column(data, w.k, j, out);
-      case WeightFormat::int4: return int4_column(data, w.k, j, out);
+      case WeightFormat::int8:
+        return int8_column(data, w.k, j, out);
+      case WeightFormat::int4:
+        return int4_column(data, w.k, j, out);
     }
   }
 

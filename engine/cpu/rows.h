@@ -1,5 +1,6 @@
 // Kernels over one row: LayerNorm, softmax, activations, and the preparation of activations for a product.
-// Each reduces in one fixed order: lane-wise over the row, then across lanes. Include only from sources of one ISA.
+// Each reduces in one fixed order: lane-wise over the row, then across lanes. Include only from sources of
+// one ISA.
 #pragma once
 
 #include <cmath>
@@ -70,7 +71,9 @@ struct RowKernels {
       return;
     }
     const F top_v = V::set1(top);
-    each(n, [&](std::int64_t i, auto load, auto store) { store(x + i, simd::exp<V>(V::sub(load(x + i), top_v))); });
+    each(n, [&](std::int64_t i, auto load, auto store) {
+      store(x + i, simd::exp<V>(V::sub(load(x + i), top_v)));
+    });
     F sums = V::zero();
     each(n, [&](std::int64_t i, auto load, auto) { sums = V::add(sums, load(x + i)); });
     const F inverse = V::set1(1.0f / V::reduce_add(sums));
@@ -98,15 +101,21 @@ struct RowKernels {
 
   static void activate(float* x, std::int64_t n, Activation activation) {
     switch (activation) {
-      case Activation::none: return;
-      case Activation::gelu_tanh: return map(x, n, [](F v) { return simd::gelu_tanh<V>(v); });
-      case Activation::gelu_erf: return map(x, n, [](F v) { return simd::gelu_erf<V>(v); });
-      case Activation::relu: return map(x, n, [](F v) { return simd::relu<V>(v); });
+      case Activation::none:
+        return;
+      case Activation::gelu_tanh:
+        return map(x, n, [](F v) { return simd::gelu_tanh<V>(v); });
+      case Activation::gelu_erf:
+        return map(x, n, [](F v) { return simd::gelu_erf<V>(v); });
+      case Activation::relu:
+        return map(x, n, [](F v) { return simd::relu<V>(v); });
     }
   }
 
   static void add_row(const float* a, float* inout, std::int64_t n) {
-    each(n, [&](std::int64_t i, auto load, auto store) { store(inout + i, V::add(load(a + i), load(inout + i))); });
+    each(n, [&](std::int64_t i, auto load, auto store) {
+      store(inout + i, V::add(load(a + i), load(inout + i)));
+    });
   }
 
   static void prepare(InputKind kind, const PrepareRow& row) {

@@ -14,7 +14,10 @@ CpuKernels make_kernels(Isa isa) {
   table.isa = isa;
   table.panel = Panel::NR;
   table.block_rows = LinearKernels<V>::kBlockRows;
-  table.bf16_input = requires { &V::dot_bf16; } ? InputKind::bf16 : InputKind::f32;
+  table.bf16_input = requires {
+    &V::dot_bf16;
+  }
+  ? InputKind::bf16 : InputKind::f32;
   table.pack_panel = &Panel::pack_panel;
   table.unpack_column = &Panel::unpack_column;
   table.prepare = &Row::prepare;

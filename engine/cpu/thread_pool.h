@@ -1,11 +1,12 @@
 // ThreadPool: the caller and size() − 1 workers share the tasks of one job at a time.
 //
-// Every worker starts with a contiguous share of the tasks, so that it streams contiguous weights, and then takes
-// single tasks from the others' shares: a core that the host steals for a while stalls no more than the task it
-// holds. Workers spin for a moment after a job and then sleep on a futex. A job costs well under a microsecond.
+// Every worker starts with a contiguous share of the tasks, so that it streams contiguous weights, and then
+// takes single tasks from the others' shares: a core that the host steals for a while stalls no more than the
+// task it holds. Workers spin for a moment after a job and then sleep on a futex. A job costs well under a
+// microsecond.
 //
-// Results never depend on which worker ran a task; tasks must not depend on each other. One job at a time: run()
-// is for one calling thread at a time and must not be called from inside a task.
+// Results never depend on which worker ran a task; tasks must not depend on each other. One job at a time:
+// run() is for one calling thread at a time and must not be called from inside a task.
 #pragma once
 
 #include <atomic>
@@ -32,13 +33,14 @@ class ThreadPool {
 
   int size() const noexcept { return static_cast<int>(shares_.size()); }
 
-  /// Calls task(index, worker) once for every index in [0, count), worker in [0, size()); returns when all are
-  /// done. Allocates nothing. The first exception of a task is rethrown here after the job has ended.
+  /// Calls task(index, worker) once for every index in [0, count), worker in [0, size()); returns when all
+  /// are done. Allocates nothing. The first exception of a task is rethrown here after the job has ended.
   template <class Task>
   void run(std::int64_t count, Task&& task) {
     using Callable = std::remove_reference_t<Task>;
     dispatch(
-        count, [](void* self, std::int64_t index, int worker) { (*static_cast<Callable*>(self))(index, worker); },
+        count,
+        [](void* self, std::int64_t index, int worker) { (*static_cast<Callable*>(self))(index, worker); },
         const_cast<void*>(static_cast<const void*>(&task)));
   }
 

@@ -2,10 +2,10 @@
 //
 //   C[r][j] (+)= Σ_k A[r][k] · B[k][j]      r < MR rows, j < NV·lanes columns
 //
-// Every accumulator is one chain of FMAs over rising k, so an element's bits depend only on its row of A and its
-// column of B: not on MR, not on how rows are grouped, not on where k is cut (cut sums go through C as f32, which
-// loses nothing). That is the whole secret of batch-invariant results.
-// Cost: 2·MR·NV·lanes flops per NV + MR loads. Oracle: reference.cpp. Include only from sources of one ISA.
+// Every accumulator is one chain of FMAs over rising k, so an element's bits depend only on its row of A and
+// its column of B: not on MR, not on how rows are grouped, not on where k is cut (cut sums go through C as
+// f32, which loses nothing). That is the whole secret of batch-invariant results. Cost: 2·MR·NV·lanes flops
+// per NV + MR loads. Oracle: reference.cpp. Include only from sources of one ISA.
 #pragma once
 
 #include <cstddef>
@@ -62,7 +62,8 @@ template <int Max, class Fn>
 inline void with_constant(std::int64_t count, Fn&& fn) {
   [&]<int... I>(std::integer_sequence<int, I...>) {
     (void)((count == I + 1 ? (fn.template operator()<I + 1>(), true) : false) || ...);
-  }(std::make_integer_sequence<int, Max>{});
+  }
+  (std::make_integer_sequence<int, Max>{});
 }
 
 }  // namespace detail

@@ -3,6 +3,8 @@
 
 namespace inkling {
 
-std::string cuda_unavailable_reason() { return "this build has no CUDA kernels"; }
+std::string cuda_unavailable_reason() {
+  return "this build has no CUDA kernels";
+}
 
 }  // namespace inkling

@@ -25,7 +25,9 @@ struct Avx2 {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
   }
-  static F load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static F load(const f16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static F load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   static void store(bf16* p, F v) {

@@ -52,8 +52,9 @@ struct Avx512 {
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F abs(F a) { return _mm512_abs_ps(a); }
   static F copysign(F magnitude, F sign) {
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(magnitude), _mm512_castps_si512(sign),
-                                                         _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xac));
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(_mm512_castps_si512(magnitude), _mm512_castps_si512(sign),
+                                  _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0xd8));
   }
   /// Rounds to the nearest integer, ties to even.
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -101,8 +102,8 @@ struct Avx512 {
 
 #if defined(__AVX512VNNI__)
 struct Avx512Vnni : Avx512 {
-  // Assembly, not the intrinsic: g++ 12 copies and spills the accumulators of _mm512_dpbusd_epi32 once 24 of them
-  // are live, which halves the speed of a 6 × 4 tile.
+  // Assembly, not the intrinsic: g++ 12 copies and spills the accumulators of _mm512_dpbusd_epi32 once 24 of
+  // them are live, which halves the speed of a 6 × 4 tile.
   static I dot_u8(I acc, I weights, I activations) {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(activations));
     return acc;

@@ -48,7 +48,8 @@ typename V::F erf(typename V::F x) {
 /// GELU, exact form: x/2 (1 + erf(x/√2)).
 template <class V>
 typename V::F gelu_erf(typename V::F x) {
-  return V::mul(V::mul(x, V::set1(0.5f)), V::add(V::set1(1.0f), erf<V>(V::mul(x, V::set1(0.70710678118654752f)))));
+  return V::mul(V::mul(x, V::set1(0.5f)),
+                V::add(V::set1(1.0f), erf<V>(V::mul(x, V::set1(0.70710678118654752f)))));
 }
 
 template <class V>

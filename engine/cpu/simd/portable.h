@@ -47,13 +47,17 @@ struct Portable {
   static F max(F a, F b) { return a > b ? a : b; }  // b when either is NaN, as on x86
   static F min(F a, F b) { return a < b ? a : b; }
   static F fma(F a, F b, F c) { return a * b + c; }
-  static F abs(F a) { return each(a, [](float x) { return std::fabs(x); }); }
+  static F abs(F a) {
+    return each(a, [](float x) { return std::fabs(x); });
+  }
   static F copysign(F magnitude, F sign) {
     F v{};
     for (int i = 0; i < kLanes; ++i) v[i] = std::copysign(magnitude[i], sign[i]);
     return v;
   }
-  static F round(F a) { return each(a, [](float x) { return std::nearbyint(x); }); }
+  static F round(F a) {
+    return each(a, [](float x) { return std::nearbyint(x); });
+  }
   static F scale2(F a, F n) {
     F v{};
     for (int i = 0; i < kLanes; ++i) v[i] = std::ldexp(a[i], static_cast<int>(n[i]));

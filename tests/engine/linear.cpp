@@ -1,0 +1,219 @@
+// Packed products against the naive oracle, for every instruction set of this machine and every format; and
+// their signature: the same bits whatever the number of rows and threads.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "engine/cpu/reference.h"
+#include "engine/exec_context.h"
+#include "engine/ops.h"
+#include "tests/random.h"
+
+using namespace inkling;
+using test::Random;
+
+namespace {
+
+constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16,
+                                     WeightFormat::int8, WeightFormat::int4};
+
+TensorView view(std::vector<float>& data, std::int64_t rows, std::int64_t columns) {
+  return TensorView(data.data(), DType::f32, {rows, columns});
+}
+
+// What the kernels really multiply with.
+std::vector<float> unpacked(ExecContext& context, const PackedMatrix& w) {
+  std::vector<float> all(static_cast<std::size_t>(w.k * w.n)), column(static_cast<std::size_t>(w.k));
+  for (std::int64_t n = 0; n < w.n; ++n) {
+    unpack_column(context, w, n, column.data());
+    for (std::int64_t k = 0; k < w.k; ++k)
+      all[static_cast<std::size_t>(k * w.n + n)] = column[static_cast<std::size_t>(k)];
+  }
+  return all;
+}
+
+// What the kernels make of a row of activations before they multiply: bf16 where vdpbf16ps does the work,
+// bytes with a scale per group for quantised weights. With these in the oracle's hands only f32 rounding is
+// left to tolerate.
+std::vector<float> prepared(std::span<const float> row, Isa isa, WeightFormat format) {
+  std::vector<float> out(row.begin(), row.end());
+  if (format == WeightFormat::bf16 && isa == Isa::avx512_bf16) {
+    for (float& v : out) v = static_cast<float>(bf16(v));
+  }
+  const auto group = static_cast<std::size_t>(group_size(format));
+  for (std::size_t begin = 0; group != 0 && begin < out.size(); begin += group) {
+    const auto part = std::span(out).subspan(begin, std::min(group, out.size() - begin));
+    float top = 0.0f;
+    for (const float v : part) top = std::max(top, std::fabs(v));
+    const float scale = top / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    for (float& v : part) v = std::nearbyint(v * inverse) * scale;
+  }
+  return out;
+}
+
+// In units of Σ|x||w|: K roundings of 2^-24 that average out.
+double tolerance(std::int64_t k) {
+  return 1e-7 * (2.0 + std::sqrt(static_cast<double>(k)));
+}
+
+}  // namespace
+
+TEST_CASE("linear equals the oracle on every ISA, format and awkward shape") {
+  struct Shape {
+    std::int64_t m, k, n;
+  };
+  const Shape shapes[] = {{1, 1, 1},    {1, 48, 144},   {2, 63, 65},   {3, 64, 64},
+                          {7, 130, 50}, {13, 257, 100}, {130, 96, 200}};
+  for (const Isa isa : supported_isas()) {
+    ExecContext context({.threads = 2, .isa = isa});
+    for (const WeightFormat format : kFormats) {
+      for (const Shape s : shapes) {
+        CAPTURE(isa_name(isa));
+        CAPTURE(weight_format_name(format));
+        CAPTURE(s.m);
+        CAPTURE(s.k);
+        CAPTURE(s.n);
+        Random random(static_cast<std::uint64_t>(s.m * 1000 + s.n));
+        const auto w = random.normals(s.k * s.n, 0.5);
+        auto x = random.normals(s.m * s.k);
+        const auto bias = random.normals(s.n), residual0 = random.normals(s.m * s.n);
+        const PackedMatrix packed = pack(context, {w.data(), DType::f32, s.k, s.n, s.n, 1}, format);
+        CHECK(packed.bytes == packed_nbytes(context, s.k, s.n, format));
+        const auto effective = unpacked(context, packed);
+        for (const Activation act : {Activation::none, Activation::gelu_tanh}) {
+          auto out = residual0;  // residual and out are the same memory, as in the model
+          linear(context, {view(x, s.m, s.k),
+                           {},
+                           {},
+                           &packed,
+                           bias.data(),
+                           act,
+                           view(out, s.m, s.n),
+                           view(out, s.m, s.n)});
+          std::vector<float> expected(static_cast<std::size_t>(s.n));
+          for (std::int64_t m = 0; m < s.m; ++m) {
+            const std::vector<float> row = prepared(
+                std::span(x).subspan(static_cast<std::size_t>(m * s.k), static_cast<std::size_t>(s.k)), isa,
+                format);
+            reference::linear(row, effective, bias.data(), act, residual0.data() + m * s.n, expected);
+            for (std::int64_t n = 0; n < s.n; ++n) {
+              double scale = 1.0;
+              for (std::int64_t k = 0; k < s.k; ++k) {
+                scale += std::fabs(double{row[static_cast<std::size_t>(k)]} *
+                                   effective[static_cast<std::size_t>(k * s.n + n)]);
+              }
+              REQUIRE(std::fabs(out[static_cast<std::size_t>(m * s.n + n)] -
+                                expected[static_cast<std::size_t>(n)]) <= scale * tolerance(s.k));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("quantised weights stay within half a step of the originals") {
+  Random random(5);
+  const std::int64_t k = 200, n = 70;
+  const auto w = random.normals(k * n, 0.1);
+  for (const Isa isa : supported_isas()) {
+    ExecContext context({.threads = 1, .isa = isa});
+    for (const WeightFormat format : {WeightFormat::int8, WeightFormat::int4}) {
+      const PackedMatrix packed = pack(context, {w.data(), DType::f32, k, n, n, 1}, format);
+      const auto back = unpacked(context, packed);
+      const std::int64_t group = group_size(format);
+      for (std::int64_t j = 0; j < n; ++j) {
+        for (std::int64_t begin = 0; begin < k; begin += group) {
+          float low = 0.0f, high = 0.0f, top = 0.0f;
+          const std::int64_t end = std::min(k, begin + group);
+          low = high = w[static_cast<std::size_t>(begin * n + j)];
+          for (std::int64_t i = begin; i < end; ++i) {
+            const float v = w[static_cast<std::size_t>(i * n + j)];
+            low = std::min(low, v), high = std::max(high, v), top = std::max(top, std::fabs(v));
+          }
+          const float step = format == WeightFormat::int8 ? top / 127.0f : (high - low) / 15.0f;
+          for (std::int64_t i = begin; i < end; ++i) {
+            const auto at = static_cast<std::size_t>(i * n + j);
+            // Half a step, and the f16 rounding of scale (2^-11 of at most 127 or 15 steps) and minimum.
+            REQUIRE(std::fabs(back[at] - w[at]) <= 0.5f * step + top * 0x1p-10f);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a row's bits depend on nothing but the row: rows, threads, gather, norm, both file layouts") {
+  const std::int64_t k = 192, n = 150, most = 131;
+  Random random(9);
+  auto x = random.normals(most * k);
+  const auto w = random.normals(k * n, 0.1), bias = random.normals(n), gamma = random.normals(k),
+             beta = random.normals(k);
+  std::vector<float> transposed(w.size());
+  for (std::int64_t i = 0; i < k; ++i) {
+    for (std::int64_t j = 0; j < n; ++j)
+      transposed[static_cast<std::size_t>(j * k + i)] = w[static_cast<std::size_t>(i * n + j)];
+  }
+  for (const Isa isa : supported_isas()) {
+    for (const WeightFormat format : kFormats) {
+      CAPTURE(isa_name(isa));
+      CAPTURE(weight_format_name(format));
+      std::vector<float> alone(static_cast<std::size_t>(most * n));
+      for (const int threads : {1, 2, 3}) {
+        ExecContext context({.threads = threads, .isa = isa});
+        const MatrixSource in_out{w.data(), DType::f32, k, n, n, 1},
+            out_in{transposed.data(), DType::f32, k, n, 1, k};
+        const PackedMatrix packed = pack(context, threads == 2 ? out_in : in_out, format);
+        const LayerNorm norm{gamma.data(), beta.data(), 1e-5f};
+        if (threads == 1) {
+          for (std::int64_t m = 0; m < most; ++m) {
+            TensorView row(x.data() + m * k, DType::f32, {1, k}),
+                out(alone.data() + m * n, DType::f32, {1, n});
+            linear(context, {row, {}, norm, &packed, bias.data(), Activation::gelu_erf, {}, out});
+          }
+        }
+        for (const std::int64_t rows : {2, 3, 5, 6, 7, 8, 13, 64, 131}) {
+          std::vector<float> out(static_cast<std::size_t>(rows * n));
+          std::vector<std::int32_t> order;
+          for (std::int64_t i = 0; i < rows; ++i)
+            order.push_back(static_cast<std::int32_t>((i * 37 + rows) % most));
+          linear(context, {view(x, most, k),
+                           order,
+                           norm,
+                           &packed,
+                           bias.data(),
+                           Activation::gelu_erf,
+                           {},
+                           view(out, rows, n)});
+          for (std::int64_t i = 0; i < rows; ++i) {
+            REQUIRE(std::memcmp(out.data() + i * n, alone.data() + order[static_cast<std::size_t>(i)] * n,
+                                static_cast<std::size_t>(n) * sizeof(float)) == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("linear says what is wrong with its arguments") {
+  ExecContext context({.threads = 1});
+  Random random(1);
+  const auto w = random.normals(12);
+  auto x = random.normals(8), out = random.normals(6);
+  const PackedMatrix packed = pack(context, {w.data(), DType::f32, 4, 3, 3, 1}, WeightFormat::f32);
+  CHECK_THROWS_WITH_AS(
+      linear(context, {view(x, 2, 4), {}, {}, &packed, nullptr, Activation::none, {}, view(out, 3, 2)}),
+      "linear: out: expected [2, 3], got [3, 2]", Error);
+  const std::int32_t bad[] = {0, 2};
+  CHECK_THROWS_WITH_AS(
+      linear(context, {view(x, 2, 4), bad, {}, &packed, nullptr, Activation::none, {}, view(out, 2, 3)}),
+      "linear: rows: expected indices below 2, got 2", Error);
+  CHECK_THROWS_AS(
+      linear(context, {view(x, 4, 2), {}, {}, &packed, nullptr, Activation::none, {}, view(out, 2, 3)}),
+      Error);
+  CHECK_THROWS_AS((void)pack(context, {w.data(), DType::i32, 4, 3, 3, 1}, WeightFormat::f32), Error);
+}
