@@ -33,8 +33,8 @@ struct Forward::Views {
 
 Forward::Forward(const Model& model, ExecContext& context) : model_(model), context_(context) {
   require(model.isa() == context.isa(), Code::usage, [&] {
-    return "forward: context: expected " + std::string(isa_name(model.isa())) + ", for which the model is packed, got " +
-           std::string(isa_name(context.isa()));
+    return "forward: context: expected " + std::string(isa_name(model.isa())) +
+           ", for which the model is packed, got " + std::string(isa_name(context.isa()));
   });
 }
 
@@ -47,11 +47,12 @@ void Forward::check(const PackedBatch& batch) const {
   const ModelConfig& c = model_.config();
   for (std::size_t i = 0; i < batch.ids.size(); ++i) {
     require(batch.ids[i] >= 0 && batch.ids[i] < c.vocab_size, Code::usage, [&] {
-      return "forward: ids: expected ids below " + std::to_string(c.vocab_size) + ", got " + std::to_string(batch.ids[i]);
+      return "forward: ids: expected ids below " + std::to_string(c.vocab_size) + ", got " +
+             std::to_string(batch.ids[i]);
     });
     require(batch.positions[i] >= 0 && batch.positions[i] < c.n_positions, Code::usage, [&] {
-      return "forward: positions: the model has " + std::to_string(c.n_positions) + " positions, got a token at position " +
-             std::to_string(batch.positions[i]);
+      return "forward: positions: the model has " + std::to_string(c.n_positions) +
+             " positions, got a token at position " + std::to_string(batch.positions[i]);
     });
   }
 }
@@ -75,7 +76,8 @@ void Forward::run(const PackedBatch& batch) {
   const std::size_t wide = plan_.add("mlp", n, c.inner());
   const std::size_t chosen = plan_.add("wanted rows", wanted, c.n_embd);
   arena_.use(plan_);
-  const Views views{arena_.view(x), arena_.view(qkv), arena_.view(attended), arena_.view(wide), arena_.view(chosen)};
+  const Views views{arena_.view(x), arena_.view(qkv), arena_.view(attended), arena_.view(wide),
+                    arena_.view(chosen)};
 
   embed(context_, {batch.ids, batch.positions, &model_.embedding(), model_.positions().view(), views.x});
   for (int i = 0; i + 1 < c.n_layer; ++i) layer(i, batch, views);
@@ -92,7 +94,8 @@ void Forward::layer(int index, const PackedBatch& batch, const Views& v) {
   const std::int64_t heads = c.n_head, dim = c.head_size();
   const float eps = c.layer_norm_epsilon;
 
-  linear(context_, {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
+  linear(context_,
+         {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
   cached_attention(context_, {index, heads_of(v.qkv, 0, heads, dim), heads_of(v.qkv, c.n_embd, heads, dim),
                               heads_of(v.qkv, 2 * c.n_embd, heads, dim), batch.cu_seqlens, batch.cu_seqlens,
                               batch.sequences, 1.0f / std::sqrt(static_cast<float>(dim)), v.attended});
@@ -101,8 +104,8 @@ void Forward::layer(int index, const PackedBatch& batch, const Views& v) {
   linear(context_, {v.wide, {}, {}, &w.fcproj.weight, w.fcproj.bias_data(), Activation::none, v.x, v.x});
 }
 
-// Keys and values of all tokens, and everything else of the wanted rows only. With no row wanted (a chunk of a
-// longer prompt) that is the whole layer.
+// Keys and values of all tokens, and everything else of the wanted rows only. With no row wanted (a chunk of
+// a longer prompt) that is the whole layer.
 void Forward::last_layer(const PackedBatch& batch, const Views& v) {
   const ModelConfig& c = model_.config();
   const LayerWeights& w = model_.layers().back();
@@ -115,11 +118,12 @@ void Forward::last_layer(const PackedBatch& batch, const Views& v) {
   };
   const TensorView attended = first(v.attended), wide = first(v.wide);
 
-  linear(context_, {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
+  linear(context_,
+         {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
   cached_attention(context_, {static_cast<int>(c.n_layer) - 1, heads_of(v.qkv, 0, heads, dim),
-                              heads_of(v.qkv, c.n_embd, heads, dim), heads_of(v.qkv, 2 * c.n_embd, heads, dim),
-                              batch.cu_seqlens, batch.cu_wanted, batch.sequences,
-                              1.0f / std::sqrt(static_cast<float>(dim)), attended});
+                              heads_of(v.qkv, c.n_embd, heads, dim),
+                              heads_of(v.qkv, 2 * c.n_embd, heads, dim), batch.cu_seqlens, batch.cu_wanted,
+                              batch.sequences, 1.0f / std::sqrt(static_cast<float>(dim)), attended});
   if (wanted == 0) return;
   // The wanted rows of the stream; in decode they are all rows and nothing moves.
   TensorView x = v.x;
@@ -128,8 +132,10 @@ void Forward::last_layer(const PackedBatch& batch, const Views& v) {
     layer_norm(context_, {v.x, wanted_rows_, {}, x});
   }
   linear(context_, {attended, {}, {}, &w.proj.weight, w.proj.bias_data(), Activation::none, x, v.chosen});
-  linear(context_, {v.chosen, {}, norm_of(w.ln2, eps), &w.fc.weight, w.fc.bias_data(), c.activation, {}, wide});
-  linear(context_, {wide, {}, {}, &w.fcproj.weight, w.fcproj.bias_data(), Activation::none, v.chosen, v.chosen});
+  linear(context_,
+         {v.chosen, {}, norm_of(w.ln2, eps), &w.fc.weight, w.fc.bias_data(), c.activation, {}, wide});
+  linear(context_,
+         {wide, {}, {}, &w.fcproj.weight, w.fcproj.bias_data(), Activation::none, v.chosen, v.chosen});
 }
 
 TensorView Forward::logits(std::int64_t begin, std::int64_t count) {
@@ -145,8 +151,14 @@ TensorView Forward::logits(std::int64_t begin, std::int64_t count) {
   TensorView rows = hidden_;
   rows.data = static_cast<float*>(rows.data) + begin * rows.stride[0];
   rows.shape[0] = count;
-  linear(context_, {rows, {}, norm_of(model_.final_norm(), model_.config().layer_norm_epsilon), &model_.head(), nullptr,
-                    Activation::none, {}, view});
+  linear(context_, {rows,
+                    {},
+                    norm_of(model_.final_norm(), model_.config().layer_norm_epsilon),
+                    &model_.head(),
+                    nullptr,
+                    Activation::none,
+                    {},
+                    view});
   return view;
 }
 

@@ -1,10 +1,12 @@
 // Forward: one packed step of a GPT-2 (Radford et al. 2019 §2.3; pre-norm blocks, learned positions).
 //
-//   embed → L × { x += proj(attention(ln1(x)));  x += fcproj(gelu(fc(ln2(x)))) } → lnf → logits of wanted rows
+//   embed → L × { x += proj(attention(ln1(x)));  x += fcproj(gelu(fc(ln2(x)))) } → lnf → logits of wanted
+//   rows
 //
-// Five synchronisation points per layer when every sequence brings one token. In the last layer everything after
-// the keys and values is computed for the wanted rows alone. Owns the activations (an arena planned per step, grown
-// only when a step is larger than any before); no heap allocation otherwise. One thread at a time.
+// Five synchronisation points per layer when every sequence brings one token. In the last layer everything
+// after the keys and values is computed for the wanted rows alone. Owns the activations (an arena planned per
+// step, grown only when a step is larger than any before); no heap allocation otherwise. One thread at a
+// time.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +23,12 @@ class Forward {
   /// Both outlive the Forward. Throws Error{usage} when the model was packed for another instruction set.
   Forward(const Model& model, ExecContext& context);
 
-  /// Runs the step, writes keys and values, and advances every sequence. Each sequence must have room() for its
-  /// tokens. Throws Error{usage} when ids or positions are out of range, naming the figure and the limit.
+  /// Runs the step, writes keys and values, and advances every sequence. Each sequence must have room() for
+  /// its tokens. Throws Error{usage} when ids or positions are out of range, naming the figure and the limit.
   void run(const PackedBatch& batch);
 
-  /// Logits after wanted rows [begin, begin + count) of the last run(): (count, V) f32, good until the next call.
-  /// Rows are computed here, so a caller that asks in pieces never holds them all.
+  /// Logits after wanted rows [begin, begin + count) of the last run(): (count, V) f32, good until the next
+  /// call. Rows are computed here, so a caller that asks in pieces never holds them all.
   TensorView logits(std::int64_t begin, std::int64_t count);
   /// All wanted rows.
   TensorView logits() { return logits(0, wanted_); }
@@ -36,7 +38,9 @@ class Forward {
   /// A KV shape that fits the model: head count, width, layers.
   KvShape kv_shape(DType dtype) const;
   /// The dtype of keys and values that goes with the weights: f32 with f32, else bf16 halves the traffic.
-  DType default_kv_dtype() const noexcept { return model_.format() == WeightFormat::f32 ? DType::f32 : DType::bf16; }
+  DType default_kv_dtype() const noexcept {
+    return model_.format() == WeightFormat::f32 ? DType::f32 : DType::bf16;
+  }
   /// Bytes of activations and logits held.
   std::size_t nbytes() const noexcept { return arena_.nbytes() + logits_arena_.nbytes(); }
 

@@ -11,12 +11,18 @@ WeightFormat choose_format(const LoadOptions& options, DType stored) {
   if (options.quant == Quantisation::int8) return WeightFormat::int8;
   if (options.quant == Quantisation::int4) return WeightFormat::int4;
   switch (options.dtype) {
-    case WeightType::f32: return WeightFormat::f32;
-    case WeightType::f16: return WeightFormat::f16;
-    case WeightType::bf16: return WeightFormat::bf16;
-    case WeightType::automatic: break;
+    case WeightType::f32:
+      return WeightFormat::f32;
+    case WeightType::f16:
+      return WeightFormat::f16;
+    case WeightType::bf16:
+      return WeightFormat::bf16;
+    case WeightType::automatic:
+      break;
   }
-  return stored == DType::f16 ? WeightFormat::f16 : stored == DType::bf16 ? WeightFormat::bf16 : WeightFormat::f32;
+  return stored == DType::f16    ? WeightFormat::f16
+         : stored == DType::bf16 ? WeightFormat::bf16
+                                 : WeightFormat::f32;
 }
 
 template <class T>
@@ -29,9 +35,15 @@ Tensor to_f32(const TensorView& view) {
   Tensor tensor(DType::f32, std::span(view.shape.data(), view.rank));
   auto* out = tensor.as<float>();
   switch (view.dtype) {
-    case DType::f16: widen<f16>(view.data, out, view.numel()); break;
-    case DType::bf16: widen<bf16>(view.data, out, view.numel()); break;
-    default: widen<float>(view.data, out, view.numel()); break;
+    case DType::f16:
+      widen<f16>(view.data, out, view.numel());
+      break;
+    case DType::bf16:
+      widen<bf16>(view.data, out, view.numel());
+      break;
+    default:
+      widen<float>(view.data, out, view.numel());
+      break;
   }
   return tensor;
 }
@@ -49,7 +61,8 @@ class ModelLoader {
     Model model;
     model.config_ = source_.config();
     model.generation_ = source_.published_generation();
-    model.format_ = format_ = choose_format(options_, t.layers.empty() ? t.wte.dtype : t.layers[0].fc_w.dtype);
+    model.format_ = format_ =
+        choose_format(options_, t.layers.empty() ? t.wte.dtype : t.layers[0].fc_w.dtype);
     if (Result<void> fits = check_memory(model.config_); !fits) return fits.error();
     model.slab_ = Buffer(slab_bytes(model.config_));
     free_ = model.slab_.data();
@@ -71,13 +84,15 @@ class ModelLoader {
   /// All packed matrices back to back.
   std::size_t slab_bytes(const ModelConfig& c) const {
     const auto bytes = [&](std::int64_t k, std::int64_t n) { return packed_nbytes(context_, k, n, format_); };
-    const std::size_t layer = bytes(c.n_embd, 3 * c.n_embd) + bytes(c.n_embd, c.n_embd) + bytes(c.n_embd, c.inner()) +
-                              bytes(c.inner(), c.n_embd);
-    return bytes(c.n_embd, c.vocab_size) * (c.head == Head::tied ? 1 : 2) + static_cast<std::size_t>(c.n_layer) * layer;
+    const std::size_t layer = bytes(c.n_embd, 3 * c.n_embd) + bytes(c.n_embd, c.n_embd) +
+                              bytes(c.n_embd, c.inner()) + bytes(c.inner(), c.n_embd);
+    return bytes(c.n_embd, c.vocab_size) * (c.head == Head::tied ? 1 : 2) +
+           static_cast<std::size_t>(c.n_layer) * layer;
   }
 
   Result<void> check_memory(const ModelConfig& c) const {
-    const std::uint64_t total = slab_bytes(c) + static_cast<std::uint64_t>(c.n_positions * c.n_embd) * sizeof(float);
+    const std::uint64_t total =
+        slab_bytes(c) + static_cast<std::uint64_t>(c.n_positions * c.n_embd) * sizeof(float);
     if (options_.max_memory == 0 || total <= options_.max_memory) return {};
     return Error(Code::out_of_memory, "model: weights need " + std::to_string(total) + " bytes as " +
                                           std::string(weight_format_name(format_)) + ", but the limit is " +
@@ -116,7 +131,8 @@ class ModelLoader {
     if (view.data == nullptr) return;
     source_.advise(Advice::dont_need, view);
     done_ += view.nbytes();
-    if (options_.progress) options_.progress(static_cast<double>(done_) / static_cast<double>(source_.tensor_bytes()));
+    if (options_.progress)
+      options_.progress(static_cast<double>(done_) / static_cast<double>(source_.tensor_bytes()));
   }
 
   const Gpt2Source& source_;
@@ -127,7 +143,8 @@ class ModelLoader {
   std::uint64_t done_ = 0;
 };
 
-Result<Model> Model::load(const std::filesystem::path& path, ExecContext& context, const LoadOptions& options) {
+Result<Model> Model::load(const std::filesystem::path& path, ExecContext& context,
+                          const LoadOptions& options) {
   OpenOptions open;
   open.override = options.config;
   Result<Gpt2Source> source = Gpt2Source::open(path, open);
@@ -152,12 +169,13 @@ std::vector<std::string> Model::memory_report() const {
   const auto line = [&](const char* name, const PackedMatrix& m, std::size_t count) {
     lines.push_back(std::string(name) + "  " + (count > 1 ? std::to_string(count) + " x " : "") + "[" +
                     std::to_string(m.k) + ", " + std::to_string(m.n) + "]  " +
-                    std::string(weight_format_name(m.format)) + "  " + std::to_string(m.bytes * count) + " bytes");
+                    std::string(weight_format_name(m.format)) + "  " + std::to_string(m.bytes * count) +
+                    " bytes");
   };
   line(head_ ? "embedding" : "embedding and head (tied)", embedding_, 1);
   if (head_) line("head", *head_, 1);
-  lines.push_back("positions  " + positions_.view().shape_string() + "  f32  " + std::to_string(positions_.nbytes()) +
-                  " bytes");
+  lines.push_back("positions  " + positions_.view().shape_string() + "  f32  " +
+                  std::to_string(positions_.nbytes()) + " bytes");
   if (layers_.empty()) return lines;
   line("attention qkv", layers_[0].qkv.weight, layers_.size());
   line("attention projection", layers_[0].proj.weight, layers_.size());

@@ -54,9 +54,10 @@ struct LayerWeights {
 
 class Model {
  public:
-  /// Opens, checks and packs a model folder or file. Source pages are let go as they are packed, so that memory
-  /// never holds the model twice. Error{file}, Error{malformed}, Error{out_of_memory}.
-  static Result<Model> load(const std::filesystem::path& path, ExecContext& context, const LoadOptions& options = {});
+  /// Opens, checks and packs a model folder or file. Source pages are let go as they are packed, so that
+  /// memory never holds the model twice. Error{file}, Error{malformed}, Error{out_of_memory}.
+  static Result<Model> load(const std::filesystem::path& path, ExecContext& context,
+                            const LoadOptions& options = {});
 
   const ModelConfig& config() const noexcept { return config_; }
   const PublishedGeneration& published_generation() const noexcept { return generation_; }

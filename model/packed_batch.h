@@ -1,7 +1,7 @@
 // PackedBatch: the only batch there is. Tokens of B sequences back to back; nothing pads.
 //
-// Prefill is one long sequence, decode is many of length 1, a server step mixes both, scoring wants every row.
-// Reused from step to step: clear() keeps the memory.
+// Prefill is one long sequence, decode is many of length 1, a server step mixes both, scoring wants every
+// row. Reused from step to step: clear() keeps the memory.
 #pragma once
 
 #include <cstdint>
