@@ -87,6 +87,15 @@ class Step {
     return true;
   }
 
+  /// Key/value heads of one task of a single job: long runs of memory, and still a few tasks for every
+  /// thread.
+  std::int64_t heads_per_task(std::int64_t threads) const noexcept {
+    std::int64_t most_rows = 1;
+    for (std::size_t b = 0; b < args_.sequences.size(); ++b) most_rows = std::max(most_rows, rows(b));
+    const std::int64_t share = static_cast<std::int64_t>(args_.sequences.size()) * heads() / (2 * threads);
+    return std::clamp<std::int64_t>(std::min(share, kQueryRows / most_rows), 1, heads());
+  }
+
   void append(std::size_t b, std::int64_t head) const {
     cpu::AppendTask task;
     task.kv = blocks_of(b, head);
@@ -97,13 +106,16 @@ class Step {
     kernels_.append(task);
   }
 
-  void attend(std::size_t b, std::int64_t head, std::int64_t block, std::byte* scratch) const {
+  void attend(std::size_t b, std::int64_t head, std::int64_t heads, std::int64_t block,
+              std::byte* scratch) const {
     const std::int64_t queries = args_.cu_q[b + 1] - args_.cu_q[b];
     // q holds a row per new token, or the queries alone.
     const bool dense = args_.q.shape[0] == args_.cu_new.back();
     const std::int64_t first = dense ? args_.cu_new[b + 1] - queries : args_.cu_q[b];
     cpu::ForwardTask task;
     task.kv = blocks_of(b, head);
+    task.heads = heads;
+    task.head_stride = shape_.head_bytes();
     task.q = rows_of(args_.q, first, head * group_).data;
     task.q_row = args_.q.stride[0];
     task.q_head = args_.q.stride[1];
@@ -165,10 +177,13 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
   const std::int64_t heads = step.heads();
 
   if (step.single_job()) {
-    run_in_order(pool, batch * heads, [&](std::int64_t i, int worker) {
-      const auto b = static_cast<std::size_t>(i / heads);
-      step.append(b, i % heads);
-      step.attend(b, i % heads, 0, pool.scratch(worker));
+    const std::int64_t together = step.heads_per_task(pool.size());
+    const std::int64_t groups = (heads + together - 1) / together;
+    run_in_order(pool, batch * groups, [&](std::int64_t i, int worker) {
+      const auto b = static_cast<std::size_t>(i / groups);
+      const std::int64_t first = i % groups * together, count = std::min(together, heads - first);
+      for (std::int64_t head = first; head < first + count; ++head) step.append(b, head);
+      step.attend(b, first, count, 0, pool.scratch(worker));
     });
     return;
   }
@@ -180,7 +195,7 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
     std::size_t b = 0;
     for (; i >= step.blocks(b) * heads; ++b) i -= step.blocks(b) * heads;
     const std::int64_t blocks = step.blocks(b);
-    step.attend(b, i / blocks, blocks - 1 - i % blocks, pool.scratch(worker));
+    step.attend(b, i / blocks, 1, blocks - 1 - i % blocks, pool.scratch(worker));
   });
 }
 

@@ -26,13 +26,14 @@ template <class V>
 struct Forward {
   using F = typename V::F;
   static constexpr int L = V::kLanes;
+  static constexpr std::size_t kAhead = std::size_t{8} << 10;
   static constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
   static float minus_infinity() { return -__builtin_inff(); }
 
-  // Everything a task keeps between blocks; r counts from the task's first row.
+  // Everything a task keeps between blocks; rows of its first head come first.
   struct State {
-    std::int64_t rows, dim, padded;
+    std::int64_t rows, head_rows, dim, padded;
     std::int64_t *begin, *end;  // (rows) visible keys
     float *q, *scores, *wide_k, *wide_v;
     float *max, *sum, *acc;              // (rows), (rows, L), (rows, Dp) of the current split; sum by lanes
@@ -41,7 +42,8 @@ struct Forward {
 
   static State carve(const ForwardTask& task, std::byte* scratch) {
     State s{};
-    s.rows = task.row_end - task.row_begin;
+    s.head_rows = task.row_end - task.row_begin;
+    s.rows = task.heads * s.head_rows;
     s.dim = task.kv.head_dim;
     s.padded = task.kv.padded_dim();
     auto* floats = reinterpret_cast<float*>(scratch);
@@ -65,12 +67,20 @@ struct Forward {
     return s;
   }
 
+  struct Place {
+    std::int64_t query, head;
+  };
+  static Place place(const ForwardTask& task, const State& s, std::int64_t r) {
+    const std::int64_t row = task.row_begin + r % s.head_rows;
+    return {row / task.group, r / s.head_rows * task.group + row % task.group};
+  }
+
   // Q in scratch, scaled into base-2 units, and what each row sees.
   template <class T>
   static void load_queries(const ForwardTask& task, const State& s) {
     const float scale = task.scale * kLog2E;
     for (std::int64_t r = 0; r < s.rows; ++r) {
-      const std::int64_t query = (task.row_begin + r) / task.group, head = (task.row_begin + r) % task.group;
+      const auto [query, head] = place(task, s, r);
       const T* q = static_cast<const T*>(task.q) + query * task.q_row + head * task.q_head;
       float* out = s.q + r * s.dim;
       std::int64_t d = 0;
@@ -177,17 +187,18 @@ struct Forward {
     weigh_values(s, first, last, base, v);
   }
 
-  // One block of keys for the rows that see any of it: what rows see moves forward with r, so they are
-  // consecutive.
+  // One block of keys of one head for the rows that see any of it: what rows see moves forward with r, so
+  // they are consecutive.
   template <class W>
-  static void block(const ForwardTask& task, const State& s, std::int64_t index) {
+  static void block(const ForwardTask& task, const State& s, std::int64_t index, std::int64_t head) {
     const std::int64_t base = index * kKeyBlock;
-    std::int64_t first = 0, last = s.rows;
+    std::int64_t first = head * s.head_rows, last = first + s.head_rows;
     while (first < last && s.end[first] <= base) ++first;
     while (first < last && s.begin[last - 1] >= base + kKeyBlock) --last;
     if (first == last) return;
-    const auto* k = reinterpret_cast<const W*>(task.kv.k(index));
-    const auto* v = reinterpret_cast<const W*>(task.kv.v(index));
+    const std::size_t offset = static_cast<std::size_t>(head) * task.head_stride;
+    const auto* k = reinterpret_cast<const W*>(task.kv.k(index) + offset);
+    const auto* v = reinterpret_cast<const W*>(task.kv.v(index) + offset);
     if constexpr (sizeof(W) != sizeof(float)) {
       if (last - first >
           2 * V::kTileRows) {  // widening once beats widening in every tile; the bits are the same
@@ -197,6 +208,13 @@ struct Forward {
       }
     }
     block_as(s, first, last, base, k, v);
+  }
+
+  // A row or two read faster than they compute: the start of the next run of blocks is asked for during this
+  // one. Within a run tile.h does the same.
+  static void prefetch(const ForwardTask& task, std::int64_t index) {
+    const auto* next = reinterpret_cast<const char*>(task.kv.k(index));
+    for (std::size_t byte = 0; byte < kAhead; byte += 64) __builtin_prefetch(next + byte);
   }
 
   static float scalar_exp2(float t) {
@@ -224,7 +242,13 @@ struct Forward {
     for (std::int64_t r = 0; r < s.rows; ++r) s.max[r] = minus_infinity();
     zero(s.sum, s.rows * L);
     zero(s.acc, s.rows * s.padded);
-    for (std::int64_t b = begin / kKeyBlock; b * kKeyBlock < end; ++b) block<W>(task, s, b);
+    for (std::int64_t b = begin / kKeyBlock; b * kKeyBlock < end; ++b) {
+      for (std::int64_t head = 0; head < task.heads; ++head) {
+        if (s.head_rows <= 2 && head == task.heads - 1 && (b + 1) * kKeyBlock < s.end[0])
+          prefetch(task, b + 1);
+        block<W>(task, s, b, head);
+      }
+    }
     for (std::int64_t r = 0; r < s.rows; ++r) {
       fold_row(s.max[r], V::reduce_add(V::load(s.sum + r * L)), s.acc + r * s.padded, s.padded, s.all_max + r,
                s.all_sum + r, s.all_acc + r * s.padded);
@@ -240,7 +264,7 @@ struct Forward {
 
   static void finish(const ForwardTask& task, const State& s) {
     for (std::int64_t r = 0; r < s.rows; ++r) {
-      const std::int64_t query = (task.row_begin + r) / task.group, head = (task.row_begin + r) % task.group;
+      const auto [query, head] = place(task, s, r);
       const float sum = s.all_sum[r], factor = sum == 0.0f ? 0.0f : 1.0f / sum;
       const std::ptrdiff_t at = query * task.out_row + head * task.out_head;
       const float* acc = s.all_acc + r * s.padded;

@@ -53,11 +53,15 @@ struct AppendTask {
   std::int64_t position = 0, count = 0;
 };
 
+/// A decode step gives `heads` consecutive key/value heads to one task: their blocks follow each other in a
+/// page, and memory is read fastest in long runs. They take turns block by block.
 struct ForwardTask {
-  KvBlocks kv;
-  const void* q = nullptr;  // first query of the sequence, first head of the group
+  KvBlocks kv;                  // of the first head
+  std::int64_t heads = 1;       // heads · (row_end − row_begin) ≤ kQueryRows
+  std::size_t head_stride = 0;  // bytes between the blocks of consecutive heads
+  const void* q = nullptr;      // first query of the sequence, first query head
   DType q_dtype = DType::f32;
-  std::ptrdiff_t q_row = 0, q_head = 0;  // strides in elements, per query and per head
+  std::ptrdiff_t q_row = 0, q_head = 0;  // strides in elements, per query and per query head
   std::int64_t group = 1;                // query heads of this key/value head
   std::int64_t row_begin = 0, row_end = 0;
   float scale = 1.0f;
