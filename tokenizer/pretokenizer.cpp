@@ -54,15 +54,16 @@ Pretokenizer::Pretokenizer() {
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
 }
 
-Pretokenizer::Words::Words(const Pretokenizer& pretokenizer, std::string_view text)
+Pretokenizer::Words::Words(const Pretokenizer& pretokenizer, std::string_view text, Path path)
     : pretokenizer_(pretokenizer),
       text_(text),
+      path_(path),
       scratch_(nullptr, [](void* p) { pcre2_match_data_free(static_cast<pcre2_match_data*>(p)); }) {}
 
 std::string_view Pretokenizer::Words::next() {
   if (at_ == text_.size()) return {};
   const std::size_t begin = at_;
-  std::size_t length = ascii_word(text_, begin);
+  std::size_t length = path_ == Path::ascii_by_hand ? ascii_word(text_, begin) : 0;
   if (length == 0) length = match(begin);
   at_ += length;
   return text_.substr(begin, length);

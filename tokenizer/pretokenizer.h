@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string_view>
 
@@ -17,11 +18,14 @@ class Pretokenizer {
  public:
   Pretokenizer();
 
+  /// regex_only is for tests: both paths give the same words.
+  enum class Path : std::uint8_t { ascii_by_hand, regex_only };
+
   /// A walk over the words of one valid UTF-8 text. Every byte belongs to exactly one word. One thread at a
   /// time.
   class Words {
    public:
-    Words(const Pretokenizer& pretokenizer, std::string_view text);
+    Words(const Pretokenizer& pretokenizer, std::string_view text, Path path = Path::ascii_by_hand);
     /// The next word; empty at the end.
     std::string_view next();
 
@@ -30,14 +34,15 @@ class Pretokenizer {
 
     const Pretokenizer& pretokenizer_;
     std::string_view text_;
+    Path path_;
     std::size_t at_ = 0;
     std::unique_ptr<void, void (*)(void*)> scratch_;  // PCRE2's match data, made at the first need
   };
 
+ private:
   /// Length of the word at `at` when ASCII alone decides it, else 0.
   static std::size_t ascii_word(std::string_view text, std::size_t at) noexcept;
 
- private:
   std::shared_ptr<const void> code_;
 };
 
