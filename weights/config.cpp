@@ -61,6 +61,7 @@ Result<void> check(const ModelConfig& config, std::string_view name) {
     return malformed(name, "n_head", "a divisor of n_embd = " + std::to_string(config.n_embd),
                      std::to_string(config.n_head));
   }
+  if (config.activation == Activation::none) return malformed(name, "activation_function", "one", "none");
   if (!std::isfinite(config.layer_norm_epsilon) || config.layer_norm_epsilon <= 0) {
     return malformed(name, "layer_norm_epsilon", "a finite number above 0",
                      std::to_string(config.layer_norm_epsilon));
@@ -166,7 +167,8 @@ ModelConfig read_hugging_face(const Fields& fields) {
   ModelConfig config;
   config.vocab_size = fields.required("vocab_size");
   // The first GPT-2 configs say n_ctx as well; Hugging Face reads n_positions where both are there.
-  config.n_positions = fields.has("n_positions") ? fields.required("n_positions") : fields.required("n_ctx");
+  config.n_positions =
+      fields.required(!fields.has("n_positions") && fields.has("n_ctx") ? "n_ctx" : "n_positions");
   config.n_embd = fields.required("n_embd");
   config.n_layer = fields.required("n_layer");
   config.n_head = fields.required("n_head");

@@ -29,8 +29,8 @@ struct ModelConfig {
   std::int64_t n_layer = 0;      ///< L
   std::int64_t n_head = 0;       ///< H, divides C
   std::int64_t n_inner = 0;      ///< width of the MLP; 0 means 4·C
-  Activation activation =
-      Activation::gelu_tanh;  ///< "gelu_new" and "gelu_pytorch_tanh" are gelu_tanh, "gelu" is gelu_erf
+  /// "gelu_new" and "gelu_pytorch_tanh" are gelu_tanh, "gelu" is gelu_erf.
+  Activation activation = Activation::gelu_tanh;
   float layer_norm_epsilon = 1e-5f;
   Bias bias = Bias::present;
   Head head = Head::tied;

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstring>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -92,8 +93,9 @@ constexpr std::int64_t kNamed = 8;
 
 class Matcher {
  public:
-  Matcher(std::span<const NamedTensor* const> tensors, ModelConfig& config, std::string_view name)
-      : config_(config), name_(name) {
+  Matcher(std::span<const NamedTensor* const> tensors, ModelConfig& config, BiasRule rule,
+          std::string_view name)
+      : config_(config), rule_(rule), name_(name) {
     for (const NamedTensor* tensor : tensors) place(*tensor);
   }
 
@@ -110,6 +112,7 @@ class Matcher {
       refuse_leftovers();
     }
     if (problems_ > 0) return error();
+    if (rule_ == BiasRule::as_found) config_.bias = biases_.empty() ? Bias::absent : Bias::present;
     config_.head = out_.lm_head.data == nullptr ? Head::tied : Head::separate;
     return std::move(out_);
   }
@@ -123,12 +126,16 @@ class Matcher {
     const auto [at, fresh] = slots_.try_emplace(std::string(name), &tensor);
     if (!fresh)
       problem(tensor.name, "one tensor of that meaning", "also " + weights::shown(at->second->name));
-    has_bias_ = has_bias_ || name == "ln_f.bias" || (layer && layer->rest.ends_with(".bias"));
+    if (name.ends_with(".bias")) biases_.emplace(layer ? layer->rest : name);
   }
 
   const NamedTensor* peek(const std::string& name) const {
     const auto at = slots_.find(name);
     return at != slots_.end() ? at->second : nullptr;
+  }
+
+  bool wants_bias(std::string_view kind) const {
+    return rule_ == BiasRule::as_found ? biases_.contains(kind) : config_.bias == Bias::present;
   }
 
   // Fills what the config leaves open from the shapes that tell it.
@@ -150,7 +157,6 @@ class Matcher {
     extent(config_.n_positions, "wpe.weight", 2, 0);
     if (config_.n_layer == 0) config_.n_layer = layers_found_;
     if (open && config_.n_inner == 0) derive_inner();
-    config_.bias = has_bias_ ? Bias::present : Bias::absent;
   }
 
   // n_inner = 0 already means 4·C, so this speaks only where C was open too. The other extent is the inner
@@ -168,7 +174,7 @@ class Matcher {
     out_.wte = take_vocabulary("wte.weight");
     out_.wpe = take("wpe.weight", {config_.n_positions, width});
     out_.lnf_w = take("ln_f.weight", {width});
-    if (has_bias_) out_.lnf_b = take("ln_f.bias", {width});
+    if (wants_bias("ln_f.bias")) out_.lnf_b = take("ln_f.bias", {width});
     if (config_.head == Head::separate || peek("lm_head.weight") != nullptr) {
       out_.lm_head = take_vocabulary("lm_head.weight");
       if (same_tensor(out_.lm_head, out_.wte)) out_.lm_head = {};
@@ -207,7 +213,7 @@ class Matcher {
   void match_layer(std::int64_t layer) {
     const std::string prefix = "h." + std::to_string(layer) + '.';
     for (const LayerSlot& slot : kLayerSlots) {
-      if (slot.kind == Kind::bias && !has_bias_) continue;
+      if (slot.kind == Kind::bias && !wants_bias(slot.name)) continue;
       TensorView& view = out_.layers[static_cast<std::size_t>(layer)].*slot.view;
       view = take_slot(prefix + std::string(slot.name), slot.shape);
     }
@@ -256,9 +262,14 @@ class Matcher {
 
   void refuse_leftovers() {
     for (const auto& [name, tensor] : slots_) {
-      const std::string layers = std::to_string(config_.n_layer) + " layers";
-      problem(tensor->name, parse_layer(name) ? "no such tensor in " + layers : "no such tensor",
-              tensor->view.shape_string());
+      const auto layer = parse_layer(name);
+      std::string expected = "no such tensor";
+      if (layer && layer->layer >= config_.n_layer) {
+        expected += " in " + std::to_string(config_.n_layer) + " layers";
+      } else if (config_.bias == Bias::absent && rule_ == BiasRule::as_stated && name.ends_with(".bias")) {
+        expected = "no biases, as the config says";
+      }
+      problem(tensor->name, expected, tensor->view.shape_string());
     }
   }
 
@@ -276,11 +287,12 @@ class Matcher {
   }
 
   ModelConfig& config_;
+  BiasRule rule_;
   std::string_view name_;
   std::map<std::string, const NamedTensor*, std::less<>>
       slots_;  // by name without prefixes; taken ones are gone
   std::int64_t layers_found_ = 0;
-  bool has_bias_ = false;
+  std::set<std::string_view> biases_;  // kinds that any layer has: "ln_f.bias", "attn.c_attn.bias"
   Gpt2Tensors out_;
   std::string text_;
   std::int64_t problems_ = 0;
@@ -289,9 +301,9 @@ class Matcher {
 }  // namespace
 
 Result<Gpt2Tensors> match_gpt2(std::span<const NamedTensor* const> tensors, ModelConfig& config,
-                               std::string_view name) {
-  return weights::guarded(name,
-                          [&]() -> Result<Gpt2Tensors> { return Matcher(tensors, config, name).match(); });
+                               BiasRule rule, std::string_view name) {
+  return weights::guarded(
+      name, [&]() -> Result<Gpt2Tensors> { return Matcher(tensors, config, rule, name).match(); });
 }
 
 }  // namespace inkling

@@ -37,14 +37,6 @@ Result<PublishedGeneration> read_generation_config(const fs::path& folder) {
   return parse_generation_config_json(*text, path.string());
 }
 
-// The tensors decide about biases when the caller leaves it open; a config.json that says otherwise is wrong.
-Result<void> check_bias(const ModelConfig& stated, const ModelConfig& found, std::string_view name) {
-  if (stated.bias == found.bias) return {};
-  const auto word = [](Bias bias) { return bias == Bias::present ? "biases" : "no biases"; };
-  return weights::malformed(name, "bias", std::string(word(stated.bias)) + " as config.json says",
-                            word(found.bias));
-}
-
 }  // namespace
 
 Result<Gpt2Source> Gpt2Source::open(const fs::path& folder_or_file, const OpenOptions& options) {
@@ -61,13 +53,10 @@ Result<Gpt2Source> Gpt2Source::open(const fs::path& folder_or_file, const OpenOp
     if (!generation) return generation.error();
     source.generation_ = *std::move(generation);
 
-    auto tensors = match_gpt2(source.files_.tensors(), source.config_, name);
+    const BiasRule rule = options.override ? BiasRule::as_found : BiasRule::as_stated;
+    auto tensors = match_gpt2(source.files_.tensors(), source.config_, rule, name);
     if (!tensors) return tensors.error();
     source.tensors_ = *std::move(tensors);
-    if (!options.override) {
-      if (auto agrees = check_bias(*stated, source.config_, name); !agrees) return agrees.error();
-    }
-
     for_each_tensor(source.tensors_, [&](const TensorView& view) { source.tensor_bytes_ += view.nbytes(); });
     if (source.tensor_bytes_ > options.max_memory) {
       return Error(Code::out_of_memory, name + ": tensors: expected at most " +

@@ -64,12 +64,18 @@ struct OpenOptions {
   std::optional<ModelConfig> override = std::nullopt;
 };
 
+/// Which biases match_gpt2() wants.
+enum class BiasRule : std::uint8_t {
+  as_stated,  ///< all or none of them, as ModelConfig::bias says
+  as_found,   ///< those that the tensors have, the same in each layer (minGPT exports may lack one kind only)
+};
+
 /// Matches named tensors with the slots of a GPT-2. `config` may have extents of 0 as in
 /// OpenOptions::override; on success it is complete, validated, and says the bias and head that were found.
 /// `name` names the source in errors. Borrows the tensors' memory. Alignment is as given. Error{malformed}
 /// names every tensor that is missing, unexpected, doubled or misshapen (the first few when there are many).
 Result<Gpt2Tensors> match_gpt2(std::span<const NamedTensor* const> tensors, ModelConfig& config,
-                               std::string_view name);
+                               BiasRule rule, std::string_view name);
 
 /// A model opened for reading. Move-only; const access is thread-safe; owns the map that the views look into.
 class Gpt2Source {

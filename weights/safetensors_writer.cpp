@@ -43,26 +43,42 @@ Result<void> check_writable(std::span<const NamedTensor> tensors, std::string_vi
   return {};
 }
 
-// Length and JSON. Throws nlohmann's type_error when a name is not UTF-8.
+// A JSON string. Throws nlohmann's type_error when `text` is not UTF-8.
+std::string json_string(std::string_view text) {
+  return nlohmann::json(text).dump();
+}
+
+// Length and JSON. By hand, since nlohmann's DOM crashes when memory runs out halfway through an object.
 std::string header_text(const Order& order, const Metadata& metadata) {
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
+  std::string text = "{";
+  const auto comma = [&text] { text += text.ends_with('{') ? "" : ","; };
+  if (!metadata.empty()) {
+    text += "\"__metadata__\":{";
+    for (const auto& [key, value] : metadata) {
+      comma();
+      text += json_string(key) + ':' + json_string(value);
+    }
+    text += '}';
+  }
   std::uint64_t offset = 0;
   for (const NamedTensor* tensor : order) {
     const TensorView& view = tensor->view;
-    const std::span shape(view.shape.data(), view.rank);
-    auto& entry = header[tensor->name];
-    entry["dtype"] = weights::safetensors_dtype(view.dtype);
-    entry["shape"] = std::vector<std::int64_t>(shape.begin(), shape.end());
-    entry["data_offsets"] = {offset, offset + view.nbytes()};
-    offset += view.nbytes();
+    comma();
+    text += json_string(tensor->name) + ":{\"dtype\":\"" +
+            std::string(weights::safetensors_dtype(view.dtype)) + "\",\"shape\":[";
+    for (std::size_t axis = 0; axis < view.rank; ++axis) {
+      text += (axis == 0 ? "" : ",") + std::to_string(view.shape[axis]);
+    }
+    const std::uint64_t end = offset + view.nbytes();
+    text += "],\"data_offsets\":[" + std::to_string(offset) + ',' + std::to_string(end) + "]}";
+    offset = end;
   }
-  std::string text = header.dump();
+  text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');  // tensors start aligned to 8 bytes
   const std::uint64_t length = text.size();
-  char prefix[sizeof length];
-  std::memcpy(prefix, &length, sizeof length);
-  return std::string(prefix, sizeof prefix) + text;
+  std::string prefix(sizeof length, '\0');
+  std::memcpy(prefix.data(), &length, sizeof length);
+  return prefix + text;
 }
 
 }  // namespace
