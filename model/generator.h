@@ -1,0 +1,116 @@
+// Generator: many requests, one packed forward per step.
+//
+//   Generator generator(model, context, {.max_batch = 8});
+//   generator.submit({.prompt = ids, .config = config, .on_token = print});
+//   while (generator.step()) {}
+//
+// A step mixes chunks of prompts with single tokens of sequences under way; nothing waits for anything but a
+// free place. A request's tokens depend on its prompt, config and seed alone: never on max_batch,
+// prefill_chunk, threads or company. One thread at a time; once warm, a decode step allocates nothing.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "model/forward.h"
+#include "model/generation_config.h"
+#include "model/sampler.h"
+
+namespace inkling {
+
+enum class Finish : std::uint8_t { none, length, stop, eos, cancelled };
+constexpr std::string_view finish_name(Finish finish) noexcept {
+  constexpr std::string_view kNames[] = {"none", "length", "stop", "eos", "cancelled"};
+  return kNames[static_cast<std::size_t>(finish)];
+}
+
+/// What to do when prompt and new tokens need more positions than the context has. Never silent:
+/// TokenEvent::dropped tells how many tokens the model no longer sees.
+enum class Overflow : std::uint8_t {
+  error,          ///< submit() throws Error{input} with both numbers
+  truncate_left,  ///< the oldest tokens of the prompt go, as many as needed
+  slide,  ///< when the context is full its older half goes and the rest is encoded anew at positions 0 …
+          ///< (learned positions cannot be shifted)
+};
+
+/// One token drawn. The spans live for the call alone.
+struct TokenEvent {
+  std::uint64_t request = 0;
+  std::uint32_t sample = 0;  ///< which of the request's samples
+  std::int64_t index = 0;    ///< of the token among the new ones
+  std::int32_t id = 0;
+  std::optional<float> logprob;       ///< when config.logprobs ≥ 0, of the model's own distribution
+  std::span<const TokenLogprob> top;  ///< the config.logprobs likeliest
+  Finish finish = Finish::none;       ///< set on the last token; for eos, `id` is the end token itself
+  std::int64_t dropped = 0;           ///< tokens of the sequence that overflow has cost so far
+};
+
+enum class Continue : std::uint8_t { yes, stop };
+
+struct GenerationRequest {
+  std::vector<std::int32_t> prompt;  ///< at least one id
+  GenerationConfig config;
+  std::uint64_t seed = 0;     ///< config.seed is not looked at
+  std::uint32_t samples = 1;  ///< continuations of one prompt, which share its keys and values
+  Overflow overflow = Overflow::error;
+  /// Called for every token, on the thread of step(). Continue::stop ends this sample (a stop string was
+  /// seen).
+  std::function<Continue(const TokenEvent&)> on_token;
+};
+
+struct GeneratorOptions {
+  std::int64_t max_batch = 8;        ///< sequences at a time
+  std::int64_t prefill_chunk = 512;  ///< most prompt tokens of one sequence in a step; 0: all
+  std::int64_t context = 0;          ///< positions to use; 0: all that the model has
+  std::optional<DType> kv_dtype;     ///< default: Forward::default_kv_dtype()
+  std::size_t kv_max_bytes = 0;      ///< 0: no limit
+};
+
+class Generator {
+ public:
+  /// Both outlive the Generator. Throws Error{usage} for options out of range, naming both numbers.
+  Generator(const Model& model, ExecContext& context, const GeneratorOptions& options = {});
+  ~Generator();
+
+  /// Queues a request. Throws Error{usage} for a bad config and Error{input} for a prompt that is empty,
+  /// holds an id outside the vocabulary, or does not fit (Overflow).
+  std::uint64_t submit(GenerationRequest request);
+  /// Ends a request before its next token; its samples see no further event. Unknown ids are ignored.
+  void cancel(std::uint64_t request);
+  /// Runs one packed step. False when there is nothing to do.
+  bool step();
+  /// Requests queued or under way.
+  std::size_t pending() const noexcept;
+
+  const KvPool& kv_pool() const noexcept { return pool_; }
+  std::int64_t context_length() const noexcept { return context_length_; }
+
+ private:
+  struct Sequence;
+  void admit();
+  void fill_batch();
+  void sample_all();
+  void sample(Sequence& sequence, std::span<const float> logits);
+  void make_room(Sequence& sequence);
+  void check_fit(GenerationRequest& request, std::int64_t& dropped) const;
+
+  const Model& model_;
+  Forward forward_;
+  GeneratorOptions options_;
+  std::int64_t context_length_;
+  KvPool pool_;
+  Sampler sampler_;
+  PackedBatch batch_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> active_;
+  std::vector<Sequence*> stepped_;  // the sequences of batch_
+  std::vector<float> row_;          // one sample's logits, which the sampler overwrites
+  std::uint64_t next_id_ = 1;
+};
+
+}  // namespace inkling

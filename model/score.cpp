@@ -1,0 +1,127 @@
+#include "model/score.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "engine/ops.h"
+
+namespace inkling {
+namespace {
+
+constexpr std::int64_t kRows = 32;  // of logits at a time
+
+void check(const Model& model, std::span<const std::vector<std::int32_t>> sequences) {
+  const ModelConfig& c = model.config();
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    require(static_cast<std::int64_t>(sequences[i].size()) <= c.n_positions, Code::input, [&] {
+      return "score: sequence " + std::to_string(i) + " has " + std::to_string(sequences[i].size()) +
+             " tokens, but the model has " + std::to_string(c.n_positions) + " positions";
+    });
+    for (const std::int32_t id : sequences[i]) {
+      require(id >= 0 && id < c.vocab_size, Code::input, [&] {
+        return "score: sequence " + std::to_string(i) + ": expected ids below " +
+               std::to_string(c.vocab_size) + ", got " + std::to_string(id);
+      });
+    }
+  }
+}
+
+struct Under {  // a sequence under way
+  std::size_t index;
+  KvSequence kv;
+};
+
+}  // namespace
+
+std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
+                                      std::span<const std::vector<std::int32_t>> sequences,
+                                      const ScoreOptions& options) {
+  check(model, sequences);
+  std::vector<std::vector<float>> result;
+  std::int64_t total = 0, done = 0;
+  for (const auto& ids : sequences) {
+    result.emplace_back(ids.size(), std::numeric_limits<float>::quiet_NaN());
+    total += static_cast<std::int64_t>(ids.size());
+  }
+  Forward forward(model, context);
+  KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
+  std::vector<Under> active;
+  std::vector<std::pair<std::size_t, std::size_t>>
+      targets;  // (sequence, token) that each wanted row predicts
+  PackedBatch batch;
+  std::size_t next = 0;
+  while (true) {
+    while (next < sequences.size() && static_cast<std::int64_t>(active.size()) < options.max_batch) {
+      if (sequences[next].size() > 1) active.push_back({next, KvSequence(pool)});
+      ++next;
+    }
+    if (active.empty()) break;
+    batch.clear();
+    targets.clear();
+    for (Under& u : active) {
+      // The last token predicts nothing and is not run.
+      const auto ids = std::span(sequences[u.index]).first(sequences[u.index].size() - 1);
+      const auto at = static_cast<std::size_t>(u.kv.length());
+      std::size_t count = ids.size() - at;
+      if (options.prefill_chunk > 0) count = std::min(count, static_cast<std::size_t>(options.prefill_chunk));
+      u.kv.reserve(static_cast<std::int64_t>(count));
+      batch.add(u.kv, ids.subspan(at, count), static_cast<std::int64_t>(count));
+      for (std::size_t i = 0; i < count; ++i) targets.emplace_back(u.index, at + i + 1);
+    }
+    forward.run(batch);
+    for (std::int64_t begin = 0; begin < batch.wanted(); begin += kRows) {
+      const std::int64_t count = std::min(kRows, batch.wanted() - begin);
+      const TensorView logits = forward.logits(begin, count);
+      log_softmax(context, logits);
+      for (std::int64_t r = 0; r < count; ++r) {
+        const auto [sequence, token] = targets[static_cast<std::size_t>(begin + r)];
+        result[sequence][token] = logits.as<float>()[r * logits.stride[0] + sequences[sequence][token]];
+      }
+    }
+    done += batch.tokens();
+    if (options.progress) options.progress(done, total);
+    std::erase_if(active, [&](const Under& u) {
+      return u.kv.length() + 1 == static_cast<std::int64_t>(sequences[u.index].size());
+    });
+  }
+  return result;
+}
+
+Perplexity perplexity(const Model& model, ExecContext& context, std::span<const std::int32_t> tokens,
+                      std::int64_t window, std::int64_t stride, const ScoreOptions& options) {
+  const std::int64_t most = model.config().n_positions;
+  require(stride >= 1 && stride <= window && window <= most, Code::usage, [&] {
+    return "perplexity: expected 1 ≤ stride ≤ window ≤ " + std::to_string(most) + ", got stride " +
+           std::to_string(stride) + " and window " + std::to_string(window);
+  });
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  require(n >= 2, Code::input,
+          [&] { return "perplexity: expected at least 2 tokens, got " + std::to_string(n); });
+  std::vector<std::vector<std::int32_t>> windows;
+  std::vector<std::int64_t> fresh;  // of each window, its last tokens that no earlier window predicted
+  for (std::int64_t begin = 0, end = 0; end < n; begin += stride) {
+    const std::int64_t last = end;
+    end = std::min(begin + window, n);
+    // Windows that touch share a token, which the later one needs as its first context.
+    const std::int64_t from = std::max<std::int64_t>(std::min(begin, last == 0 ? 0 : last - 1), 0);
+    windows.emplace_back(tokens.begin() + from, tokens.begin() + end);
+    if (static_cast<std::int64_t>(windows.back().size()) > most) windows.back().erase(windows.back().begin());
+    fresh.push_back(end - std::max<std::int64_t>(last, 1));
+  }
+  const auto logprobs = score(model, context, windows, options);
+  Perplexity result;
+  for (std::size_t w = 0; w < windows.size(); ++w) {
+    const auto& row = logprobs[w];
+    const std::int64_t usable = std::min(fresh[w], static_cast<std::int64_t>(row.size()) - 1);
+    for (std::int64_t i = 0; i < usable; ++i) result.nll -= row[row.size() - 1 - static_cast<std::size_t>(i)];
+    result.tokens += usable;
+  }
+  result.nll /= static_cast<double>(result.tokens);
+  result.value = std::exp(result.nll);
+  return result;
+}
+
+}  // namespace inkling

@@ -1,0 +1,40 @@
+// Scoring: the log-probability of each token of given sequences. Logits are made a few rows at a time, never
+// (N,V).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "model/forward.h"
+
+namespace inkling {
+
+struct ScoreOptions {
+  std::int64_t max_batch = 8;        ///< sequences per packed step
+  std::int64_t prefill_chunk = 512;  ///< most tokens of one sequence per step; 0: all
+  std::function<void(std::int64_t done, std::int64_t total)> progress;  ///< in tokens
+};
+
+/// For each sequence, the natural log-probability of token i given tokens before it; index 0 is NaN, since
+/// nothing precedes the first. Bits depend on the sequence alone. Throws Error{input} for a sequence longer
+/// than the model's positions or an id outside the vocabulary, with both numbers.
+std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
+                                      std::span<const std::vector<std::int32_t>> sequences,
+                                      const ScoreOptions& options = {});
+
+struct Perplexity {
+  double value = 0.0;       ///< e^(mean negative log-likelihood)
+  double nll = 0.0;         ///< the mean, in nats per token
+  std::int64_t tokens = 0;  ///< predicted
+};
+
+/// Perplexity of a text longer than the context, as in Hugging Face's "Perplexity of fixed-length models":
+/// windows of `window` tokens every `stride`; each token but the first is predicted once, with at least
+/// window − stride tokens before it where the text has them. 1 ≤ stride ≤ window ≤ positions, or
+/// Error{usage}; fewer than 2 tokens, Error{input}.
+Perplexity perplexity(const Model& model, ExecContext& context, std::span<const std::int32_t> tokens,
+                      std::int64_t window, std::int64_t stride, const ScoreOptions& options = {});
+
+}  // namespace inkling
