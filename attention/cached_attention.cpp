@@ -1,10 +1,10 @@
 #include "attention/cached_attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <string>
 
 #include "attention/cpu/kernels.h"
+#include "attention/in_order.h"
 #include "engine/exec_context.h"
 
 namespace inkling {
@@ -152,19 +152,6 @@ class Step {
   const KvShape& shape_;
   std::int64_t group_;
 };
-
-// Hands the tasks out strictly in order, whoever asks: the long ones first. ThreadPool's contiguous shares
-// would start every worker but the first with short ones.
-template <class Task>
-void run_in_order(ThreadPool& pool, std::int64_t count, Task&& task) {
-  std::atomic<std::int64_t> next{0};
-  pool.run(std::min<std::int64_t>(pool.size(), count), [&](std::int64_t, int worker) {
-    for (std::int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < count;
-         i = next.fetch_add(1, std::memory_order_relaxed)) {
-      task(i, worker);
-    }
-  });
-}
 
 }  // namespace
 

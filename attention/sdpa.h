@@ -13,9 +13,12 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/tensor.h"
 
@@ -53,13 +56,13 @@ struct Mask {
                     ///< broadcast
 };
 
-/// Zeroes each weight with probability p and scales the others by 1/(1−p). Element (b, h, i, j) is kept as a
-/// pure function of (seed, offset, b, h, i, j) by Philox-4x32-10 (engine/philox.h), so any device and any
-/// reference can redraw it. p = 0: no dropout.
+/// Zeroes each weight with probability p and scales the others by 1/(1−p). Weight (b, h, i, j) is kept when
+/// word j mod 4 of philox({j / 4, i, b·H + h, offset}, seed) (engine/philox.h) is at least ⌊p · 2³²⌋, so any
+/// device and any reference can redraw it; the rate is exact to 2⁻³². p = 0: no dropout.
 struct Dropout {
-  float p = 0.0f;
+  float p = 0.0f;  ///< in [0, 1)
   std::uint64_t seed = 0;
-  std::uint64_t offset = 0;  ///< differs per layer and step
+  std::uint32_t offset = 0;  ///< differs per layer and step
 };
 
 struct SdpaArgs {
@@ -75,5 +78,65 @@ struct SdpaArgs {
   TensorView out;  ///< (N, H, D), f32 or dtype of q
   TensorView lse;  ///< (H, N) f32 natural log of Σ e^score, or empty
 };
+
+/// How attention can be computed. All give the same function; flash and decode also the same bits.
+enum class SdpaBackend : std::uint8_t {
+  math,    ///< materialises the weights in f64: the oracle. O(Tq·Tk) memory per thread
+  flash,   ///< tiled with an online softmax: O(T) memory, threads over (sequence, head, query block)
+  decode,  ///< few queries: threads over (sequence, head, 512 keys) too, keys and values read once
+};
+
+constexpr std::string_view sdpa_backend_name(SdpaBackend backend) noexcept {
+  constexpr std::string_view kNames[] = {"math", "flash", "decode"};
+  return kNames[static_cast<std::size_t>(backend)];
+}
+std::optional<SdpaBackend> parse_sdpa_backend(std::string_view name) noexcept;
+
+/// Which backends may be taken, in order of preference.
+struct SdpaPolicy {
+  std::vector<SdpaBackend> order = {SdpaBackend::decode, SdpaBackend::flash, SdpaBackend::math};
+  std::size_t memory_limit = std::size_t{64}
+                             << 20;  ///< most bytes that grow with Tq·Tk; passing it is a refusal
+};
+
+struct SdpaSupport {
+  bool ok = true;
+  std::string reason;  ///< why not, with the values that caused it
+};
+
+struct SdpaChoice {
+  struct Refusal {
+    SdpaBackend backend;
+    std::string reason;
+  };
+  std::optional<SdpaBackend> backend;  ///< none: every allowed backend refused
+  std::vector<Refusal> refused;        ///< every other backend, those that the policy leaves out included
+  /// One line per backend, for people.
+  std::string to_string() const;
+};
+
+/// Whether `backend` can run `args`. Throws Error{usage} when the arguments themselves are wrong.
+SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& args);
+/// What sdpa() would take under the policy of the context, and why not the others. Runs nothing.
+SdpaChoice choose(ExecContext& context, const SdpaArgs& args);
+/// Computes args.out (and args.lse) and returns the backend that did it. Throws Error{usage} for wrong
+/// arguments, and with every refusal when no allowed backend can run them.
+SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args);
+
+/// Replaces the policy of one context until the end of the scope. Scopes nest.
+class SdpaScope {
+ public:
+  SdpaScope(ExecContext& context, SdpaPolicy policy);
+  SdpaScope(ExecContext& context, std::initializer_list<SdpaBackend> order);
+  ~SdpaScope();
+  SdpaScope(const SdpaScope&) = delete;
+  SdpaScope& operator=(const SdpaScope&) = delete;
+
+ private:
+  ExecContext& context_;
+  SdpaPolicy previous_;
+};
+/// The policy in force.
+const SdpaPolicy& sdpa_policy(ExecContext& context);
 
 }  // namespace inkling

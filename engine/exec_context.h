@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "engine/backend.h"
 #include "engine/base/log.h"
@@ -39,11 +41,24 @@ class ExecContext {
   const IsaChoice& isa_choice() const noexcept { return isa_; }
   const Log& log() const noexcept { return log_; }
 
+  /// What a higher layer keeps with this context (its policies, its workspace): one T per type, made on first
+  /// use.
+  template <class T>
+  T& attached() {
+    static char kTag = 0;
+    for (const auto& [tag, value] : attached_) {
+      if (tag == &kTag) return *static_cast<T*>(value.get());
+    }
+    attached_.emplace_back(&kTag, std::make_shared<T>());
+    return *static_cast<T*>(attached_.back().second.get());
+  }
+
  private:
   Log log_;
   IsaChoice isa_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Backend> backend_;
+  std::vector<std::pair<const char*, std::shared_ptr<void>>> attached_;  // keyed by the address of a tag
 };
 
 /// CPUs that this process may run on (its affinity mask), at least 1.

@@ -18,6 +18,7 @@
 
 #include "attention/cpu/exp2.h"
 #include "attention/cpu/kernels.h"
+#include "attention/cpu/score_mask.h"
 #include "engine/cpu/tile.h"
 
 namespace inkling::cpu {
@@ -174,15 +175,24 @@ struct Forward {
   }
 
   template <class W>
-  static void block_as(const State& s, std::int64_t first, std::int64_t last, std::int64_t base, const W* k,
-                       const W* v) {
+  static void block_as(const ForwardTask& task, const State& s, std::int64_t first, std::int64_t last,
+                       std::int64_t base, const W* k, const W* v) {
     const std::int64_t width = high(s, last - 1, base);
     const int vectors = static_cast<int>((width + L - 1) / L);
     product<V>(s.q + first * s.dim, s.dim, last - first, k, kKeyBlock, s.dim, vectors,
                s.scores + first * kKeyBlock, kKeyBlock, Sum::start);
     for (std::int64_t r = first; r < last; ++r) {
-      softmax_row(s.scores + r * kKeyBlock, vectors, low(s, r, base), high(s, r, base), s.max + r,
-                  s.sum + r * L, s.acc + r * s.padded, s.padded);
+      float* scores = s.scores + r * kKeyBlock;
+      if (task.mask.any()) {
+        const auto [query, head] = place(task, s, r);
+        ScoreRows<V>::mask(task.mask, query, head, base, width, scores);
+      }
+      softmax_row(scores, vectors, low(s, r, base), high(s, r, base), s.max + r, s.sum + r * L,
+                  s.acc + r * s.padded, s.padded);
+      if (task.dropout.threshold != 0) {
+        const auto [query, head] = place(task, s, r);
+        ScoreRows<V>::drop(task.dropout, query, head, base, width, scores);
+      }
     }
     weigh_values(s, first, last, base, v);
   }
@@ -203,11 +213,11 @@ struct Forward {
       if (last - first >
           2 * V::kTileRows) {  // widening once beats widening in every tile; the bits are the same
         const std::int64_t values = high(s, last - 1, base) * s.padded;
-        return block_as(s, first, last, base, widen(k, kKeyBlock * s.dim, s.wide_k),
+        return block_as(task, s, first, last, base, widen(k, kKeyBlock * s.dim, s.wide_k),
                         widen(v, values, s.wide_v));
       }
     }
-    block_as(s, first, last, base, k, v);
+    block_as(task, s, first, last, base, k, v);
   }
 
   // A row or two read faster than they compute: the start of the next run of blocks is asked for during this
@@ -223,20 +233,21 @@ struct Forward {
     return lanes[0];
   }
 
-  // all = all ⊕ (max, sum, acc): one partial result of one row into the total.
-  static void fold_row(float max, float sum, const float* acc, std::int64_t padded, float* all_max,
-                       float* all_sum, float* all_acc) {
+  // One partial result of row r into its total.
+  static void fold_row(float max, float sum, const float* acc, const State& s, std::int64_t r) {
     if (sum == 0.0f) return;
-    const float top = max > *all_max ? max : *all_max;
-    const float old_factor = scalar_exp2(*all_max - top), factor = scalar_exp2(max - top);
+    const float top = max > s.all_max[r] ? max : s.all_max[r];
+    const float old_factor = scalar_exp2(s.all_max[r] - top), factor = scalar_exp2(max - top);
     const F a = V::set1(old_factor), b = V::set1(factor);
-    for (std::int64_t d = 0; d < padded; d += L) {
-      V::store(all_acc + d, V::fma(V::load(acc + d), b, V::mul(V::load(all_acc + d), a)));
+    float* all = s.all_acc + r * s.padded;
+    for (std::int64_t d = 0; d < s.padded; d += L) {
+      V::store(all + d, V::fma(V::load(acc + d), b, V::mul(V::load(all + d), a)));
     }
-    *all_sum = *all_sum * old_factor + sum * factor;
-    *all_max = top;
+    s.all_sum[r] = s.all_sum[r] * old_factor + sum * factor;
+    s.all_max[r] = top;
   }
 
+  // The partial result of keys begin … end−1, within one split, in s.max, s.sum and s.acc.
   template <class W>
   static void split(const ForwardTask& task, const State& s, std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = 0; r < s.rows; ++r) s.max[r] = minus_infinity();
@@ -248,10 +259,6 @@ struct Forward {
           prefetch(task, b + 1);
         block<W>(task, s, b, head);
       }
-    }
-    for (std::int64_t r = 0; r < s.rows; ++r) {
-      fold_row(s.max[r], V::reduce_add(V::load(s.sum + r * L)), s.acc + r * s.padded, s.padded, s.all_max + r,
-               s.all_sum + r, s.all_acc + r * s.padded);
     }
   }
 
@@ -286,8 +293,7 @@ struct Forward {
     }
   }
 
-  template <class W>
-  static void run_as(const ForwardTask& task, std::byte* scratch) {
+  static State start(const ForwardTask& task, std::byte* scratch) {
     const State s = carve(task, scratch);
     switch (task.q_dtype) {
       case DType::bf16:
@@ -300,23 +306,75 @@ struct Forward {
         load_queries<float>(task, s);
         break;
     }
+    return s;
+  }
+
+  // Calls body(begin, end) with the type of the blocks for every split from `first` on that any row sees, at
+  // most `count` of them.
+  template <class Body>
+  static void for_splits(const ForwardTask& task, const State& s, std::int64_t first, std::int64_t count,
+                         Body&& body) {
     const std::int64_t until = s.end[s.rows - 1];
-    for (std::int64_t begin = s.begin[0] / kKeySplit * kKeySplit; begin < until; begin += kKeySplit) {
-      split<W>(task, s, begin, until < begin + kKeySplit ? until : begin + kKeySplit);
+    for (std::int64_t i = first; i < first + count && i * kKeySplit < until; ++i) {
+      const std::int64_t begin = i * kKeySplit, end = until < begin + kKeySplit ? until : begin + kKeySplit;
+      switch (task.kv.dtype) {
+        case DType::bf16:
+          split<bf16>(task, s, begin, end);
+          break;
+        case DType::f16:
+          split<f16>(task, s, begin, end);
+          break;
+        default:
+          split<float>(task, s, begin, end);
+          break;
+      }
+      body();
     }
-    finish(task, s);
   }
 
   static void run(const ForwardTask& task, std::byte* scratch) {
     if (task.row_begin >= task.row_end) return;
-    switch (task.kv.dtype) {
-      case DType::bf16:
-        return run_as<bf16>(task, scratch);
-      case DType::f16:
-        return run_as<f16>(task, scratch);
-      default:
-        return run_as<float>(task, scratch);
+    const State s = start(task, scratch);
+    for_splits(task, s, s.begin[0] / kKeySplit, task.keys, [&] {
+      for (std::int64_t r = 0; r < s.rows; ++r) {
+        fold_row(s.max[r], V::reduce_add(V::load(s.sum + r * L)), s.acc + r * s.padded, s, r);
+      }
+    });
+    finish(task, s);
+  }
+
+  // A row of a partial result: max, sum, padding to a cache line, acc.
+  static float* partial(const ForwardTask& task, const State& s, std::int64_t split_index, std::int64_t r) {
+    return task.partials + split_index * task.partial_floats() + r * (s.padded + 16);
+  }
+
+  static void run_split(const ForwardTask& task, std::byte* scratch) {
+    const State s = start(task, scratch);
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      float* out = partial(task, s, task.split, r);
+      out[0] = minus_infinity();
+      out[1] = 0.0f;
     }
+    for_splits(task, s, task.split, 1, [&] {
+      for (std::int64_t r = 0; r < s.rows; ++r) {
+        float* out = partial(task, s, task.split, r);
+        out[0] = s.max[r];
+        out[1] = V::reduce_add(V::load(s.sum + r * L));
+        for (std::int64_t d = 0; d < s.padded; d += L)
+          V::store(out + 16 + d, V::load(s.acc + r * s.padded + d));
+      }
+    });
+  }
+
+  static void run_combine(const ForwardTask& task, std::byte* scratch) {
+    const State s = start(task, scratch);
+    for (std::int64_t i = 0; i < task.split; ++i) {
+      for (std::int64_t r = 0; r < s.rows; ++r) {
+        const float* in = partial(task, s, i, r);
+        fold_row(in[0], in[1], in + 16, s, r);
+      }
+    }
+    finish(task, s);
   }
 };
 

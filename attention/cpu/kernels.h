@@ -53,6 +53,26 @@ struct AppendTask {
   std::int64_t position = 0, count = 0;
 };
 
+/// What a mask does to single scores, beyond the range of keys that a query sees. Pointers are the sequence's
+/// own.
+struct ScoreMask {
+  const std::int32_t* document_q = nullptr;  // (Tq)
+  const std::int32_t* document_k = nullptr;  // (Tk)
+  const float* bias = nullptr;               // added; strides below
+  const std::uint8_t* visible = nullptr;     // zero hides; strides below
+  std::ptrdiff_t head = 0, row = 0, key = 0;
+
+  bool any() const noexcept { return document_q != nullptr || bias != nullptr || visible != nullptr; }
+};
+
+/// sdpa.h: Dropout. threshold 0: none.
+struct DropoutRule {
+  std::uint64_t seed = 0;
+  std::uint32_t offset = 0, threshold = 0;
+  std::uint32_t head = 0;  // b · H + the first query head of the task
+  float scale = 1.0f;      // 1 / (1 − p)
+};
+
 /// A decode step gives `heads` consecutive key/value heads to one task: their blocks follow each other in a
 /// page, and memory is read fastest in long runs. They take turns block by block.
 struct ForwardTask {
@@ -72,11 +92,23 @@ struct ForwardTask {
   std::ptrdiff_t out_row = 0, out_head = 0;
   float* lse = nullptr;  // or null
   std::ptrdiff_t lse_row = 0, lse_head = 0;
+  ScoreMask mask;
+  DropoutRule dropout;
+  // Split-KV: forward_split() computes split `split` alone and leaves partial_floats() at partials + split ·
+  // that; forward_combine() folds splits 0 … split − 1 in order and writes out and lse.
+  float* partials = nullptr;
+  std::int64_t split = 0;
+
+  std::int64_t partial_floats() const noexcept {
+    return heads * (row_end - row_begin) * (kv.padded_dim() + 16);
+  }
 };
 
 struct AttentionKernels {
   void (*append)(const AppendTask& task);
   void (*forward)(const ForwardTask& task, std::byte* scratch);
+  void (*forward_split)(const ForwardTask& task, std::byte* scratch);
+  void (*forward_combine)(const ForwardTask& task, std::byte* scratch);
 };
 
 /// The table of `isa`, which must be supported here.

@@ -1,11 +1,10 @@
-#include "attention/cpu/append.h"
-#include "attention/cpu/forward.h"
+#include "attention/cpu/table.h"
 #include "engine/cpu/simd/avx512.h"
 
 namespace inkling::cpu {
 
 const AttentionKernels& attention_kernels_avx512() {
-  static constexpr AttentionKernels kTable{&Append<simd::Avx512>::run, &Forward<simd::Avx512>::run};
+  static constexpr AttentionKernels kTable = make_attention_kernels<simd::Avx512>();
   return kTable;
 }
 

@@ -1,11 +1,10 @@
-#include "attention/cpu/append.h"
-#include "attention/cpu/forward.h"
+#include "attention/cpu/table.h"
 #include "engine/cpu/simd/portable.h"
 
 namespace inkling::cpu {
 
 const AttentionKernels& attention_kernels_portable() {
-  static constexpr AttentionKernels kTable{&Append<simd::Portable>::run, &Forward<simd::Portable>::run};
+  static constexpr AttentionKernels kTable = make_attention_kernels<simd::Portable>();
   return kTable;
 }
 

@@ -1,0 +1,60 @@
+// SdpaProblem: SdpaArgs checked and with the shapes named. Internal to attention/.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "attention/cpu/kernels.h"
+#include "attention/kv_cache.h"
+#include "attention/sdpa.h"
+
+namespace inkling {
+
+struct SdpaProblem {
+  const SdpaArgs& args;
+  std::int64_t batch = 0, heads = 0, kv_heads = 0, group = 0, dim = 0;  // B, H, Hkv, H / Hkv, D
+  DType kv_dtype = DType::f32;
+  float scale = 1.0f;
+
+  /// Throws Error{usage}: op, argument, expected, got.
+  explicit SdpaProblem(const SdpaArgs& arguments);
+
+  bool cached() const noexcept { return !args.cache.empty(); }
+  std::int64_t q_begin(std::int64_t b) const noexcept { return args.cu_q[static_cast<std::size_t>(b)]; }
+  std::int64_t q_length(std::int64_t b) const noexcept { return q_begin(b + 1) - q_begin(b); }
+  std::int64_t k_begin(std::int64_t b) const noexcept {
+    return cached() ? 0 : args.cu_k[static_cast<std::size_t>(b)];
+  }
+  std::int64_t k_length(std::int64_t b) const noexcept {
+    return cached() ? args.cache[static_cast<std::size_t>(b)]->length() : k_begin(b + 1) - k_begin(b);
+  }
+  std::int64_t longest_q() const noexcept;
+  std::int64_t longest_k() const noexcept;
+
+  /// Query i of sequence b sees keys max(0, i + from) … min(Tk, i + until) − 1, less what score_mask() hides.
+  struct Range {
+    std::int64_t from, until;
+  };
+  Range range(std::int64_t b) const noexcept;
+  cpu::ScoreMask score_mask(std::int64_t b, std::int64_t head) const noexcept;
+  cpu::DropoutRule dropout(std::int64_t b, std::int64_t head) const noexcept;
+  /// "B=2 H=12 Hkv=12 D=64 Tq=37 Tk=1024 f32", the longest lengths.
+  std::string describe() const;
+};
+
+/// Row `row`, head `head` of a strided (rows, heads, D) tensor.
+inline std::byte* row_address(const TensorView& view, std::int64_t row, std::int64_t head) noexcept {
+  return static_cast<std::byte*>(view.data) +
+         (row * view.stride[0] + head * view.stride[1]) * static_cast<std::ptrdiff_t>(dtype_size(view.dtype));
+}
+
+// The backends (sdpa_math.cpp, sdpa_tiled.cpp). Arguments are checked and supported.
+void sdpa_math(ExecContext& context, const SdpaProblem& problem);
+void sdpa_flash(ExecContext& context, const SdpaProblem& problem);
+void sdpa_decode(ExecContext& context, const SdpaProblem& problem);
+/// Bytes that the math backend takes for weights.
+std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaProblem& problem);
+/// Most query rows (queries × group) of a sequence that decode takes.
+inline constexpr std::int64_t kDecodeRows = 16;
+
+}  // namespace inkling

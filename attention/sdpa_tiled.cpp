@@ -1,0 +1,179 @@
+// The flash and decode backends: SdpaArgs cut into the tasks of cpu/kernels.h. Keys and values of a cache are
+// read where they lie; packed ones are first copied into blocks of the cache's layout, O(Tk · D) bytes of the
+// context's workspace.
+#include <algorithm>
+#include <vector>
+
+#include "attention/in_order.h"
+#include "attention/sdpa_problem.h"
+#include "engine/exec_context.h"
+
+namespace inkling {
+namespace {
+
+/// Kept with the context, so that a repeated call allocates nothing.
+struct Workspace {
+  Buffer blocks, partials;
+  std::vector<std::int64_t> first_block;  // (B+1) blocks of the sequences before
+
+  static std::byte* sized(Buffer& buffer, std::size_t bytes) {
+    if (buffer.size() < bytes) buffer = Buffer(bytes);
+    return buffer.data();
+  }
+};
+
+class Plan {
+ public:
+  Plan(ExecContext& context, const SdpaProblem& problem)
+      : p_(problem), kernels_(cpu::attention_kernels(context.isa())), work_(context.attached<Workspace>()) {
+    block_bytes_ = static_cast<std::size_t>((p_.dim + (p_.dim + 15) / 16 * 16) * cpu::kKeyBlock) *
+                   dtype_size(p_.kv_dtype);
+    work_.first_block.assign(1, 0);
+    for (std::int64_t b = 0; b < p_.batch; ++b) {
+      work_.first_block.push_back(work_.first_block.back() +
+                                  (p_.k_length(b) + cpu::kKeyBlock - 1) / cpu::kKeyBlock);
+    }
+    if (!p_.cached()) {
+      Workspace::sized(work_.blocks,
+                       static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads) * block_bytes_);
+    }
+    context.pool().reserve_scratch(cpu::forward_scratch_bytes(p_.dim));
+  }
+
+  std::int64_t rows(std::int64_t b) const noexcept { return p_.q_length(b) * p_.group; }
+  std::int64_t row_blocks(std::int64_t b) const noexcept {
+    return (rows(b) + cpu::kQueryRows - 1) / cpu::kQueryRows;
+  }
+  std::int64_t splits(std::int64_t b) const noexcept {
+    return (p_.k_length(b) + cpu::kKeySplit - 1) / cpu::kKeySplit;
+  }
+
+  /// Copies keys begin … end−1 of one head into its blocks; nothing to do for a cache.
+  void pack(std::int64_t b, std::int64_t head, std::int64_t begin, std::int64_t end) const {
+    if (p_.cached() || begin >= end) return;
+    cpu::AppendTask task;
+    task.kv = blocks(b, head);
+    task.k = {row_address(p_.args.k, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.k.stride[0]};
+    task.v = {row_address(p_.args.v, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.v.stride[0]};
+    task.position = begin;
+    task.count = end - begin;
+    kernels_.append(task);
+  }
+
+  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block) const {
+    const std::int64_t first = p_.q_begin(b), q_head = head * p_.group;
+    cpu::ForwardTask task;
+    task.kv = blocks(b, head);
+    task.q = row_address(p_.args.q, first, q_head);
+    task.q_dtype = p_.args.q.dtype;
+    task.q_row = p_.args.q.stride[0];
+    task.q_head = p_.args.q.stride[1];
+    task.group = p_.group;
+    task.row_begin = row_block * cpu::kQueryRows;
+    task.row_end = std::min(task.row_begin + cpu::kQueryRows, rows(b));
+    task.scale = p_.scale;
+    task.keys = p_.k_length(b);
+    const auto [from, until] = p_.range(b);
+    task.see_from = from;
+    task.see_until = until;
+    task.out = row_address(p_.args.out, first, q_head);
+    task.out_dtype = p_.args.out.dtype;
+    task.out_row = p_.args.out.stride[0];
+    task.out_head = p_.args.out.stride[1];
+    if (p_.args.lse.data != nullptr) {
+      task.lse_head = p_.args.lse.stride[0];
+      task.lse_row = p_.args.lse.stride[1];
+      task.lse = static_cast<float*>(p_.args.lse.data) + q_head * task.lse_head + first * task.lse_row;
+    }
+    task.mask = p_.score_mask(b, q_head);
+    task.dropout = p_.dropout(b, q_head);
+    return task;
+  }
+
+ private:
+  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const {
+    cpu::KvBlocks kv;
+    kv.dtype = p_.kv_dtype;
+    kv.head_dim = p_.dim;
+    if (p_.cached()) {
+      const KvSequence& sequence = *p_.args.cache[static_cast<std::size_t>(b)];
+      kv.pages = sequence.pages().data();
+      kv.offset = sequence.pool().shape().offset(p_.args.layer, head);
+    } else {
+      kv.base =
+          work_.blocks.data() + static_cast<std::size_t>(head * work_.first_block.back() +
+                                                         work_.first_block[static_cast<std::size_t>(b)]) *
+                                    block_bytes_;
+      kv.stride = block_bytes_;
+    }
+    return kv;
+  }
+
+  const SdpaProblem& p_;
+  const cpu::AttentionKernels& kernels_;
+  Workspace& work_;
+  std::size_t block_bytes_ = 0;
+};
+
+}  // namespace
+
+void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
+  const Plan plan(context, problem);
+  const auto& kernels = cpu::attention_kernels(context.isa());
+  ThreadPool& pool = context.pool();
+  if (!problem.cached()) {
+    pool.run(problem.batch * problem.kv_heads, [&](std::int64_t i, int) {
+      const std::int64_t b = i / problem.kv_heads;
+      plan.pack(b, i % problem.kv_heads, 0, problem.k_length(b));
+    });
+  }
+  // Sequence by sequence and head by head, so that keys and values stay in cache; in each the last rows
+  // first, which see the most keys of a causal mask.
+  std::int64_t tasks = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) tasks += plan.row_blocks(b) * problem.kv_heads;
+  run_in_order(pool, tasks, [&](std::int64_t i, int worker) {
+    std::int64_t b = 0;
+    for (; i >= plan.row_blocks(b) * problem.kv_heads; ++b) i -= plan.row_blocks(b) * problem.kv_heads;
+    const std::int64_t blocks = plan.row_blocks(b);
+    kernels.forward(plan.forward(b, i / blocks, blocks - 1 - i % blocks), pool.scratch(worker));
+  });
+}
+
+void sdpa_decode(ExecContext& context, const SdpaProblem& problem) {
+  const Plan plan(context, problem);
+  const auto& kernels = cpu::attention_kernels(context.isa());
+  ThreadPool& pool = context.pool();
+  Workspace& work = context.attached<Workspace>();
+  // Every (sequence, head) has room for the longest; a head with no keys at all has no splits and gives
+  // zeros.
+  std::int64_t splits = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) splits = std::max(splits, plan.splits(b));
+  const std::int64_t heads = problem.batch * problem.kv_heads;
+  const std::int64_t padded = (problem.dim + 15) / 16 * 16, room = splits * kDecodeRows * (padded + 16);
+  auto* partials = reinterpret_cast<float*>(
+      Workspace::sized(work.partials, static_cast<std::size_t>(heads * room) * sizeof(float)));
+  const auto task_of = [&](std::int64_t i) {
+    cpu::ForwardTask task = plan.forward(i / problem.kv_heads, i % problem.kv_heads, 0);
+    task.partials = partials + i * room;
+    return task;
+  };
+  pool.run(heads * splits, [&](std::int64_t i, int worker) {
+    const std::int64_t b = i / splits / problem.kv_heads, split = i % splits;
+    if (split >= plan.splits(b) || plan.rows(b) == 0) return;
+    const std::int64_t begin = split * cpu::kKeySplit,
+                       end = std::min(begin + cpu::kKeySplit, problem.k_length(b));
+    plan.pack(b, i / splits % problem.kv_heads, begin, end);
+    cpu::ForwardTask task = task_of(i / splits);
+    task.split = split;
+    kernels.forward_split(task, pool.scratch(worker));
+  });
+  pool.run(heads, [&](std::int64_t i, int worker) {
+    const std::int64_t b = i / problem.kv_heads;
+    if (plan.rows(b) == 0) return;
+    cpu::ForwardTask task = task_of(i);
+    task.split = plan.splits(b);
+    kernels.forward_combine(task, pool.scratch(worker));
+  });
+}
+
+}  // namespace inkling

@@ -1,0 +1,507 @@
+#include "attention/sdpa.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "attention/causal_bias.h"
+#include "attention/kv_cache.h"
+#include "engine/exec_context.h"
+#include "engine/philox.h"
+#include "tests/attention/random.h"
+
+namespace inkling {
+namespace {
+
+using test::close;
+using test::Random;
+
+ExecContext make_context(Isa isa, int threads) {
+  ExecOptions options;
+  options.device = Device::cpu;
+  options.threads = threads;
+  options.isa = isa;
+  return ExecContext(options);
+}
+
+/// Values in a buffer of any float dtype.
+class Data {
+ public:
+  Data() = default;
+  Data(DType dtype, std::initializer_list<std::int64_t> shape) : tensor_(dtype, shape) { fill(NAN); }
+  Data(Random& random, DType dtype, std::initializer_list<std::int64_t> shape, float scale = 1.0f)
+      : tensor_(dtype, shape) {
+    for (std::int64_t i = 0; i < tensor_.numel(); ++i) set(i, random.normal() * scale);
+  }
+  TensorView view() const { return tensor_.view(); }
+  std::int64_t size() const { return tensor_.numel(); }
+  void fill(float value) {
+    for (std::int64_t i = 0; i < size(); ++i) set(i, value);
+  }
+  float get(std::int64_t i) const {
+    const void* data = tensor_.view().data;
+    switch (tensor_.view().dtype) {
+      case DType::bf16:
+        return static_cast<float>(static_cast<const bf16*>(data)[i]);
+      case DType::f16:
+        return static_cast<float>(static_cast<const f16*>(data)[i]);
+      default:
+        return static_cast<const float*>(data)[i];
+    }
+  }
+  void set(std::int64_t i, float value) {
+    void* data = tensor_.view().data;
+    switch (tensor_.view().dtype) {
+      case DType::bf16:
+        static_cast<bf16*>(data)[i] = bf16(value);
+        break;
+      case DType::f16:
+        static_cast<f16*>(data)[i] = f16(value);
+        break;
+      default:
+        static_cast<float*>(data)[i] = value;
+        break;
+    }
+  }
+  bool same_bits(const Data& other) const {
+    return tensor_.nbytes() == other.tensor_.nbytes() &&
+           std::memcmp(view().data, other.view().data, view().nbytes()) == 0;
+  }
+
+ private:
+  Tensor tensor_;
+};
+
+/// A problem that owns its memory.
+struct Problem {
+  DType dtype = DType::f32;
+  std::int64_t heads, kv_heads, dim;
+  std::vector<std::int32_t> cu_q{0}, cu_k{0};
+  Data q, k, v, out, lse, bias;
+  std::vector<std::int32_t> document_q, document_k;
+  Tensor visible;
+  SdpaArgs args;
+
+  Problem(Random& random, DType type, std::int64_t h, std::int64_t hkv, std::int64_t d,
+          std::vector<std::pair<std::int64_t, std::int64_t>> lengths, float q_scale = 1.0f)
+      : dtype(type), heads(h), kv_heads(hkv), dim(d) {
+    for (const auto& [tq, tk] : lengths) {
+      cu_q.push_back(cu_q.back() + static_cast<std::int32_t>(tq));
+      cu_k.push_back(cu_k.back() + static_cast<std::int32_t>(tk));
+    }
+    q = Data(random, dtype, {cu_q.back(), heads, dim}, q_scale);
+    k = Data(random, dtype, {cu_k.back(), kv_heads, dim});
+    v = Data(random, dtype, {cu_k.back(), kv_heads, dim});
+    out = Data(dtype, {cu_q.back(), heads, dim});
+    lse = Data(DType::f32, {heads, cu_q.back()});
+    args.q = q.view();
+    args.k = k.view();
+    args.v = v.view();
+    args.out = out.view();
+    args.lse = lse.view();
+    args.cu_q = cu_q;
+    args.cu_k = cu_k;
+  }
+  Problem(const Problem&) = delete;
+
+  std::int64_t batch() const { return static_cast<std::int64_t>(cu_q.size()) - 1; }
+
+  void set_mask(Random& random, MaskKind kind, bool per_batch) {
+    args.mask = {};
+    args.mask.kind = kind;
+    std::int64_t tq = 1, tk = 1;
+    for (std::size_t b = 0; b + 1 < cu_q.size(); ++b) {
+      tq = std::max<std::int64_t>(tq, cu_q[b + 1] - cu_q[b]);
+      tk = std::max<std::int64_t>(tk, cu_k[b + 1] - cu_k[b]);
+    }
+    const std::int64_t nb = per_batch ? batch() : 1, nh = per_batch ? heads : 1;
+    if (kind == MaskKind::sliding_window) {
+      args.mask.left = random.integer(0, 100);
+      args.mask.right = random.integer(0, 20);
+    }
+    if (kind == MaskKind::document) {
+      args.mask.right = 0;
+      document_q.resize(static_cast<std::size_t>(cu_q.back()));
+      document_k.resize(static_cast<std::size_t>(cu_k.back()));
+      for (auto& x : document_q) x = static_cast<std::int32_t>(random.integer(0, 2));
+      for (auto& x : document_k) x = static_cast<std::int32_t>(random.integer(0, 2));
+      args.mask.document_q = document_q;
+      args.mask.document_k = document_k;
+    }
+    if (kind == MaskKind::additive_bias) {
+      bias = Data(random, DType::f32, {nb, nh, tq, tk});
+      for (std::int64_t i = 0; i < bias.size(); i += 7) bias.set(i, -INFINITY);
+      args.mask.bias = bias.view();
+    }
+    if (kind == MaskKind::boolean) {
+      visible = Tensor(DType::boolean, {nb, nh, tq, tk});
+      auto* bytes = static_cast<std::uint8_t*>(visible.view().data);
+      for (std::int64_t i = 0; i < visible.numel(); ++i) bytes[i] = random.integer(0, 3) != 0;
+      std::memset(bytes, 0, static_cast<std::size_t>(tk));  // the first query of all sees nothing
+      args.mask.bias = visible.view();
+    }
+  }
+
+  /// Is key j visible to query i of sequence b? Written from the contract alone.
+  bool sees(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    const auto s = static_cast<std::size_t>(b);
+    const std::int64_t tq = cu_q[s + 1] - cu_q[s], tk = cu_k[s + 1] - cu_k[s], p = i + tk - tq;
+    const Mask& mask = args.mask;
+    switch (mask.kind) {
+      case MaskKind::none:
+      case MaskKind::additive_bias:
+        return true;
+      case MaskKind::causal_upper_left:
+        return j <= i;
+      case MaskKind::causal_lower_right:
+        return j <= p;
+      case MaskKind::sliding_window:
+        return p - mask.left <= j && j <= p + mask.right;
+      case MaskKind::document:
+        return p - mask.left <= j && j <= p + mask.right &&
+               document_q[static_cast<std::size_t>(cu_q[s] + i)] ==
+                   document_k[static_cast<std::size_t>(cu_k[s] + j)];
+      case MaskKind::boolean:
+        return static_cast<const std::uint8_t*>(visible.view().data)[bias_index(b, h, i, j)] != 0;
+    }
+    return false;
+  }
+  std::int64_t bias_index(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    const TensorView& view = args.mask.bias;
+    return (((view.shape[0] == 1 ? 0 : b) * view.shape[1] + (view.shape[1] == 1 ? 0 : h)) * view.shape[2] +
+            i) *
+               view.shape[3] +
+           j;
+  }
+
+  /// Attention in f64 from the contract; returns the largest error of out and of lse.
+  std::pair<double, double> errors() const {
+    double worst_out = 0, worst_lse = 0;
+    const double scale = args.scale ? double{*args.scale} : 1.0 / std::sqrt(static_cast<double>(dim));
+    for (std::int64_t b = 0; b < batch(); ++b) {
+      const auto s = static_cast<std::size_t>(b);
+      const std::int64_t tk = cu_k[s + 1] - cu_k[s];
+      for (std::int64_t i = 0; i < cu_q[s + 1] - cu_q[s]; ++i) {
+        for (std::int64_t h = 0; h < heads; ++h) {
+          std::vector<double> p(static_cast<std::size_t>(tk), -INFINITY);
+          double top = -INFINITY, sum = 0;
+          for (std::int64_t j = 0; j < tk; ++j) {
+            if (!sees(b, h, i, j)) continue;
+            double dot = 0;
+            for (std::int64_t d = 0; d < dim; ++d)
+              dot += double{q_at(b, i, h, d)} * double{kv_at(k, b, j, h, d)};
+            dot *= scale;
+            if (args.mask.kind == MaskKind::additive_bias) dot += double{bias.get(bias_index(b, h, i, j))};
+            p[static_cast<std::size_t>(j)] = dot;
+            top = std::max(top, dot);
+          }
+          const double reference = std::isinf(top) ? 0 : top;
+          for (double& x : p) sum += x = std::exp(x - reference);
+          const double want_lse = sum == 0 ? -INFINITY : reference + std::log(sum);
+          const double got_lse = double{lse.get(h * cu_q.back() + cu_q[s] + i)};
+          worst_lse = std::max(worst_lse, std::isinf(want_lse) ? (got_lse == want_lse ? 0.0 : INFINITY)
+                                                               : std::fabs(got_lse - want_lse));
+          for (std::int64_t d = 0; d < dim; ++d) {
+            double want = 0;
+            for (std::int64_t j = 0; j < tk; ++j) {
+              if (p[static_cast<std::size_t>(j)] == 0) continue;
+              want += p[static_cast<std::size_t>(j)] / sum * keep(b, h, i, j) * double{kv_at(v, b, j, h, d)};
+            }
+            const double got = double{out.get(((cu_q[s] + i) * heads + h) * dim + d)};
+            worst_out = std::isfinite(got) ? std::max(worst_out, std::fabs(got - want)) : INFINITY;
+          }
+        }
+      }
+    }
+    return {worst_out, worst_lse};
+  }
+  float q_at(std::int64_t b, std::int64_t i, std::int64_t h, std::int64_t d) const {
+    return q.get(((cu_q[static_cast<std::size_t>(b)] + i) * heads + h) * dim + d);
+  }
+  float kv_at(const Data& data, std::int64_t b, std::int64_t j, std::int64_t h, std::int64_t d) const {
+    return data.get(((cu_k[static_cast<std::size_t>(b)] + j) * kv_heads + h / (heads / kv_heads)) * dim + d);
+  }
+  double keep(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    if (args.dropout.p == 0) return 1;
+    const PhiloxWords words = philox({static_cast<std::uint32_t>(j / 4), static_cast<std::uint32_t>(i),
+                                      static_cast<std::uint32_t>(b * heads + h), args.dropout.offset},
+                                     args.dropout.seed);
+    const auto threshold = static_cast<std::uint32_t>(std::floor(double{args.dropout.p} * 4294967296.0));
+    return words[static_cast<std::size_t>(j % 4)] >= threshold ? 1.0 / (1.0 - double{args.dropout.p}) : 0.0;
+  }
+};
+
+constexpr MaskKind kMasks[] = {
+    MaskKind::none,           MaskKind::causal_upper_left, MaskKind::causal_lower_right,
+    MaskKind::sliding_window, MaskKind::document,          MaskKind::additive_bias,
+    MaskKind::boolean};
+
+double tolerance(DType out) {
+  return out == DType::f32 ? 2e-5 : out == DType::f16 ? 3e-3 : 2e-2;
+}
+
+void check_backend(ExecContext& context, Problem& problem, SdpaBackend backend) {
+  problem.out.fill(NAN);
+  problem.lse.fill(NAN);
+  SdpaScope scope(context, {backend});
+  CHECK(sdpa(context, problem.args) == backend);
+  const auto [out, lse] = problem.errors();
+  CHECK(out < tolerance(problem.dtype));
+  CHECK(lse < 1e-4);
+}
+
+TEST_CASE("every backend, dtype, mask, alignment and head dim against f64") {
+  for (const Isa isa : supported_isas()) {
+    ExecContext context = make_context(isa, 2);
+    Random random(static_cast<std::uint64_t>(isa));
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      for (const std::int64_t dim : {8, 32, 40, 64, 80, 96, 128, 256}) {
+        // Lengths 0 and 1, Tq < Tk, Tq > Tk, Hkv < H.
+        Problem problem(random, dtype, 4,
+                        dim == 64   ? 1
+                        : dim == 40 ? 2
+                                    : 4,
+                        dim, {{3, 70}, {0, 5}, {1, 1}, {4, 0}, {3, 2}, {2, 130}});
+        for (const MaskKind kind : kMasks) {
+          problem.set_mask(random, kind, dim % 3 == 2);
+          for (const SdpaBackend backend : {SdpaBackend::math, SdpaBackend::flash, SdpaBackend::decode}) {
+            INFO(isa_name(isa), " ", dtype_name(dtype), " D=", dim, " ", mask_kind_name(kind), " ",
+                 sdpa_backend_name(backend));
+            check_backend(context, problem, backend);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every length modulo 128, and lengths beyond a split") {
+  ExecContext context = make_context(supported_isas().back(), 2);
+  Random random(1);
+  for (std::int64_t t = 1; t <= 129; ++t) {
+    Problem problem(random, DType::f32, 1, 1, 16, {{t, t}, {t, t + 7}, {t + 3, t}});
+    problem.set_mask(random, kMasks[static_cast<std::size_t>(t) % 7], false);
+    INFO("T=", t, " ", mask_kind_name(problem.args.mask.kind));
+    check_backend(context, problem, SdpaBackend::flash);
+  }
+  for (const MaskKind kind : kMasks) {
+    Problem problem(random, DType::bf16, 2, 1, 24, {{5, 1100}, {8, 512}, {1, 513}});
+    problem.set_mask(random, kind, true);
+    INFO(mask_kind_name(kind));
+    check_backend(context, problem, SdpaBackend::flash);
+    check_backend(context, problem, SdpaBackend::decode);
+  }
+}
+
+TEST_CASE("flash and decode give the same bits, for any threads and batch") {
+  for (const Isa isa : supported_isas()) {
+    Random random(9);
+    for (const MaskKind kind : kMasks) {
+      INFO(isa_name(isa), " ", mask_kind_name(kind));
+      Problem problem(random, DType::f32, 4, 2, 40, {{7, 700}, {1, 90}, {8, 8}, {3, 1030}}, 2.0f);
+      problem.set_mask(random, kind, false);
+      problem.args.dropout = {0.25f, 99, 7};
+      ExecContext one = make_context(isa, 1), three = make_context(isa, 3);
+      Data reference(DType::f32, {problem.cu_q.back(), 4, 40}), lse(DType::f32, {4, problem.cu_q.back()});
+      SdpaArgs args = problem.args;
+      args.out = reference.view();
+      args.lse = lse.view();
+      CHECK(sdpa(one, args) == SdpaBackend::decode);
+      for (const SdpaBackend backend : {SdpaBackend::flash, SdpaBackend::decode}) {
+        SdpaScope scope(three, {backend});
+        problem.out.fill(NAN);
+        sdpa(three, problem.args);
+        CHECK(problem.out.same_bits(reference));
+        CHECK(problem.lse.same_bits(lse));
+      }
+    }
+  }
+}
+
+TEST_CASE("a cache and packed keys give the same bits") {
+  for (const Isa isa : supported_isas()) {
+    ExecContext context = make_context(isa, 2);
+    Random random(2);
+    Problem problem(random, DType::f32, 2, 2, 20, {{2, 100}, {1, 600}});
+    problem.set_mask(random, MaskKind::causal_lower_right, false);
+    KvPool pool({1, 2, 20, DType::f32});
+    std::vector<KvSequence> sequences;
+    std::vector<const KvSequence*> pointers;
+    for (std::size_t b = 0; b < 2; ++b) {
+      KvSequence& s = sequences.emplace_back(pool);
+      const std::int64_t tk = problem.cu_k[b + 1] - problem.cu_k[b];
+      s.reserve(tk);
+      for (std::int64_t t = 0; t < tk; ++t) {
+        for (std::int64_t h = 0; h < 2; ++h) {
+          auto* head = reinterpret_cast<float*>(s.pages()[static_cast<std::size_t>(t / 64)] +
+                                                pool.shape().offset(0, h));
+          for (std::int64_t d = 0; d < 32; ++d) {
+            const auto bb = static_cast<std::int64_t>(b);
+            if (d < 20) head[d * 64 + t % 64] = problem.kv_at(problem.k, bb, t, h, d);
+            head[20 * 64 + t % 64 * 32 + d] = d < 20 ? problem.kv_at(problem.v, bb, t, h, d) : 0.0f;
+          }
+        }
+      }
+      s.advance(tk);
+    }
+    for (const KvSequence& s : sequences) pointers.push_back(&s);
+    for (const SdpaBackend backend : {SdpaBackend::math, SdpaBackend::flash, SdpaBackend::decode}) {
+      SdpaScope scope(context, {backend});
+      sdpa(context, problem.args);
+      Data out(DType::f32, {3, 2, 20});
+      SdpaArgs args = problem.args;
+      args.k = args.v = TensorView();
+      args.cu_k = {};
+      args.cache = pointers;
+      args.out = out.view();
+      sdpa(context, args);
+      CHECK(out.same_bits(problem.out));
+    }
+  }
+}
+
+TEST_CASE("dropout draws the documented mask and the exact rate") {
+  for (const Isa isa : supported_isas()) {
+    ExecContext context = make_context(isa, 2);
+    Random random(8);
+    Problem problem(random, DType::f32, 2, 1, 16, {{70, 131}, {5, 64}});
+    problem.set_mask(random, MaskKind::causal_lower_right, false);
+    problem.args.dropout = {0.1f, 0x123456789abcdefull, 42};
+    check_backend(context, problem, SdpaBackend::flash);
+    check_backend(context, problem, SdpaBackend::math);
+  }
+  std::int64_t kept = 0;
+  constexpr std::int64_t kDraws = 1 << 20;
+  for (std::uint32_t i = 0; i < kDraws / 4; ++i) {
+    for (const std::uint32_t word : philox({i % 256, i / 256, 5, 0}, 3)) {
+      kept += word >= static_cast<std::uint32_t>(0.1 * 4294967296.0);
+    }
+  }
+  CHECK(std::fabs(static_cast<double>(kept) / kDraws - 0.9) < 4 * std::sqrt(0.09 / kDraws));
+}
+
+TEST_CASE("adversarial scores") {
+  for (const Isa isa : supported_isas()) {
+    ExecContext context = make_context(isa, 1);
+    Random random(6);
+    Problem huge(random, DType::f32, 1, 1, 8, {{40, 300}}, 4000.0f);
+    for (const SdpaBackend backend : {SdpaBackend::flash, SdpaBackend::math}) {
+      SdpaScope scope(context, {backend});
+      sdpa(context, huge.args);
+      CHECK(huge.errors().first < 5e-3);
+    }
+    Problem hidden(random, DType::f32, 1, 1, 8, {{40, 300}});
+    hidden.set_mask(random, MaskKind::additive_bias, false);
+    hidden.bias.fill(-INFINITY);
+    for (const SdpaBackend backend : {SdpaBackend::flash, SdpaBackend::math}) {
+      SdpaScope scope(context, {backend});
+      hidden.out.fill(NAN);
+      sdpa(context, hidden.args);
+      CHECK(hidden.errors() == std::pair{0.0, 0.0});
+    }
+  }
+}
+
+TEST_CASE("choose() names the backend and why not the others") {
+  ExecContext context = make_context(Isa::portable, 2);
+  Random random(1);
+  Problem few(random, DType::f32, 2, 1, 8, {{8, 50}}), many(random, DType::f32, 2, 1, 8, {{9, 50}});
+  CHECK(choose(context, few.args).backend == SdpaBackend::decode);
+  const SdpaChoice choice = choose(context, many.args);
+  CHECK(choice.backend == SdpaBackend::flash);
+  REQUIRE(choice.refused.size() == 2);
+  CHECK(choice.refused[0].backend == SdpaBackend::decode);
+  CHECK(choice.refused[0].reason == "Tq · H/Hkv = 9 · 2 = 18 query rows, at most 16");
+  CHECK(choice.refused[1].reason == "flash comes first");
+  {
+    SdpaScope scope(context, {SdpaBackend::math, SdpaBackend::flash});
+    CHECK(choose(context, many.args).backend == SdpaBackend::math);
+    {
+      SdpaScope inner(context, SdpaPolicy{{SdpaBackend::math}, 1000});
+      CHECK_FALSE(choose(context, many.args).backend.has_value());
+      CHECK_FALSE(supports(context, SdpaBackend::math, many.args).ok);
+      std::string message;
+      try {
+        sdpa(context, many.args);
+      } catch (const Error& error) {
+        message = error.what();
+      }
+      CHECK(message.find("memory_limit") != std::string::npos);
+      CHECK(message.find("Tq=9") != std::string::npos);
+      CHECK(message.find("not among the backends") != std::string::npos);
+    }
+    CHECK(sdpa_policy(context).order.size() == 2);
+  }
+  CHECK(sdpa_policy(context).order.size() == 3);
+  CHECK(parse_sdpa_backend("flash") == SdpaBackend::flash);
+  CHECK_FALSE(parse_sdpa_backend("efficient").has_value());
+}
+
+TEST_CASE("wrong arguments are refused with their name") {
+  ExecContext context = make_context(Isa::portable, 1);
+  Random random(1);
+  Problem good(random, DType::f32, 4, 2, 8, {{3, 5}});
+  const auto refusal = [&](const SdpaArgs& args) -> std::string {
+    try {
+      sdpa(context, args);
+    } catch (const Error& error) {
+      CHECK(error.code() == Code::usage);
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(refusal(good.args).empty());
+  SdpaArgs bad = good.args;
+  bad.k.shape[1] = bad.v.shape[1] = 3;
+  CHECK(refusal(bad).find("k:") != std::string::npos);
+  bad = good.args;
+  bad.dropout.p = 1.0f;
+  CHECK(refusal(bad).find("dropout") != std::string::npos);
+  bad = good.args;
+  const std::int32_t wrong[] = {0, 4};
+  bad.cu_k = wrong;
+  CHECK(refusal(bad).find("cu_k") != std::string::npos);
+  bad = good.args;
+  bad.mask.kind = MaskKind::additive_bias;
+  CHECK(refusal(bad).find("mask.bias") != std::string::npos);
+  bad = good.args;
+  bad.mask.kind = MaskKind::document;
+  CHECK(refusal(bad).find("document") != std::string::npos);
+  bad = good.args;
+  bad.lse.shape[0] = 3;
+  CHECK(refusal(bad).find("lse") != std::string::npos);
+}
+
+TEST_CASE("causal biases print, compare and differ when Tq ≠ Tk") {
+  CHECK(causal_upper_left(2, 5).to_string() == "1 0 0 0 0\n1 1 0 0 0\n");
+  CHECK(causal_lower_right(2, 5).to_string() == "1 1 1 1 0\n1 1 1 1 1\n");
+  CHECK(causal_lower_right(3, 2).to_string() == "0 0\n1 0\n1 1\n");
+  CHECK(causal_upper_left(4, 4) == causal_lower_right(4, 4));
+  CHECK_FALSE(causal_upper_left(2, 10) == causal_lower_right(2, 10));
+  CHECK_FALSE(causal_upper_left(2, 10) == causal_upper_left(2, 11));
+  CHECK_THROWS_AS(causal_upper_left(-1, 2), Error);
+
+  // The tutorial's example: 2 queries, 10 keys.
+  ExecContext context = make_context(supported_isas().back(), 1);
+  Random random(5);
+  Problem upper(random, DType::f32, 2, 2, 16, {{2, 10}});
+  Data lower(DType::f32, {2, 2, 16}), upper_again(DType::f32, {2, 2, 16});
+  upper.args.mask = causal_upper_left(2, 10).mask();
+  sdpa(context, upper.args);
+  SdpaArgs args = upper.args;
+  args.out = upper_again.view();
+  args.mask.kind = MaskKind::causal_upper_left;
+  sdpa(context, args);
+  CHECK(upper_again.same_bits(upper.out));
+  args.out = lower.view();
+  args.mask = causal_lower_right(2, 10).mask();
+  sdpa(context, args);
+  CHECK_FALSE(lower.same_bits(upper.out));
+}
+
+}  // namespace
+}  // namespace inkling
