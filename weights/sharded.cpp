@@ -43,8 +43,7 @@ Result<void> read_weight_map(const JsonValue& root, std::string_view name, Shard
     index.shards.push_back(*shard);
   }
   std::ranges::sort(index.shards);
-  const auto repeats = std::ranges::unique(index.shards);
-  index.shards.erase(repeats.begin(), repeats.end());
+  index.shards.erase(std::unique(index.shards.begin(), index.shards.end()), index.shards.end());
   if (index.shards.size() > kMaxShards) {
     return malformed(name, "weight_map", "at most " + std::to_string(kMaxShards) + " files",
                      std::to_string(index.shards.size()));
