@@ -69,6 +69,7 @@ void Generator::check_fit(GenerationRequest& request, std::int64_t& dropped) con
   switch (request.overflow) {
     case Overflow::error:
       refuse("; ask for fewer tokens, or for overflow truncate-left or slide");
+      break;
     case Overflow::truncate_left:
       if (fresh > context_length_) refuse("; not even an empty prompt leaves room");
       keep = context_length_ - fresh + 1;
