@@ -267,7 +267,8 @@ Result<ModelConfig> parse_config_json(std::string_view text, std::string_view na
     const JsonValue* args = root->find("model_args");
     if (args != nullptr && args->object() == nullptr)
       return malformed(name, "model_args", "an object", args->describe());
-    const bool nano_gpt = args != nullptr || root->find("block_size") != nullptr;
+    const bool nano_gpt =
+        args != nullptr || (root->find("block_size") != nullptr && root->find("model_type") == nullptr);
     const Fields fields(args != nullptr ? *args : *root, name);
     ModelConfig config = nano_gpt ? read_nano_gpt(fields) : read_hugging_face(fields);
     drop_foreign_ids(config);

@@ -124,8 +124,9 @@ class Matcher {
     if (layer && std::ranges::find(kIgnored, layer->rest) != kIgnored.end()) return;
     if (layer) layers_found_ = std::max(layers_found_, layer->layer + 1);
     const auto [at, fresh] = slots_.try_emplace(std::string(name), &tensor);
-    if (!fresh)
+    if (!fresh) {
       problem(tensor.name, "one tensor of that meaning", "also " + weights::shown(at->second->name));
+    }
     if (name.ends_with(".bias")) biases_.emplace(layer ? layer->rest : name);
   }
 

@@ -25,7 +25,6 @@ inline const std::vector<std::string> kNoIntegers = {
     "18446744073709551615",
     "18446744073709551616",
     "-9223372036854775808",
-    "1e400",
     "null",
     "true",
     "\"1\"",
@@ -33,13 +32,11 @@ inline const std::vector<std::string> kNoIntegers = {
     "[]",
     "[1]",
     "{}",
-    "NaN",
-    "Infinity",
-    "0x10",
-    "01",
-    "+1",
-    "1_000",
-    "",
+};
+
+/// Almost numbers, but no JSON.
+inline const std::vector<std::string> kNoJson = {
+    "NaN", "Infinity", "-Infinity", "1e400", "0x10", "01", "+1", "1_000", ".5", "1.", "-", "",
 };
 
 /// JSON values that are no string.
@@ -76,6 +73,14 @@ inline std::string repeated(std::string_view piece, std::size_t times) {
   std::string text;
   for (std::size_t i = 0; i < times; ++i) text += piece;
   return text;
+}
+
+/// `depth` lists or objects within each other, whole and well-formed.
+inline std::string nested_lists(std::size_t depth) {
+  return repeated("[", depth) + repeated("]", depth);
+}
+inline std::string nested_objects(std::size_t depth) {
+  return repeated("{\"x\":", depth) + "1" + repeated("}", depth);
 }
 
 }  // namespace inkling::test

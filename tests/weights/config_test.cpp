@@ -88,82 +88,93 @@ TEST_CASE("to_config_json and back is the identity") {
   for (const ModelConfig& config : configs) CHECK(good_config(to_config_json(config)) == config);
 }
 
-BadFiles bad_configs() {
-  BadFiles bad;
-  const auto add = [&bad](const std::string& text, const std::string& field) {
-    bad.push_back({text, text, field});
-  };
+// Collects texts that parse_config_json() must refuse.
+struct BadConfigs {
+  BadFiles files;
+  void add(const std::string& text, const std::string& field) { files.push_back({text, text, field}); }
+  /// config.json with one more setting: "key": value.
+  void add_setting(const std::string& key, const std::string& value) {
+    add(with(kHuggingFace, "{", "{\"" + key + "\": " + value + ","), key);
+  }
+};
+
+void break_text(BadConfigs& bad) {
   for (const std::string& good : {kHuggingFace, kNanoGpt}) {
-    for (std::size_t size = 0; size < good.size(); ++size) add(good.substr(0, size), "");
+    for (std::size_t size = 0; size < good.size(); ++size) bad.add(good.substr(0, size), "");
     for (std::size_t at = 0; at < good.size(); at += 3) {
       for (const char byte : {'\0', '\xff'}) {
         std::string text = good;
         text[at] = byte;
-        add(text, "");
+        bad.add(text, "");
       }
     }
   }
-  const std::pair<std::string, std::string> integers[] = {{"vocab_size", "50257"},
-                                                          {"n_positions", "1024"},
-                                                          {"n_embd", "768"},
-                                                          {"n_head", "12"},
-                                                          {"n_layer", "11"}};
+  for (const char* text : {"[]", "null", "1", "\"gpt2\"", "", " ", "{}", "[{}]", "{\"model_args\": {}}"}) {
+    bad.add(text, "");
+  }
+  for (const std::size_t depth : {32u, 1000u, 100'000u}) {
+    for (const std::string& deep : {nested_lists(depth), nested_objects(depth)}) {
+      bad.add(with(kHuggingFace, "{", "{\"deep\": " + deep + ","), "nesting");
+    }
+  }
+  for (const std::string& sequence : kNoUtf8) bad.add(with(kHuggingFace, "cls_index", sequence), "");
+  bad.add(kHuggingFace + std::string(kMaxConfigBytes, ' '), "size");
+}
+
+void break_extents(BadConfigs& bad) {
+  const std::pair<std::string, std::string> extents[] = {{"vocab_size", "50257"},
+                                                         {"n_positions", "1024"},
+                                                         {"n_embd", "768"},
+                                                         {"n_head", "12"},
+                                                         {"n_layer", "11"}};
   // Without n_ctx, which may stand in for n_positions.
   const std::string whole = with(kHuggingFace, "\"n_ctx\": 1023, ", "");
-  for (const auto& [field, good] : integers) {
-    const std::string member = "\"" + field + "\": ";
-    std::vector<std::string> values = kNoIntegers;
-    for (const char* value : {"0", "9223372036854775807", "16777217", "-9223372036854775807"})
-      values.emplace_back(value);
-    for (const std::string& value : values) {
-      const bool is_json = !value.empty() &&
-                           std::string_view("NI0+").find(value[0]) == std::string_view::npos &&
-                           value != "1e400" && value != "1_000";
-      add(with(whole, member + good, member + value), is_json ? field : "");
+  for (const auto& [field, good] : extents) {
+    const std::string key = "\"" + field + "\": ", member = key + good;
+    for (const std::string& value : kNoIntegers) bad.add(with(whole, member, key + value), field);
+    for (const std::string& value : kNoJson) bad.add(with(whole, member, key + value), "JSON");
+    for (const char* value : {"0", "9223372036854775807", "16777217", "-9223372036854775807"}) {
+      bad.add(with(whole, member, key + value), field);
     }
-    add(with(whole, member + good, "\"x\": 1"), field);
-    add(with(whole, member + good, member + good + ", " + member + good), field);
+    bad.add(with(whole, member, "\"x\": 1"), field);
+    bad.add(with(whole, member, member + ", " + member), field);
   }
-  add(with(kHuggingFace, "\"n_head\": 12", "\"n_head\": 7"), "n_head");
+  bad.add(with(kHuggingFace, "\"n_head\": 12", "\"n_head\": 7"), "n_head");
+  for (const char* value : {"-1", "1048577", "2.5", "\"4\""}) bad.add_setting("n_inner", value);
+  bad.add(with(kNanoGpt, "\"vocab_size\": 65", "\"vocab_size\": null"), "vocab_size");
+}
+
+void break_settings(BadConfigs& bad) {
   for (const char* value : {"0", "-1", "\"1e-5\"", "1e-60", "1e60", "true", "[]"}) {
-    add(with(kHuggingFace, "1e-05", value), "layer_norm_epsilon");
+    bad.add(with(kHuggingFace, "1e-05", value), "layer_norm_epsilon");
   }
   for (const char* value : {"\"gelu_fast\"", "\"GELU\"", "\"gelu_new \"", "\"swish\"", "\"\"", "1",
                             "[\"gelu\"]", "\"\\u0000\""}) {
-    add(with(kHuggingFace, "\"gelu_new\"", value), "activation_function");
+    bad.add(with(kHuggingFace, "\"gelu_new\"", value), "activation_function");
   }
   for (const char* value : {"\"llama\"", "\"GPT2\"", "\"\"", "2", "[]"}) {
-    add(with(kHuggingFace, "\"gpt2\"", value), "model_type");
+    bad.add(with(kHuggingFace, "\"gpt2\"", value), "model_type");
   }
-  for (const std::string field : {"scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn",
-                                  "add_cross_attention", "is_encoder_decoder"}) {
-    for (const char* value : {"true", "1", "\"false\"", "{}"}) {
-      add(with(kHuggingFace, "{", "{\"" + field + "\": " + value + ","), field);
-    }
+  for (const char* key : {"scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention",
+                          "is_encoder_decoder"}) {
+    for (const char* value : {"true", "1", "\"false\"", "{}"}) bad.add_setting(key, value);
   }
-  for (const std::string setting :
-       {"\"scale_attn_weights\": false", "\"scale_attn_weights\": 0", "\"quantization_config\": {}",
-        "\"pruned_heads\": {\"0\": [1]}", "\"bias\": 1", "\"tie_word_embeddings\": \"yes\"",
-        "\"bos_token_id\": -1, \"x\": 0", "\"n_inner\": -1", "\"n_inner\": 1048577", "\"n_inner\": 2.5",
-        "\"model_args\": 3", "\"block_size\": 1025"}) {
-    std::string text = with(kHuggingFace, "\"bos_token_id\": 50256, ", "");
-    const std::string field = setting.substr(1, setting.find('"', 1) - 1);
-    // A block_size makes it nanoGPT's: all fields are there, and 7 heads do not divide 768.
-    if (field == "block_size") text = with(text, "\"n_head\": 12", "\"n_head\": 7");
-    add(with(text, "{", "{" + setting + ","), field == "block_size" ? "n_head" : field);
-  }
-  for (const char* value : {"-0.1", "1.5", "\"0\"", "[]"}) add(with(kNanoGpt, "0.2", value), "dropout");
-  add(with(kNanoGpt, "\"vocab_size\": 65", "\"vocab_size\": null"), "vocab_size");
-  for (const char* text : {"[]", "null", "1", "\"gpt2\"", "", " ", "{}", "[{}]", "{\"model_args\": {}}"})
-    add(text, "");
-  for (const std::size_t depth : {33u, 1000u, 100'000u}) {
-    for (const char* open : {"[", "{\"x\":"}) {
-      add(with(kHuggingFace, "{", "{\"deep\": " + repeated(open, depth) + ","), "");
-    }
-  }
-  for (const std::string& sequence : kNoUtf8) add(with(kHuggingFace, "cls_index", sequence), "");
-  add(kHuggingFace + std::string(kMaxConfigBytes, ' '), "size");
-  return bad;
+  for (const char* value : {"false", "0", "\"true\""}) bad.add_setting("scale_attn_weights", value);
+  bad.add_setting("quantization_config", "{}");
+  for (const char* value : {"{\"0\": [1]}", "[]", "1"}) bad.add_setting("pruned_heads", value);
+  bad.add_setting("bias", "1");
+  bad.add_setting("tie_word_embeddings", "\"yes\"");
+  bad.add_setting("model_args", "3");
+  bad.add(with(kHuggingFace, "50256", "-1"), "bos_token_id");
+  for (const char* value : {"-0.1", "1.5", "\"0\"", "[]"}) bad.add(with(kNanoGpt, "0.2", value), "dropout");
+}
+
+BadFiles bad_configs() {
+  BadConfigs bad;
+  break_text(bad);
+  break_extents(bad);
+  break_settings(bad);
+  return std::move(bad.files);
 }
 
 TEST_CASE("every broken config.json is refused, its field named") {

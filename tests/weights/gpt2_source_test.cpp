@@ -187,7 +187,8 @@ TEST_CASE("unexpected and doubled tensors are named") {
   for (const std::string name :
        {"transformer.h.2.ln_1.weight", "transformer.h.0.ln_3.weight", "extra", "",
         "transformer.h.0.crossattention.q_attn.weight", "transformer.h.00.ln_1.weight",
-        "transformer.h.-1.ln_1.weight", "transformer.h..ln_1.weight", "transformer.h.99999999999999999999.x",
+        "transformer.h.00.attn.bias", "transformer.h.-1.attn.bias", "transformer.h.-1.ln_1.weight",
+        "transformer.h..ln_1.weight", "transformer.h.99999999999999999999.x",
         "transformer.h.4096.ln_1.weight", "score.weight", "encoder.wte.weight"}) {
     check_refused([&](TinyModel& m) { m.add(name, {4}); }, name + ": expected no such tensor");
   }

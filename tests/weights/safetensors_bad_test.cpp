@@ -84,6 +84,7 @@ BadFiles wrong_fields() {
     std::vector<std::string> values = {"0",         "7", "255", "9223372036854775807", "4611686018427387904",
                                        "4294967296"};
     values.insert(values.end(), kNoIntegers.begin(), kNoIntegers.end());
+    values.insert(values.end(), kNoJson.begin(), kNoJson.end());
     for (const auto part : numbers) {
       for (const std::string& value : values) {
         if (kGood[i].*part != value) broken(part, value, "");
@@ -103,6 +104,9 @@ BadFiles wrong_fields() {
       bad.push_back(
           {name + ".shape = " + value, file_of(with(kHeader, good, with(good, shape, value))), name});
     }
+    const std::string flat = "[" + kGood[i].rows + "," + kGood[i].columns + ",1,1,1]";
+    bad.push_back(
+        {name + " of rank 5", file_of(with(kHeader, good, with(good, shape, flat))), name + ".shape"});
     const std::string offsets = "[" + kGood[i].begin + "," + kGood[i].end + "]";
     for (const char* value : {"0", "null", "\"\"", "{}", "[]", "[0]", "[0,8,16]", "[[0,8]]"}) {
       bad.push_back({name + ".data_offsets = " + value,
@@ -137,6 +141,20 @@ BadFiles wrong_tilings() {
       std::swap(entries[i].begin, entries[j].begin);
       std::swap(entries[i].end, entries[j].end);
       bad.push_back({"offsets swapped", file_of(header_of(entries)), "data_offsets"});
+    }
+  }
+  return bad;
+}
+
+// A fourth tensor over bytes that have an owner.
+BadFiles overlaps() {
+  BadFiles bad;
+  for (std::size_t begin = 0; begin < kData.size(); ++begin) {
+    for (std::size_t end = begin + 1; end <= kData.size(); ++end) {
+      const Entry extra{
+          "d", "\"U8\"", std::to_string(end - begin), "1", std::to_string(begin), std::to_string(end)};
+      const std::string header = with(kHeader, "\"c\":", text_of(extra) + ",\"c\":");
+      bad.push_back({"overlap of " + extra.begin + " to " + extra.end, file_of(header), "data_offsets"});
     }
   }
   return bad;
@@ -215,12 +233,11 @@ BadFiles broken_text() {
 BadFiles deep_nesting() {
   BadFiles bad;
   for (const std::size_t depth : {2u, 31u, 32u, 33u, 1000u, 100'000u}) {
-    for (const char* open : {"[", "{\"x\":"}) {
-      const std::string deep = repeated(open, depth);
+    for (const std::string& deep : {nested_lists(depth), nested_objects(depth), repeated("[", depth)}) {
       for (const char* place : {"\"value\"", "\"F32\"", "[1,2]", "[0,8]", "20,24"}) {
         bad.push_back({"depth " + std::to_string(depth), file_of(with(kHeader, place, deep)), ""});
       }
-      bad.push_back({"depth " + std::to_string(depth), file_of("{\"x\":" + deep), ""});
+      bad.push_back({"depth " + std::to_string(depth), file_of("{\"x\":" + deep + "}"), "x"});
     }
   }
   return bad;
@@ -228,8 +245,9 @@ BadFiles deep_nesting() {
 
 BadFiles every_bad_file() {
   BadFiles all;
-  for (const auto make : {truncations_and_extensions, lies_about_the_length, wrong_fields, wrong_tilings,
-                          overflowing_shapes, duplicate_and_unknown_keys, broken_text, deep_nesting}) {
+  for (const auto make :
+       {truncations_and_extensions, lies_about_the_length, wrong_fields, wrong_tilings, overlaps,
+        overflowing_shapes, duplicate_and_unknown_keys, broken_text, deep_nesting}) {
     BadFiles some = make();
     std::ranges::move(some, std::back_inserter(all));
   }

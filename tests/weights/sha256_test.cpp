@@ -74,7 +74,8 @@ TEST_CASE("verify against a manifest") {
   for (const std::string& bad :
        {std::string("x"), kHashOfAbc, kHashOfAbc + " model.safetensors", kHashOfAbc + "  ",
         kHashOfAbc + "  ../model.safetensors", kHashOfAbc + "  /etc/passwd", kHashOfAbc + "  ..",
-        "0" + kHashOfAbc + "  model.safetensors", good + good, std::string("\0", 1)}) {
+        "0" + kHashOfAbc + "  model.safetensors", "g" + kHashOfAbc.substr(1) + "  model.safetensors",
+        good + good, std::string("\0", 1)}) {
     const auto refused = check(bad, dir.path());
     REQUIRE(!refused);
     CHECK(refused.error().code() == Code::malformed);

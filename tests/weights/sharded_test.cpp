@@ -120,7 +120,8 @@ BadFiles bad_indexes() {
   }
   add(with(kIndex, "one", std::string(300, 'x')), "weight_map.a");
   for (const std::string& value : kNoStrings) add(with(kIndex, "\"one.safetensors\"", value), "");
-  for (const std::string& value : kNoIntegers) add(with(kIndex, "24", value), "");
+  for (const std::string& value : kNoIntegers) add(with(kIndex, "24", value), "metadata.total_size");
+  for (const std::string& value : kNoJson) add(with(kIndex, "24", value), "JSON");
   for (const char* value : {"null", "1", "[]", "{}", "\"one.safetensors\""}) {
     add(std::string("{\"weight_map\": ") + value + "}", "weight_map");
     add(std::string("{\"metadata\": {}, \"x\": ") + value + "}", "weight_map");
@@ -131,7 +132,10 @@ BadFiles bad_indexes() {
   add(with(kIndex, "\"b\"", "\"\\u0061\""), "a: expected the key once");
   add(with(kIndex, "\"metadata\"", "\"weight_map\""), "weight_map: expected the key once");
   for (const std::string& sequence : kNoUtf8) add(with(kIndex, "one", sequence), "");
-  for (const std::size_t depth : {31u, 1000u, 100'000u}) add(with(kIndex, "24", repeated("[", depth)), "");
+  for (const std::size_t depth : {32u, 1000u, 100'000u}) {
+    add(with(kIndex, "24", nested_lists(depth)), "nesting");
+    add(with(kIndex, "{\"total_size\": 24}", nested_objects(depth)), "nesting");
+  }
   std::string many = "{\"weight_map\": {\"first\": \"first.safetensors\"";
   for (int i = 0; i < 1000; ++i)
     many += ",\"" + std::to_string(i) + "\":\"" + std::to_string(i) + ".safetensors\"";
