@@ -160,8 +160,7 @@ class Matcher {
     if (open && config_.n_inner == 0) derive_inner();
   }
 
-  // n_inner = 0 already means 4·C, so this speaks only where C was open too. The other extent is the inner
-  // one.
+  // n_inner = 0 already means 4·C, so this speaks only where C was open too.
   void derive_inner() {
     const NamedTensor* fc = peek("h.0.mlp.c_fc.weight");
     if (fc == nullptr || fc->view.rank != 2) return;
@@ -290,8 +289,8 @@ class Matcher {
   ModelConfig& config_;
   BiasRule rule_;
   std::string_view name_;
-  std::map<std::string, const NamedTensor*, std::less<>>
-      slots_;  // by name without prefixes; taken ones are gone
+  // By name without prefixes; taken ones are gone.
+  std::map<std::string, const NamedTensor*, std::less<>> slots_;
   std::int64_t layers_found_ = 0;
   std::set<std::string_view> biases_;  // kinds that any layer has: "ln_f.bias", "attn.c_attn.bias"
   Gpt2Tensors out_;

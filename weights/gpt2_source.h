@@ -59,8 +59,8 @@ inline constexpr std::int64_t kMaxVocabPadding = 1024;
 struct OpenOptions {
   /// The most bytes of tensors to accept; checked before any memory is taken.
   std::uint64_t max_memory = std::numeric_limits<std::uint64_t>::max();
-  /// Takes the place of config.json. Extents left 0 come from the tensors' shapes, and so do bias and head;
-  /// n_head cannot be seen in a shape and must be given.
+  /// Takes the place of config.json. Extents left 0 come from the tensors' shapes (n_inner only if n_embd is
+  /// 0 too, else 0 means 4·C), and so do bias and head; n_head cannot be seen in a shape and must be given.
   std::optional<ModelConfig> override = std::nullopt;
 };
 

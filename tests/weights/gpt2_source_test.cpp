@@ -286,6 +286,13 @@ TEST_CASE("shards and generation_config.json are found") {
   CHECK(open_bad(dir.path()).message().find("top_k") != std::string::npos);
 }
 
+TEST_CASE("the sample model opens") {
+  const Gpt2Source source = open_good(source_dir() / "weights" / "sample");
+  CHECK(source.config().vocab_size == 2048);
+  CHECK(source.config().parameter_count() == 3'111'936);
+  CHECK(source.tensor_bytes() == 2 * 3'111'936);  // bf16
+}
+
 TEST_CASE("tiny-random-gpt2 opens") {
   if (!have_data("models/tiny-random-gpt2")) return;
   const Gpt2Source source = open_good(data_dir() / "models/tiny-random-gpt2");
