@@ -15,33 +15,39 @@ using cpu::kQueryRows;
 // A sequence that brings no more tokens than this is appended and attended by the same task.
 constexpr std::int64_t kFewTokens = 64;
 
-void check(bool ok, const char* argument, const std::string& text) {
-  require(ok, Code::usage, [&] { return std::string("cached_attention: ") + argument + ": " + text; });
+// `text` is a callable: a check that passes builds no string.
+template <class Text>
+void check(bool ok, const char* argument, Text&& text) {
+  require(ok, Code::usage, [&] { return std::string("cached_attention: ") + argument + ": " + text(); });
 }
 
 void check_rows(const TensorView& view, const char* name, std::int64_t heads, std::int64_t dim) {
-  check(view.rank == 3 && view.dtype == DType::f32, name,
-        "expected an f32 tensor of rank 3, got " + std::string(dtype_name(view.dtype)) + ' ' +
-            view.shape_string());
-  check(view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1), name,
-        "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
-            ") with unit last stride, got " + view.shape_string());
+  check(view.rank == 3 && view.dtype == DType::f32, name, [&] {
+    return "expected an f32 tensor of rank 3, got " + std::string(dtype_name(view.dtype)) + ' ' +
+           view.shape_string();
+  });
+  check(view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1), name, [&] {
+    return "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
+           ") with unit last stride, got " + view.shape_string();
+  });
 }
 
 void check_cu(std::span<const std::int32_t> cu, const char* name, std::size_t sequences) {
   check(cu.size() == sequences + 1 && cu.front() == 0 && std::ranges::is_sorted(cu), name,
-        "expected " + std::to_string(sequences + 1) + " offsets rising from 0");
+        [&] { return "expected " + std::to_string(sequences + 1) + " offsets rising from 0"; });
 }
 
 void check_arguments(const CachedAttentionArgs& args) {
-  check(!args.sequences.empty(), "sequences", "expected at least one");
+  check(!args.sequences.empty(), "sequences", [&] { return std::string("expected at least one"); });
   const std::size_t batch = args.sequences.size();
   const KvShape& shape = args.sequences[0]->pool().shape();
-  check(args.layer >= 0 && args.layer < shape.layers, "layer",
-        "expected 0 to " + std::to_string(shape.layers - 1) + ", got " + std::to_string(args.layer));
-  check(args.q.rank == 3 && args.q.shape[1] > 0 && args.q.shape[1] % shape.heads == 0, "q",
-        "expected (rows, H, D) with H a multiple of " + std::to_string(shape.heads) + ", got " +
-            args.q.shape_string());
+  check(args.layer >= 0 && args.layer < shape.layers, "layer", [&] {
+    return "expected 0 to " + std::to_string(shape.layers - 1) + ", got " + std::to_string(args.layer);
+  });
+  check(args.q.rank == 3 && args.q.shape[1] > 0 && args.q.shape[1] % shape.heads == 0, "q", [&] {
+    return "expected (rows, H, D) with H a multiple of " + std::to_string(shape.heads) + ", got " +
+           args.q.shape_string();
+  });
   check_rows(args.q, "q", args.q.shape[1], shape.head_dim);
   check_rows(args.k, "k", shape.heads, shape.head_dim);
   check_rows(args.v, "v", shape.heads, shape.head_dim);
@@ -49,20 +55,23 @@ void check_arguments(const CachedAttentionArgs& args) {
   check_cu(args.cu_q, "cu_q", batch);
   const std::int64_t rows = args.cu_new.back(), queries = args.cu_q.back();
   check(args.k.shape[0] == rows && args.v.shape[0] == rows, "k, v",
-        "expected " + std::to_string(rows) + " rows");
-  check(args.q.shape[0] == rows || args.q.shape[0] == queries, "q",
-        "expected " + std::to_string(rows) + " or " + std::to_string(queries) + " rows, got " +
-            args.q.shape_string());
+        [&] { return "expected " + std::to_string(rows) + " rows"; });
+  check(args.q.shape[0] == rows || args.q.shape[0] == queries, "q", [&] {
+    return "expected " + std::to_string(rows) + " or " + std::to_string(queries) + " rows, got " +
+           args.q.shape_string();
+  });
   check(args.out.rank == 2 && args.out.dtype == DType::f32 && args.out.shape[0] == queries &&
             args.out.shape[1] == args.q.shape[1] * shape.head_dim && args.out.stride[1] == 1,
-        "out", "expected f32 (ΣTq, H·D), got " + args.out.shape_string());
+        "out", [&] { return "expected f32 (ΣTq, H·D), got " + args.out.shape_string(); });
   for (std::size_t b = 0; b < batch; ++b) {
     const std::int64_t fresh = args.cu_new[b + 1] - args.cu_new[b], wanted = args.cu_q[b + 1] - args.cu_q[b];
-    check(wanted <= fresh, "cu_q", "sequence " + std::to_string(b) + " has more queries than new tokens");
+    check(wanted <= fresh, "cu_q",
+          [&] { return "sequence " + std::to_string(b) + " has more queries than new tokens"; });
     check(args.sequences[b]->room() >= fresh && &args.sequences[b]->pool() == &args.sequences[0]->pool(),
-          "sequences",
-          "sequence " + std::to_string(b) + " needs room for " + std::to_string(fresh) + " tokens, has " +
-              std::to_string(args.sequences[b]->room()));
+          "sequences", [&] {
+            return "sequence " + std::to_string(b) + " needs room for " + std::to_string(fresh) +
+                   " tokens, has " + std::to_string(args.sequences[b]->room());
+          });
   }
 }
 

@@ -7,9 +7,10 @@
 namespace inkling {
 namespace {
 
-// "op: argument: expected …, got …"
-void check(bool ok, const char* what, const std::string& got) {
-  require(ok, Code::usage, [&] { return std::string(what) + ", got " + got; });
+// "op: argument: expected …, got …". `got` is a callable: a check that passes builds no string.
+template <class Got>
+void check(bool ok, const char* what, Got&& got) {
+  require(ok, Code::usage, [&] { return std::string(what) + ", got " + std::string(got()); });
 }
 
 void check_rows(const TensorView& x, const char* what) {
@@ -43,13 +44,13 @@ std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
 }  // namespace
 
 void linear(ExecContext& context, const LinearArgs& args) {
-  check(args.weight != nullptr, "linear: weight: expected a packed matrix", "null");
+  check(args.weight != nullptr, "linear: weight: expected a packed matrix", [&] { return "null"; });
   const PackedMatrix& w = *args.weight;
   check(w.isa == context.isa(), "linear: weight: expected the layout of this context's kernels",
-        std::string(isa_name(w.isa)));
+        [&] { return std::string(isa_name(w.isa)); });
   check_rows(args.x, "linear: x");
   check(args.x.shape[1] == w.k, "linear: x: expected as many columns as the weight has inputs",
-        args.x.shape_string() + " and K = " + std::to_string(w.k));
+        [&] { return args.x.shape_string() + " and K = " + std::to_string(w.k); });
   check_indices(args.rows, args.x.shape[0], "linear: rows");
   check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out");
   if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
@@ -57,13 +58,14 @@ void linear(ExecContext& context, const LinearArgs& args) {
 }
 
 void embed(ExecContext& context, const EmbedArgs& args) {
-  check(args.token_table != nullptr, "embed: token_table: expected a packed matrix", "null");
+  check(args.token_table != nullptr, "embed: token_table: expected a packed matrix", [&] { return "null"; });
   const auto rows = static_cast<std::int64_t>(args.ids.size());
   check(args.positions.size() == args.ids.size(), "embed: positions: expected one per id",
-        std::to_string(args.positions.size()) + " for " + std::to_string(args.ids.size()));
+        [&] { return std::to_string(args.positions.size()) + " for " + std::to_string(args.ids.size()); });
   check_rows(args.position_table, "embed: position_table");
   check(args.position_table.shape[1] == args.token_table->k,
-        "embed: position_table: expected the table's width", args.position_table.shape_string());
+        "embed: position_table: expected the table's width",
+        [&] { return args.position_table.shape_string(); });
   check_indices(args.ids, args.token_table->n, "embed: ids");
   check_indices(args.positions, args.position_table.shape[0], "embed: positions");
   check_shape(args.out, rows, args.token_table->k, "embed: out");
@@ -93,11 +95,12 @@ void activate(ExecContext& context, TensorView x, Activation activation) {
 }
 
 PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format, std::byte* memory) {
-  check(source.data != nullptr || source.k * source.n == 0, "pack: source: expected data", "null");
+  check(source.data != nullptr || source.k * source.n == 0, "pack: source: expected data",
+        [&] { return "null"; });
   check(source.k > 0 && source.n > 0, "pack: source: expected a shape above zero",
-        "[" + std::to_string(source.k) + ", " + std::to_string(source.n) + "]");
+        [&] { return "[" + std::to_string(source.k) + ", " + std::to_string(source.n) + "]"; });
   check(source.dtype == DType::f32 || source.dtype == DType::f16 || source.dtype == DType::bf16,
-        "pack: source: expected f32, f16 or bf16", std::string(dtype_name(source.dtype)));
+        "pack: source: expected f32, f16 or bf16", [&] { return std::string(dtype_name(source.dtype)); });
   return context.backend().pack(source, format, memory);
 }
 
@@ -106,7 +109,8 @@ std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64
 }
 
 void unpack_column(const ExecContext& context, const PackedMatrix& matrix, std::int64_t n, float* out) {
-  check(n >= 0 && n < matrix.n, "unpack_column: n: expected a column of the matrix", std::to_string(n));
+  check(n >= 0 && n < matrix.n, "unpack_column: n: expected a column of the matrix",
+        [&] { return std::to_string(n); });
   context.backend().unpack_column(matrix, n, out);
 }
 

@@ -93,31 +93,32 @@ std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
 Perplexity perplexity(const Model& model, ExecContext& context, std::span<const std::int32_t> tokens,
                       std::int64_t window, std::int64_t stride, const ScoreOptions& options) {
   const std::int64_t most = model.config().n_positions;
-  require(stride >= 1 && stride <= window && window <= most, Code::usage, [&] {
-    return "perplexity: expected 1 ≤ stride ≤ window ≤ " + std::to_string(most) + ", got stride " +
-           std::to_string(stride) + " and window " + std::to_string(window);
+  require(stride >= 1 && stride <= window && window >= 2 && window <= most, Code::usage, [&] {
+    return "perplexity: expected 1 ≤ stride ≤ window, 2 ≤ window ≤ " + std::to_string(most) +
+           ", got stride " + std::to_string(stride) + " and window " + std::to_string(window);
   });
   const auto n = static_cast<std::int64_t>(tokens.size());
   require(n >= 2, Code::input,
           [&] { return "perplexity: expected at least 2 tokens, got " + std::to_string(n); });
   std::vector<std::vector<std::int32_t>> windows;
   std::vector<std::int64_t> fresh;  // of each window, its last tokens that no earlier window predicted
-  for (std::int64_t begin = 0, end = 0; end < n; begin += stride) {
-    const std::int64_t last = end;
-    end = std::min(begin + window, n);
-    // Windows that touch share a token, which the later one needs as its first context.
-    const std::int64_t from = std::max<std::int64_t>(std::min(begin, last == 0 ? 0 : last - 1), 0);
-    windows.emplace_back(tokens.begin() + from, tokens.begin() + end);
-    if (static_cast<std::int64_t>(windows.back().size()) > most) windows.back().erase(windows.back().begin());
-    fresh.push_back(end - std::max<std::int64_t>(last, 1));
+  // The first token of a window is only seen, so `stride` new predictions need windows that overlap by one at
+  // least.
+  for (std::int64_t predicted = 1; predicted < n;) {
+    const std::int64_t end =
+        predicted == 1 ? std::min(window, n) : std::min(predicted + std::min(stride, window - 1), n);
+    const std::int64_t begin = std::max<std::int64_t>(end - window, 0);
+    windows.emplace_back(tokens.begin() + begin, tokens.begin() + end);
+    fresh.push_back(end - predicted);
+    predicted = end;
   }
   const auto logprobs = score(model, context, windows, options);
   Perplexity result;
   for (std::size_t w = 0; w < windows.size(); ++w) {
     const auto& row = logprobs[w];
-    const std::int64_t usable = std::min(fresh[w], static_cast<std::int64_t>(row.size()) - 1);
-    for (std::int64_t i = 0; i < usable; ++i) result.nll -= row[row.size() - 1 - static_cast<std::size_t>(i)];
-    result.tokens += usable;
+    for (std::int64_t i = 0; i < fresh[w]; ++i)
+      result.nll -= row[row.size() - 1 - static_cast<std::size_t>(i)];
+    result.tokens += fresh[w];
   }
   result.nll /= static_cast<double>(result.tokens);
   result.value = std::exp(result.nll);

@@ -1,0 +1,304 @@
+// Requests in company: the same seed gives the same tokens in any batch, chunking and number of threads.
+#include "model/generator.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <new>
+
+#include "model/score.h"
+#include "tests/model/random_gpt2.h"
+
+namespace {
+std::atomic<std::int64_t> allocations{0};
+}
+
+// Counted, to show that a decode step makes none. Not inlined, or g++ takes new and free for a mismatch.
+__attribute__((noinline)) void* operator new(std::size_t bytes) {
+  ++allocations;
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+
+using namespace inkling;
+using test::Random;
+
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+
+struct Answer {
+  Ids ids;
+  Finish finish = Finish::none;
+  std::int64_t dropped = 0;
+};
+
+struct World {
+  test::TemporaryFolder folder;
+  ModelConfig config;
+  World() {
+    config.vocab_size = 120;
+    config.n_positions = 64;
+    config.n_embd = 32;
+    config.n_layer = 3;
+    config.n_head = 2;
+    config.eos_token_id = 7;
+    test::RandomGpt2(config, 5).save(folder.path());
+  }
+};
+
+GenerationRequest request(Ids prompt, std::int64_t tokens, std::uint64_t seed, Answer& answer) {
+  GenerationRequest r;
+  r.prompt = std::move(prompt);
+  r.config.max_tokens = tokens;
+  r.config.temperature = 1.0;
+  r.config.ignore_eos = true;
+  r.seed = seed;
+  r.on_token = [&answer](const TokenEvent& event) {
+    answer.ids.push_back(event.id);
+    answer.finish = event.finish;
+    answer.dropped = event.dropped;
+    return Continue::yes;
+  };
+  return r;
+}
+
+}  // namespace
+
+TEST_CASE("the same seed gives the same tokens whatever the batch, the chunks and the threads") {
+  const World world;
+  Random random(3);
+  std::vector<Ids> prompts;
+  for (int i = 0; i < 9; ++i) {
+    Ids ids(static_cast<std::size_t>(random.range(1, 40)));
+    for (auto& id : ids) id = static_cast<std::int32_t>(random.range(0, 119));
+    prompts.push_back(ids);
+  }
+  std::vector<Answer> alone(prompts.size());
+  for (const int threads : {1, 2, 3}) {
+    ExecContext context({.threads = threads});
+    const Model model = Model::load(world.folder.path(), context).value();
+    for (const std::int64_t batch : {1, 2, 5, 20}) {
+      for (const std::int64_t chunk : {0, 1, 7}) {
+        std::vector<Answer> answers(prompts.size());
+        Generator generator(model, context, {.max_batch = batch, .prefill_chunk = chunk});
+        for (std::size_t i = 0; i < prompts.size(); ++i) {
+          generator.submit(request(prompts[i], 10 + static_cast<std::int64_t>(i), 100 + i, answers[i]));
+        }
+        while (generator.step()) {
+        }
+        CHECK(generator.pending() == 0);
+        CHECK(generator.kv_pool().used_pages() == 0);
+        if (alone[0].ids.empty()) alone = answers;
+        for (std::size_t i = 0; i < prompts.size(); ++i) {
+          REQUIRE(answers[i].ids == alone[i].ids);
+          REQUIRE(answers[i].ids.size() == 10 + i);
+          REQUIRE(answers[i].finish == Finish::length);
+        }
+      }
+    }
+  }
+  CHECK(alone[0].ids != alone[1].ids);
+}
+
+TEST_CASE("samples of one prompt share it, differ from each other, and repeat by seed") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const auto run = [&](std::int64_t batch) {
+    Generator generator(model, context, {.max_batch = batch});
+    std::vector<Ids> samples(3);
+    Answer ignored;
+    GenerationRequest r = request({1, 2, 3}, 12, 9, ignored);
+    r.samples = 3;
+    r.on_token = [&](const TokenEvent& event) {
+      samples[event.sample].push_back(event.id);
+      return Continue::yes;
+    };
+    generator.submit(std::move(r));
+    while (generator.step()) {
+    }
+    return samples;
+  };
+  const auto first = run(3);
+  CHECK(first == run(8));
+  CHECK(first[0].size() == 12);
+  CHECK(first[0] != first[1]);
+  CHECK(first[1] != first[2]);
+  Answer single;
+  Generator generator(model, context);
+  generator.submit(request({1, 2, 3}, 12, 9, single));
+  while (generator.step()) {
+  }
+  CHECK(single.ids == first[0]);
+}
+
+TEST_CASE("generation ends for the reason that it gives") {
+  const World world;
+  ExecContext context({.threads = 1});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const auto run = [&](const auto& change) {
+    Answer answer;
+    Generator generator(model, context);
+    GenerationRequest r = request({5, 6}, 30, 4, answer);
+    change(r);
+    generator.submit(std::move(r));
+    while (generator.step()) {
+    }
+    return answer;
+  };
+  const Answer whole = run([](GenerationRequest&) {});
+  CHECK(whole.finish == Finish::length);
+  const Answer eos = run([](GenerationRequest& r) {
+    r.config.ignore_eos = false;
+    r.config.logit_bias = {{7, 1000.0}};
+  });
+  CHECK(eos.ids == Ids{7});
+  CHECK(eos.finish == Finish::eos);
+  int calls = 0;
+  run([&](GenerationRequest& r) {
+    r.on_token = [&](const TokenEvent&) { return ++calls == 5 ? Continue::stop : Continue::yes; };
+  });
+  CHECK(calls == 5);
+  Answer never;
+  Generator generator(model, context);
+  const auto id = generator.submit(request({5}, 30, 4, never));
+  const auto other = generator.submit(request({5}, 3, 4, never));
+  generator.cancel(id);
+  while (generator.step()) {
+  }
+  CHECK(never.ids.size() == 3);
+  generator.cancel(other);  // over already: ignored
+  CHECK_FALSE(generator.step());
+}
+
+TEST_CASE("overflow is an error with both numbers, or cuts and says how much") {
+  const World world;
+  ExecContext context({.threads = 1});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const Ids prompt(60, 3);
+  Answer answer;
+  Generator generator(model, context);
+  const auto submit = [&](Overflow overflow, std::int64_t tokens) {
+    answer = {};
+    GenerationRequest r = request(prompt, tokens, 1, answer);
+    r.overflow = overflow;
+    generator.submit(std::move(r));
+    while (generator.step()) {
+    }
+  };
+  submit(Overflow::error, 5);  // 60 + 5 − 1 positions are just there
+  CHECK(answer.ids.size() == 5);
+  try {
+    submit(Overflow::error, 6);
+    FAIL("65 positions were had of 64");
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::input);
+    CHECK(error.message().starts_with(
+        "context: a prompt of 60 tokens and 6 new ones need 65 positions, but there are 64"));
+  }
+  submit(Overflow::truncate_left, 20);
+  CHECK(answer.ids.size() == 20);
+  CHECK(answer.dropped == 15);
+  CHECK_THROWS_AS(submit(Overflow::truncate_left, 65), Error);
+  submit(Overflow::slide, 200);
+  CHECK(answer.ids.size() == 200);
+  CHECK(answer.dropped > 150);
+  CHECK(answer.finish == Finish::length);
+}
+
+TEST_CASE("bad requests are refused by name") {
+  const World world;
+  ExecContext context({.threads = 1});
+  const Model model = Model::load(world.folder.path(), context).value();
+  Generator generator(model, context, {.max_batch = 2});
+  Answer answer;
+  CHECK_THROWS_WITH_AS(generator.submit(request({}, 1, 1, answer)),
+                       "prompt: expected at least one token, got none", Error);
+  CHECK_THROWS_WITH_AS(generator.submit(request({120}, 1, 1, answer)),
+                       "prompt: expected ids below 120, got 120", Error);
+  GenerationRequest many = request({1}, 1, 1, answer);
+  many.samples = 3;
+  CHECK_THROWS_WITH_AS(generator.submit(std::move(many)), "samples: expected 1 to max_batch = 2, got 3",
+                       Error);
+  GenerationRequest hot = request({1}, 1, 1, answer);
+  hot.config.top_p = 1.5;
+  CHECK_THROWS_AS(generator.submit(std::move(hot)), Error);
+  CHECK_THROWS_WITH_AS(Generator(model, context, {.context = 65}),
+                       "context: expected at most the model's 64 positions, got 65", Error);
+  CHECK_FALSE(generator.step());
+}
+
+TEST_CASE("a decode step allocates nothing and takes five jobs per layer") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  Generator generator(model, context, {.max_batch = 4});
+  std::vector<Answer> answers(2);
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    answers[i].ids.reserve(100);
+    generator.submit(request({1, 2, 3}, 50, i, answers[i]));
+  }
+  for (int i = 0; i < 5; ++i) generator.step();
+  for (int i = 0; i < 30; ++i) {
+    const std::int64_t before = allocations;
+    const std::uint64_t jobs = context.pool().jobs();
+    generator.step();
+    REQUIRE(allocations - before == 0);
+    // Embedding, five per layer, logits.
+    REQUIRE(context.pool().jobs() - jobs == 1 + 5 * 3 + 1);
+  }
+}
+
+TEST_CASE("scores have the same bits in any batch and chunking; perplexity counts every token once") {
+  const World world;
+  Random random(21);
+  std::vector<Ids> sequences;
+  for (const std::size_t length : {0u, 1u, 2u, 30u, 64u, 17u}) {
+    Ids ids(length);
+    for (auto& id : ids) id = static_cast<std::int32_t>(random.range(0, 119));
+    sequences.push_back(ids);
+  }
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const auto base = score(model, context, sequences, {.max_batch = 1, .prefill_chunk = 0});
+  for (const std::int64_t batch : {1, 3, 8}) {
+    for (const std::int64_t chunk : {1, 5, 64}) {
+      const auto again = score(model, context, sequences, {.max_batch = batch, .prefill_chunk = chunk});
+      for (std::size_t i = 0; i < base.size(); ++i) {
+        REQUIRE(again[i].size() == sequences[i].size());
+        for (std::size_t t = 1; t < base[i].size(); ++t) REQUIRE(again[i][t] == base[i][t]);
+        if (!again[i].empty()) REQUIRE(std::isnan(again[i][0]));
+      }
+    }
+  }
+  Ids text(300);
+  for (auto& id : text) id = static_cast<std::int32_t>(random.range(0, 119));
+  for (const auto& [window, stride] :
+       {std::pair<std::int64_t, std::int64_t>{64, 64}, {64, 32}, {64, 1}, {10, 3}, {2, 1}}) {
+    CAPTURE(window);
+    CAPTURE(stride);
+    const Perplexity p = perplexity(model, context, text, window, stride);
+    CHECK(p.tokens == 299);
+    CHECK(p.value == doctest::Approx(std::exp(p.nll)));
+  }
+  // A text that fits one window: the mean of its scores.
+  const Perplexity one = perplexity(model, context, sequences[3], 64, 64);
+  double nll = 0.0;
+  for (std::size_t t = 1; t < 30; ++t) nll -= base[3][t];
+  CHECK(one.nll == doctest::Approx(nll / 29));
+  CHECK_THROWS_AS((void)perplexity(model, context, text, 65, 1), Error);
+  CHECK_THROWS_AS((void)perplexity(model, context, text, 10, 11), Error);
+  CHECK_THROWS_AS((void)score(model, context, std::vector<Ids>{Ids(65, 1)}), Error);
+  CHECK_THROWS_AS((void)score(model, context, std::vector<Ids>{Ids{120}}), Error);
+}

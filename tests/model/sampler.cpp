@@ -1,0 +1,289 @@
+// The sampler against a naive oracle in f64, its distribution against chi-square, and every option at its
+// limits.
+#include "model/sampler.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <numeric>
+
+#include "engine/philox.h"
+#include "model/option_table.h"
+#include "tests/random.h"
+
+using namespace inkling;
+using test::Random;
+
+namespace {
+
+using Logits = std::vector<float>;
+
+/// The probabilities that the sampler should draw with, by the book: everything sorted, everything in f64.
+std::map<std::int32_t, double> oracle(const Logits& logits, const GenerationConfig& config) {
+  struct Item {
+    double logit;
+    std::int32_t id;
+    double p;
+  };
+  std::vector<Item> items;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    items.push_back({logits[i] / config.temperature, static_cast<std::int32_t>(i), 0.0});
+  }
+  std::stable_sort(items.begin(), items.end(),
+                   [](const Item& a, const Item& b) { return a.logit > b.logit; });
+  const auto normalise = [&] {
+    double sum = 0.0;
+    for (Item& item : items) sum += item.p = std::exp(item.logit - items.front().logit);
+    for (Item& item : items) item.p /= sum;
+  };
+  if (config.top_k > 0 && items.size() > static_cast<std::size_t>(config.top_k)) {
+    items.resize(static_cast<std::size_t>(config.top_k));
+  }
+  normalise();
+  const auto keep_mass = [&](double limit) {
+    double mass = 0.0;
+    std::size_t keep = 0;
+    while (keep < items.size() && (keep == 0 || mass < limit)) mass += items[keep++].p;
+    items.resize(keep);
+  };
+  if (config.top_p < 1.0) keep_mass(config.top_p);
+  const double floor = config.min_p * items.front().p;
+  std::erase_if(items, [&](const Item& item) { return item.p < floor; });
+  const double top = items.front().logit;
+  (void)top;
+  normalise();
+  if (config.typical_p < 1.0) {
+    double entropy = 0.0;
+    for (const Item& item : items) entropy -= item.p * std::log(item.p);
+    std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {
+      return std::fabs(-std::log(a.p) - entropy) < std::fabs(-std::log(b.p) - entropy);
+    });
+    keep_mass(config.typical_p);
+    double sum = 0.0;
+    for (const Item& item : items) sum += item.p;
+    for (Item& item : items) item.p /= sum;
+  }
+  std::map<std::int32_t, double> result;
+  for (const Item& item : items) result[item.id] = item.p;
+  return result;
+}
+
+std::map<std::int32_t, int> draws(const Logits& logits, const GenerationConfig& config, int count) {
+  Sampler sampler;
+  std::map<std::int32_t, int> seen;
+  for (int i = 0; i < count; ++i) {
+    Logits row = logits;
+    ++seen[sampler.draw(row, config, {}, {99, static_cast<std::uint32_t>(i), 0})];
+  }
+  return seen;
+}
+
+GenerationConfig plain() {
+  GenerationConfig config;
+  config.temperature = 1.0;
+  config.top_k = 0;
+  config.top_p = 1.0;
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("draws follow the oracle's distribution under every cut and mix of cuts") {
+  Random random(11);
+  std::vector<GenerationConfig> configs(9, plain());
+  configs[1].temperature = 0.7;
+  configs[2].top_k = 7;
+  configs[3].top_p = 0.6;
+  configs[4].min_p = 0.1;
+  configs[5].typical_p = 0.5;
+  configs[6] = GenerationConfig();
+  configs[7].top_k = 20, configs[7].top_p = 0.9, configs[7].min_p = 0.02, configs[7].typical_p = 0.8;
+  configs[8].temperature = 1.5, configs[8].top_p = 0.99;
+  const int count = 40000;
+  for (std::size_t c = 0; c < configs.size(); ++c) {
+    CAPTURE(c);
+    const Logits logits = random.normals(300, 2.0);
+    const auto expected = oracle(logits, configs[c]);
+    const auto seen = draws(logits, configs[c], count);
+    double chi = 0.0, degrees = -1.0;
+    for (const auto& [id, n] : seen) {
+      (void)n;
+      REQUIRE(expected.count(id) == 1);  // nothing that was cut is ever drawn
+    }
+    double rare_expected = 0.0, rare_seen = 0.0;  // cells below 5 are pooled
+    for (const auto& [id, p] : expected) {
+      const double n = seen.count(id) != 0 ? seen.at(id) : 0.0, e = p * count;
+      if (e < 5.0) {
+        rare_expected += e, rare_seen += n;
+        continue;
+      }
+      chi += (n - e) * (n - e) / e, degrees += 1.0;
+    }
+    if (rare_expected >= 5.0)
+      chi += (rare_seen - rare_expected) * (rare_seen - rare_expected) / rare_expected, degrees += 1.0;
+    // Mean `degrees`, variance 2·degrees; five sigma, and the seed is fixed.
+    CHECK(chi <= degrees + 5.0 * std::sqrt(2.0 * degrees + 1.0));
+  }
+}
+
+TEST_CASE("greedy takes the largest, ties the lowest id; a temperature near 0 agrees") {
+  Random random(2);
+  Sampler sampler;
+  GenerationConfig config = plain();
+  config.temperature = 0.0;
+  for (int round = 0; round < 200; ++round) {
+    Logits logits = random.normals(1000, 3.0);
+    for (float& v : logits) v = std::round(v);  // many ties
+    const auto best =
+        static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    Logits row = logits;
+    CHECK(sampler.draw(row, config, {}, {1, 1, 0}) == best);
+  }
+  Logits row = random.normals(100);
+  const auto best = static_cast<std::int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
+  config.temperature = 1e-3;
+  CHECK(sampler.draw(row, config, {}, {5, 0, 0}) == best);
+}
+
+TEST_CASE("a draw depends on seed, position and sample, and on nothing that came before") {
+  const Logits logits(5000, 0.0f);  // uniform
+  const auto draw = [&](Sampler& sampler, DrawKey key) {
+    Logits row = logits;
+    return sampler.draw(row, plain(), {}, key);
+  };
+  Sampler one, other;
+  (void)draw(other, {77, 7, 7});
+  CHECK(draw(one, {1, 2, 3}) == draw(other, {1, 2, 3}));
+  CHECK(draw(one, {1, 2, 3}) != draw(one, {2, 2, 3}));
+  CHECK(draw(one, {1, 2, 3}) != draw(one, {1, 3, 3}));
+  CHECK(draw(one, {1, 2, 3}) != draw(one, {1, 2, 4}));
+  // The rule, spelt out: the 53-bit fraction of philox({position, sample, 0, 0}, seed) walks over the ids.
+  const auto words = philox({2, 3, 0, 0}, 1);
+  CHECK(draw(one, {1, 2, 3}) == static_cast<std::int32_t>(philox_unit(words[0], words[1]) * 5000));
+}
+
+TEST_CASE("bias, penalties, n-grams and ignore_eos change the logits as documented") {
+  Sampler sampler;
+  GenerationConfig config = plain();
+  config.temperature = 0.0;
+  const std::vector<std::int32_t> history{4, 4, 2, 4};
+  const auto argmax = [&](Logits row) { return sampler.draw(row, config, history, {}, 3); };
+  CHECK(argmax({0, 0, 1, 0, 5}) == 4);
+  config.presence_penalty = 4.5;  // 5 − 4.5 = 0.5 and 1 − 4.5: id 0 stays at 0
+  CHECK(argmax({0, 0, 1, 0, 5}) == 4);
+  config.frequency_penalty = 0.5;  // 5 − 4.5 − 3·0.5 < 0
+  CHECK(argmax({0, 0, 1, 0, 5}) == 0);
+  config.repeat_last_n = 1;  // sees 4 once: 5 − 4.5 − 0.5 = 0, tie with ids 0, 1 and 3, but 2 has 1
+  CHECK(argmax({0, 0, 1, 0, 5}) == 2);
+  config = plain();
+  config.temperature = 0.0;
+  config.repetition_penalty = 2.0;
+  CHECK(argmax({3, 0, 1, 0, 5}) == 0);       // 5 / 2 < 3
+  CHECK(argmax({-3, -9, -1, -9, -2}) == 2);  // −1 · 2 = −2 beats −2 · 2 = −4 and −3
+  config = plain();
+  config.temperature = 0.0;
+  config.no_repeat_ngram_size = 2;  // after 4 came 4 and 2 before
+  CHECK(argmax({0, 1, 8, 0, 9}) == 1);
+  config.no_repeat_ngram_size = 1;
+  CHECK(argmax({0, 1, 8, 0, 9}) == 1);
+  config = plain();
+  config.temperature = 0.0;
+  config.logit_bias = {{1, 100.0}};
+  CHECK(argmax({0, 1, 8, 0, 9}) == 1);
+  config.logit_bias.clear();
+  CHECK(argmax({0, 1, 2, 9, 3}) == 3);
+  config.ignore_eos = true;
+  CHECK(argmax({0, 1, 2, 9, 3}) == 4);
+}
+
+TEST_CASE("rows of −inf and single survivors do no harm") {
+  const float inf = std::numeric_limits<float>::infinity();
+  Sampler sampler;
+  for (const GenerationConfig& config : {plain(), GenerationConfig()}) {
+    Logits dead(50, -inf), one(50, -inf);
+    one[33] = -1e30f;
+    CHECK(sampler.draw(dead, config, {}, {}) == 0);
+    CHECK(sampler.draw(one, config, {}, {}) == 33);
+  }
+}
+
+TEST_CASE("log-probabilities are those of the model's own distribution") {
+  Random random(8);
+  const Logits logits = random.normals(777, 4.0);
+  double sum = 0.0;
+  for (const float v : logits) sum += std::exp(static_cast<double>(v));
+  Sampler sampler;
+  CHECK(sampler.logprob(logits, 5).logprob == doctest::Approx(logits[5] - std::log(sum)).epsilon(1e-6));
+  const auto top = sampler.top(logits, 4);
+  REQUIRE(top.size() == 4);
+  for (std::size_t i = 1; i < 4; ++i) CHECK(top[i - 1].logprob >= top[i].logprob);
+  CHECK(top[0].id == std::max_element(logits.begin(), logits.end()) - logits.begin());
+  CHECK(sampler.top(logits, 0).empty());
+}
+
+TEST_CASE("every option is tested at its limits: min − 1, min, max, max + 1, NaN, nonsense") {
+  const auto takes = [](std::string_view name, const std::string& text) {
+    GenerationConfig config;
+    const Result<void> result = set_option(config, name, text);
+    if (!result) {
+      CHECK(result.error().code() == Code::usage);
+      CHECK(result.error().message().starts_with(name));
+    }
+    return result.has_value();
+  };
+  for (const Option& option : generation_options()) {
+    CAPTURE(option.name);
+    CHECK_FALSE(option.help.empty());
+    CHECK(find_option(option.name) == &option);
+    CHECK_FALSE(takes(option.name, ""));
+    if (!std::holds_alternative<std::vector<std::string> GenerationConfig::*>(option.member)) {
+      CHECK_FALSE(takes(option.name, "nan"));
+      CHECK_FALSE(takes(option.name, "12x"));
+    }
+    const bool whole = std::holds_alternative<std::int64_t GenerationConfig::*>(option.member);
+    if (!whole && !std::holds_alternative<double GenerationConfig::*>(option.member)) continue;
+    const auto text = [&](double value) {
+      char buffer[64];
+      std::snprintf(buffer, sizeof buffer, whole ? "%.0f" : "%.17g", value);
+      return std::string(buffer);
+    };
+    const double beyond = whole ? 1.0 : 1e-6 * std::max(1.0, std::fabs(option.max));
+    CHECK_FALSE(takes(option.name, text(option.min - beyond)));
+    CHECK(takes(option.name, text(option.min)));
+    CHECK(takes(option.name, text(option.max)));
+    CHECK_FALSE(takes(option.name, text(option.max + beyond)));
+    CHECK_FALSE(takes(option.name, "1e999"));
+  }
+  CHECK_FALSE(takes("seed", "-1"));
+  CHECK(takes("seed", "18446744073709551615"));
+  CHECK_FALSE(takes("seed", "18446744073709551616"));
+  CHECK(takes("logit_bias", "50256-100"));
+  CHECK(takes("logit_bias", "11:2.5"));
+  CHECK_FALSE(takes("logit_bias", "-1+2"));
+  CHECK_FALSE(takes("logit_bias", "5+1e9"));
+  CHECK_FALSE(takes("no_such_option", "1"));
+  CHECK(find_option("n_predict") == find_option("max_tokens"));
+}
+
+TEST_CASE("validate names the bad field, whoever set it") {
+  GenerationConfig config;
+  CHECK_NOTHROW(config.validate(100));
+  config.temperature = std::nan("");
+  CHECK_THROWS_WITH_AS(config.validate(100), "temperature: expected a number from 0 to 10000, got 'nan'",
+                       Error);
+  config = {};
+  config.logit_bias = {{100, 1.0}};
+  CHECK_THROWS_WITH_AS(config.validate(100),
+                       "logit_bias: expected ids below 100 and finite biases, got 100 and 1", Error);
+  config = {};
+  config.stop = {""};
+  CHECK_THROWS_AS(config.validate(100), Error);
+  for (const char* name : {"default", "openai-gpt2", "nanogpt", "hf", "llama"}) {
+    REQUIRE(GenerationConfig::preset(name).has_value());
+    CHECK_NOTHROW(GenerationConfig::preset(name)->validate(50257));
+  }
+  CHECK_FALSE(GenerationConfig::preset("gpt5").has_value());
+}
