@@ -2,8 +2,10 @@
 #include "attention/sdpa.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "attention/sdpa_backward.h"
 #include "attention/sdpa_problem.h"
 #include "engine/exec_context.h"
 
@@ -20,7 +22,10 @@ std::string mebibytes(std::size_t bytes) {
   return std::to_string((bytes + (std::size_t{1} << 20) - 1) >> 20) + " MiB";
 }
 
-SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const SdpaProblem& p) {
+enum class Pass : std::uint8_t { forward, backward };
+
+SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const SdpaProblem& p, Pass pass) {
+  if (backend == SdpaBackend::decode && pass == Pass::backward) return {false, "it has no backward pass"};
   if (backend == SdpaBackend::decode) {
     const std::int64_t rows = p.longest_q() * p.group;
     if (rows > kDecodeRows) {
@@ -29,7 +34,7 @@ SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const Sd
                          std::to_string(kDecodeRows)};
     }
   }
-  if (backend == SdpaBackend::math) {
+  if (backend == SdpaBackend::math && pass == Pass::forward) {
     const std::size_t bytes = sdpa_math_bytes(context, p), limit = policy_of(context).memory_limit;
     if (bytes > limit) {
       return {false, "the weights of Tq=" + std::to_string(p.longest_q()) +
@@ -40,11 +45,11 @@ SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const Sd
   return {};
 }
 
-SdpaChoice choose_for(ExecContext& context, const SdpaProblem& problem) {
+SdpaChoice choose_for(ExecContext& context, const SdpaProblem& problem, Pass pass) {
   SdpaChoice choice;
   const SdpaPolicy& policy = policy_of(context);
   for (const SdpaBackend backend : policy.order) {
-    SdpaSupport support = supports_problem(context, backend, problem);
+    SdpaSupport support = supports_problem(context, backend, problem, pass);
     if (choice.backend) {
       if (support.ok) support.reason = std::string(sdpa_backend_name(*choice.backend)) + " comes first";
       choice.refused.push_back({backend, support.reason});
@@ -60,6 +65,35 @@ SdpaChoice choose_for(ExecContext& context, const SdpaProblem& problem) {
     }
   }
   return choice;
+}
+
+SdpaBackend take(ExecContext& context, const SdpaProblem& problem, Pass pass) {
+  const SdpaChoice choice = choose_for(context, problem, pass);
+  require(choice.backend.has_value(), Code::usage, [&] {
+    return "sdpa: no allowed backend can run " + problem.describe() + ":\n" + choice.to_string();
+  });
+  return *choice.backend;
+}
+
+void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
+  const auto check = [](bool ok, const char* argument, const char* text) {
+    require(ok, Code::usage, [&] { return std::string("sdpa_backward: ") + argument + ": " + text; });
+  };
+  const auto like = [&](const TensorView& view, const TensorView& model) {
+    return view.rank == 3 && view.shape == model.shape && (p.dim == 1 || view.stride[2] == 1) &&
+           (view.dtype == DType::f32 || view.dtype == model.dtype);
+  };
+  check(!p.cached(), "forward.cache", "expected packed k and v");
+  check(args.forward.lse.data != nullptr, "forward.lse", "expected what sdpa() wrote");
+  check(like(args.dout, args.forward.q), "dout", "expected (N, H, D) in f32 or the dtype of q");
+  check(like(args.dq, args.forward.q), "dq", "expected (N, H, D) in f32 or the dtype of q");
+  check(like(args.dk, args.forward.k), "dk", "expected (S, Hkv, D) in f32 or the dtype of k");
+  check(like(args.dv, args.forward.v), "dv", "expected (S, Hkv, D) in f32 or the dtype of v");
+  const TensorView &bias = args.forward.mask.bias, &dbias = args.dbias;
+  check(dbias.data == nullptr ||
+            (args.forward.mask.kind == MaskKind::additive_bias && dbias.dtype == DType::f32 &&
+             dbias.shape == bias.shape && dbias.stride == bias.stride && dbias.contiguous()),
+        "dbias", "expected the contiguous f32 shape of mask.bias");
 }
 
 }  // namespace
@@ -80,20 +114,17 @@ std::string SdpaChoice::to_string() const {
 }
 
 SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& args) {
-  return supports_problem(context, backend, SdpaProblem(args));
+  return supports_problem(context, backend, SdpaProblem(args), Pass::forward);
 }
 
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
-  return choose_for(context, SdpaProblem(args));
+  return choose_for(context, SdpaProblem(args), Pass::forward);
 }
 
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
   const SdpaProblem problem(args);
-  const SdpaChoice choice = choose_for(context, problem);
-  require(choice.backend.has_value(), Code::usage, [&] {
-    return "sdpa: no allowed backend can run " + problem.describe() + ":\n" + choice.to_string();
-  });
-  switch (*choice.backend) {
+  const SdpaBackend backend = take(context, problem, Pass::forward);
+  switch (backend) {
     case SdpaBackend::math:
       sdpa_math(context, problem);
       break;
@@ -104,7 +135,24 @@ SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
       sdpa_decode(context, problem);
       break;
   }
-  return *choice.backend;
+  return backend;
+}
+
+SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
+  return choose_for(context, SdpaProblem(args.forward), Pass::backward);
+}
+
+SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
+  const SdpaProblem problem(args.forward);
+  check_backward(problem, args);
+  const SdpaBackend backend = take(context, problem, Pass::backward);
+  if (args.dbias.data != nullptr) std::memset(args.dbias.data, 0, args.dbias.nbytes());
+  if (backend == SdpaBackend::math) {
+    sdpa_backward_math(context, problem, args);
+  } else {
+    sdpa_backward_flash(context, problem, args);
+  }
+  return backend;
 }
 
 SdpaScope::SdpaScope(ExecContext& context, SdpaPolicy policy)

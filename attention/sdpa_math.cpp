@@ -129,6 +129,63 @@ void attend_head(const SdpaProblem& p, std::int64_t b, std::int64_t head) {
   }
 }
 
+/// Gradients of one (sequence, key/value head): all its queries and heads in order, dk and dv in f64.
+void differentiate_head(const SdpaProblem& p, const SdpaBackwardArgs& args, std::int64_t b,
+                        std::int64_t kv_head) {
+  const std::int64_t keys = p.k_length(b);
+  const Source source{p, b, kv_head};
+  const auto scale = static_cast<double>(p.scale);
+  std::vector<double> dk(static_cast<std::size_t>(keys * p.dim)), dv(dk), dq(static_cast<std::size_t>(p.dim));
+  std::vector<double> weights(static_cast<std::size_t>(keys)), dropped(weights), dscores(weights);
+  for (std::int64_t head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) {
+    const cpu::ScoreMask mask = p.score_mask(b, head);
+    for (std::int64_t i = 0; i < p.q_length(b); ++i) {
+      const std::byte* q = row_address(p.args.q, p.q_begin(b) + i, head);
+      const std::byte* dout = row_address(args.dout, p.q_begin(b) + i, head);
+      softmax_row(p, b, head, i, weights.data());
+      std::ranges::fill(dropped, 1.0);
+      drop_row(p.dropout(b, head), i, keys, dropped.data());
+      double delta = 0.0;
+      for (std::int64_t j = 0; j < keys; ++j) {
+        const auto at = static_cast<std::size_t>(j);
+        if (weights[at] == 0.0) continue;
+        double dot = 0.0;
+        for (std::int64_t d = 0; d < p.dim; ++d) {
+          const double g = load(dout, args.dout.dtype, d);
+          dot += g * source.v(j, d);
+          dv[static_cast<std::size_t>(j * p.dim + d)] += weights[at] * dropped[at] * g;
+        }
+        dscores[at] = dot * dropped[at];
+        delta += weights[at] * dscores[at];
+      }
+      std::ranges::fill(dq, 0.0);
+      for (std::int64_t j = 0; j < keys; ++j) {
+        const auto at = static_cast<std::size_t>(j);
+        if (weights[at] == 0.0) continue;
+        const double dscore = weights[at] * (dscores[at] - delta);
+        for (std::int64_t d = 0; d < p.dim; ++d) {
+          dq[static_cast<std::size_t>(d)] += scale * dscore * source.k(j, d);
+          dk[static_cast<std::size_t>(j * p.dim + d)] += scale * dscore * load(q, p.args.q.dtype, d);
+        }
+        if (args.dbias.data != nullptr) {
+          const std::int64_t sequence = args.dbias.shape[0] == 1 ? 0 : b;
+          static_cast<float*>(args.dbias.data)[sequence * args.dbias.stride[0] + head * mask.head +
+                                               i * mask.row + j * mask.key] += static_cast<float>(dscore);
+        }
+      }
+      std::byte* out = row_address(args.dq, p.q_begin(b) + i, head);
+      for (std::int64_t d = 0; d < p.dim; ++d) store(out, args.dq.dtype, d, dq[static_cast<std::size_t>(d)]);
+    }
+  }
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t d = 0; d < p.dim; ++d) {
+      const auto at = static_cast<std::size_t>(j * p.dim + d);
+      store(row_address(args.dk, p.k_begin(b) + j, kv_head), args.dk.dtype, d, dk[at]);
+      store(row_address(args.dv, p.k_begin(b) + j, kv_head), args.dv.dtype, d, dv[at]);
+    }
+  }
+}
+
 }  // namespace
 
 std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaProblem& problem) {
@@ -140,6 +197,11 @@ void sdpa_math(ExecContext& context, const SdpaProblem& problem) {
   context.pool().run(problem.batch * problem.heads, [&](std::int64_t i, int) {
     attend_head(problem, i / problem.heads, i % problem.heads);
   });
+}
+
+void sdpa_backward_math(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
+  run_heads(context, problem, args,
+            [&](std::int64_t b, std::int64_t head, int) { differentiate_head(problem, args, b, head); });
 }
 
 }  // namespace inkling

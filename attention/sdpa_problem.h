@@ -5,8 +5,11 @@
 #include <string>
 
 #include "attention/cpu/kernels.h"
+#include "attention/in_order.h"
 #include "attention/kv_cache.h"
 #include "attention/sdpa.h"
+#include "attention/sdpa_backward.h"
+#include "engine/exec_context.h"
 
 namespace inkling {
 
@@ -52,9 +55,27 @@ inline std::byte* row_address(const TensorView& view, std::int64_t row, std::int
 void sdpa_math(ExecContext& context, const SdpaProblem& problem);
 void sdpa_flash(ExecContext& context, const SdpaProblem& problem);
 void sdpa_decode(ExecContext& context, const SdpaProblem& problem);
+void sdpa_backward_math(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args);
+void sdpa_backward_flash(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args);
 /// Bytes that the math backend takes for weights.
 std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaProblem& problem);
 /// Most query rows (queries × group) of a sequence that decode takes.
 inline constexpr std::int64_t kDecodeRows = 16;
+
+/// Calls body(b, kv_head, worker) for every head of every sequence. Serially and in
+/// order when several of them add to the same element of dbias, which keeps its bits fixed.
+template <class Body>
+void run_heads(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args, Body&& body) {
+  const bool shared = args.dbias.data != nullptr &&
+                      (args.dbias.shape[0] < problem.batch || args.dbias.shape[1] < problem.heads);
+  const std::int64_t heads = problem.batch * problem.kv_heads;
+  if (shared) {
+    for (std::int64_t i = 0; i < heads; ++i) body(i / problem.kv_heads, i % problem.kv_heads, 0);
+  } else {
+    run_in_order(context.pool(), heads, [&](std::int64_t i, int worker) {
+      body(i / problem.kv_heads, i % problem.kv_heads, worker);
+    });
+  }
+}
 
 }  // namespace inkling

@@ -13,7 +13,7 @@ namespace {
 
 /// Kept with the context, so that a repeated call allocates nothing.
 struct Workspace {
-  Buffer blocks, partials;
+  Buffer blocks, partials, swapped, sums;
   std::vector<std::int64_t> first_block;  // (B+1) blocks of the sequences before
 
   static std::byte* sized(Buffer& buffer, std::size_t bytes) {
@@ -52,7 +52,7 @@ class Plan {
   void pack(std::int64_t b, std::int64_t head, std::int64_t begin, std::int64_t end) const {
     if (p_.cached() || begin >= end) return;
     cpu::AppendTask task;
-    task.kv = blocks(b, head);
+    task.kv = blocks(b, head, work_.blocks);
     task.k = {row_address(p_.args.k, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.k.stride[0]};
     task.v = {row_address(p_.args.v, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.v.stride[0]};
     task.position = begin;
@@ -60,10 +60,45 @@ class Plan {
     kernels_.append(task);
   }
 
+  /// For the backward pass: the same with k and v exchanged, and room for the sums of dk and dv.
+  void prepare_backward() const {
+    const auto count = static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads);
+    Workspace::sized(work_.swapped, count * block_bytes_);
+    Workspace::sized(work_.sums, count * 2 * sum_floats() * sizeof(float));
+  }
+  cpu::BackwardTask backward(std::int64_t b, std::int64_t head, const SdpaBackwardArgs& args) const {
+    const std::int64_t keys = p_.k_length(b), q_head = head * p_.group;
+    cpu::AppendTask swap;
+    swap.kv = blocks(b, head, work_.swapped);
+    swap.k = {row_address(p_.args.v, p_.k_begin(b), head), p_.kv_dtype, p_.args.v.stride[0]};
+    swap.v = {row_address(p_.args.k, p_.k_begin(b), head), p_.kv_dtype, p_.args.k.stride[0]};
+    swap.count = keys;
+    pack(b, head, 0, keys);
+    kernels_.append(swap);
+    cpu::BackwardTask task;
+    task.forward = forward(b, head, 0);
+    task.forward.row_end = rows(b);
+    task.swapped = swap.kv;
+    task.dout = matrix(args.dout, p_.q_begin(b), q_head);
+    task.dq = matrix(args.dq, p_.q_begin(b), q_head);
+    task.dk = matrix(args.dk, p_.k_begin(b), head);
+    task.dv = matrix(args.dv, p_.k_begin(b), head);
+    const auto first = static_cast<std::size_t>(block_index(b, head));
+    task.dk_sum = reinterpret_cast<float*>(work_.sums.data()) + first * 2 * sum_floats();
+    task.dv_sum =
+        task.dk_sum + static_cast<std::size_t>((keys + cpu::kKeyBlock - 1) / cpu::kKeyBlock) * sum_floats();
+    if (args.dbias.data != nullptr) {
+      const std::int64_t sequence = args.dbias.shape[0] == 1 ? 0 : b;
+      task.dbias = static_cast<float*>(args.dbias.data) + sequence * args.dbias.stride[0] +
+                   q_head * task.forward.mask.head;
+    }
+    return task;
+  }
+
   cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block) const {
     const std::int64_t first = p_.q_begin(b), q_head = head * p_.group;
     cpu::ForwardTask task;
-    task.kv = blocks(b, head);
+    task.kv = blocks(b, head, work_.blocks);
     task.q = row_address(p_.args.q, first, q_head);
     task.q_dtype = p_.args.q.dtype;
     task.q_row = p_.args.q.stride[0];
@@ -91,7 +126,16 @@ class Plan {
   }
 
  private:
-  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const {
+  std::int64_t block_index(std::int64_t b, std::int64_t head) const {
+    return head * work_.first_block.back() + work_.first_block[static_cast<std::size_t>(b)];
+  }
+  std::size_t sum_floats() const noexcept {
+    return static_cast<std::size_t>((p_.dim + 15) / 16 * 16 * cpu::kKeyBlock);
+  }
+  static cpu::HeadMatrix matrix(const TensorView& view, std::int64_t row, std::int64_t head) {
+    return {row_address(view, row, head), view.dtype, view.stride[0], view.stride[1]};
+  }
+  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head, const Buffer& packed) const {
     cpu::KvBlocks kv;
     kv.dtype = p_.kv_dtype;
     kv.head_dim = p_.dim;
@@ -100,10 +144,7 @@ class Plan {
       kv.pages = sequence.pages().data();
       kv.offset = sequence.pool().shape().offset(p_.args.layer, head);
     } else {
-      kv.base =
-          work_.blocks.data() + static_cast<std::size_t>(head * work_.first_block.back() +
-                                                         work_.first_block[static_cast<std::size_t>(b)]) *
-                                    block_bytes_;
+      kv.base = packed.data() + static_cast<std::size_t>(block_index(b, head)) * block_bytes_;
       kv.stride = block_bytes_;
     }
     return kv;
@@ -173,6 +214,17 @@ void sdpa_decode(ExecContext& context, const SdpaProblem& problem) {
     cpu::ForwardTask task = task_of(i);
     task.split = plan.splits(b);
     kernels.forward_combine(task, pool.scratch(worker));
+  });
+}
+
+void sdpa_backward_flash(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
+  const Plan plan(context, problem);
+  plan.prepare_backward();
+  const auto& kernels = cpu::attention_kernels(context.isa());
+  ThreadPool& pool = context.pool();
+  pool.reserve_scratch(cpu::backward_scratch_bytes(problem.dim));
+  run_heads(context, problem, args, [&](std::int64_t b, std::int64_t head, int worker) {
+    kernels.backward(plan.backward(b, head, args), pool.scratch(worker));
   });
 }
 

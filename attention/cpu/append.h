@@ -26,11 +26,12 @@ struct Append {
 
   static void store4(float* p, Quad v) { __builtin_memcpy(p, &v, sizeof v); }
 
-  // stage[d][t] = k[t][d] for 16 tokens.
+  // out[d][t] = k[t][d] for `tokens` tokens, a multiple of 4. Row strides in elements.
   template <class S>
-  static void transpose(const S* k, std::ptrdiff_t stride, std::int64_t dim, float* stage) {
+  static void transpose(const S* k, std::ptrdiff_t stride, std::int64_t tokens, std::int64_t dim, float* out,
+                        std::ptrdiff_t out_stride) {
     const std::int64_t whole = dim / 4 * 4;
-    for (std::int64_t t = 0; t < kStage; t += 4) {
+    for (std::int64_t t = 0; t < tokens; t += 4) {
       const S* rows = k + t * stride;
       for (std::int64_t d = 0; d < whole; d += 4) {
         const Quad a = load4(rows + d), b = load4(rows + stride + d);
@@ -39,14 +40,14 @@ struct Append {
                    ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
         const Quad ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5),
                    ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-        float* out = stage + d * kStage + t;
-        store4(out, __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5));
-        store4(out + kStage, __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7));
-        store4(out + 2 * kStage, __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5));
-        store4(out + 3 * kStage, __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7));
+        float* to = out + d * out_stride + t;
+        store4(to, __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5));
+        store4(to + out_stride, __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7));
+        store4(to + 2 * out_stride, __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5));
+        store4(to + 3 * out_stride, __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7));
       }
       for (std::int64_t d = whole; d < dim; ++d) {
-        for (int i = 0; i < 4; ++i) stage[d * kStage + t + i] = static_cast<float>(rows[i * stride + d]);
+        for (int i = 0; i < 4; ++i) out[d * out_stride + t + i] = static_cast<float>(rows[i * stride + d]);
       }
     }
   }
@@ -55,7 +56,7 @@ struct Append {
   static void keys(const S* k, std::ptrdiff_t stride, std::int64_t count, std::int64_t dim, W* panel) {
     alignas(64) float stage[kMaxHeadDim * kStage];
     while (count >= kStage) {
-      transpose(k, stride, dim, stage);
+      transpose(k, stride, kStage, dim, stage, kStage);
       for (std::int64_t d = 0; d < dim; ++d) {
         for (int j = 0; j < kStage; j += L)
           V::store(panel + d * kKeyBlock + j, V::load(stage + d * kStage + j));

@@ -104,11 +104,30 @@ struct ForwardTask {
   }
 };
 
+/// Rows of all heads in a strided tensor.
+struct HeadMatrix {
+  void* data = nullptr;  // first row of the sequence, first head of the task
+  DType dtype = DType::f32;
+  std::ptrdiff_t row = 0, head = 0;
+};
+
+/// All queries, keys and values of one (sequence, key/value head).
+struct BackwardTask {
+  ForwardTask forward;      // with heads = 1, rows 0 … row_end; out and lse as the forward pass left them
+  KvBlocks swapped;         // the blocks of forward.kv with k and v exchanged: V [D][64], K [64][Dp]
+  HeadMatrix dout, dq;      // query heads
+  HeadMatrix dk, dv;        // the key/value head
+  float* dk_sum = nullptr;  // (keys rounded up to 64, Dp) workspace
+  float* dv_sum = nullptr;  // the same
+  float* dbias = nullptr;   // added to; strides of forward.mask
+};
+
 struct AttentionKernels {
   void (*append)(const AppendTask& task);
   void (*forward)(const ForwardTask& task, std::byte* scratch);
   void (*forward_split)(const ForwardTask& task, std::byte* scratch);
   void (*forward_combine)(const ForwardTask& task, std::byte* scratch);
+  void (*backward)(const BackwardTask& task, std::byte* scratch);
 };
 
 /// The table of `isa`, which must be supported here.
@@ -124,6 +143,13 @@ constexpr std::size_t forward_scratch_bytes(std::int64_t head_dim) noexcept {
   const std::int64_t floats =
       kQueryRows * (head_dim + kKeyBlock + 2 * padded + 16 + 4) + kKeyBlock * (head_dim + padded) + 8 * 16;
   return static_cast<std::size_t>(floats) * sizeof(float) + kQueryRows * 2 * sizeof(std::int64_t) + 64;
+}
+
+/// Scratch of one backward task: that of forward, and eight blocks more.
+constexpr std::size_t backward_scratch_bytes(std::int64_t head_dim) noexcept {
+  const std::int64_t padded = (head_dim + 15) / 16 * 16;
+  return forward_scratch_bytes(head_dim) +
+         static_cast<std::size_t>(kQueryRows * (3 * padded + 3 * kKeyBlock + 2)) * sizeof(float) + 64;
 }
 
 }  // namespace inkling::cpu

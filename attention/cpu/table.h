@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/cpu/append.h"
+#include "attention/cpu/backward.h"
 #include "attention/cpu/forward.h"
 
 namespace inkling::cpu {
@@ -13,6 +14,7 @@ constexpr AttentionKernels make_attention_kernels() {
   table.forward = &Forward<V>::run;
   table.forward_split = &Forward<V>::run_split;
   table.forward_combine = &Forward<V>::run_combine;
+  table.backward = &Backward<V>::run;
   return table;
 }
 

@@ -1,0 +1,191 @@
+#include "attention/sdpa_backward.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "tests/attention/problem.h"
+
+namespace inkling {
+namespace {
+
+using test::Data;
+using test::kMasks;
+using test::make_context;
+using test::Problem;
+using test::Random;
+
+struct Gradients {
+  Data dq, dk, dv, dbias;
+  explicit Gradients(const Problem& p, DType dtype = DType::f32)
+      : dq(dtype, {p.cu_q.back(), p.heads, p.dim}),
+        dk(dtype, {p.cu_k.back(), p.kv_heads, p.dim}),
+        dv(dtype, {p.cu_k.back(), p.kv_heads, p.dim}) {
+    const TensorView& bias = p.args.mask.bias;
+    if (p.args.mask.kind == MaskKind::additive_bias) {
+      dbias = Data(DType::f32, {bias.shape[0], bias.shape[1], bias.shape[2], bias.shape[3]});
+    }
+  }
+};
+
+Gradients differentiate(ExecContext& context, const Problem& p, const Data& dout, SdpaBackend backend,
+                        DType dtype = DType::f32) {
+  Gradients g(p, dtype);
+  SdpaBackwardArgs args;
+  args.forward = p.args;
+  args.dout = dout.view();
+  args.dq = g.dq.view();
+  args.dk = g.dk.view();
+  args.dv = g.dv.view();
+  if (g.dbias.size() > 1) args.dbias = g.dbias.view();
+  SdpaScope scope(context, {backend});
+  CHECK(sdpa_backward(context, args) == backend);
+  return g;
+}
+
+double difference(const Data& a, const Data& b) {
+  double worst = 0;
+  for (std::int64_t i = 0; i < a.size(); ++i) {
+    const double x = double{a.get(i)}, y = double{b.get(i)};
+    worst = std::isfinite(x) && std::isfinite(y) ? std::max(worst, std::fabs(x - y) / (1 + std::fabs(y)))
+                                                 : INFINITY;
+  }
+  return worst;
+}
+
+TEST_CASE("flash and math gradients agree for every ISA, dtype, mask, head dim and with dropout") {
+  for (const Isa isa : supported_isas()) {
+    ExecContext context = make_context(isa, 2);
+    Random random(static_cast<std::uint64_t>(isa) + 50);
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      for (const std::int64_t dim : {8, 40, 64, 80}) {
+        Problem problem(random, dtype, 4, dim == 40 ? 2 : 4, dim,
+                        {{50, 70}, {0, 5}, {1, 1}, {4, 0}, {70, 65}});
+        const Data dout(random, dtype, {problem.cu_q.back(), 4, dim});
+        problem.args.out.dtype = dtype;
+        for (const MaskKind kind : kMasks) {
+          problem.set_mask(random, kind, dim == 8);
+          problem.args.dropout = {dim == 40 ? 0.2f : 0.0f, 5, 1};
+          INFO(isa_name(isa), " ", dtype_name(dtype), " D=", dim, " ", mask_kind_name(kind));
+          sdpa(context, problem.args);
+          const Gradients want = differentiate(context, problem, dout, SdpaBackend::math);
+          const Gradients got = differentiate(context, problem, dout, SdpaBackend::flash);
+          // With 16-bit outputs δ is taken from rounded values.
+          const double tolerance = dtype == DType::f32 ? 1e-4 : dtype == DType::f16 ? 5e-3 : 4e-2;
+          CHECK(difference(got.dq, want.dq) < tolerance);
+          CHECK(difference(got.dk, want.dk) < tolerance);
+          CHECK(difference(got.dv, want.dv) < tolerance);
+          if (kind == MaskKind::additive_bias) CHECK(difference(got.dbias, want.dbias) < tolerance);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every length modulo 128 has finite and right gradients") {
+  ExecContext context = make_context(supported_isas().back(), 2);
+  Random random(77);
+  for (std::int64_t t = 1; t <= 129; t += 4) {
+    Problem problem(random, DType::f32, 1, 1, 16, {{t, t}, {t + 2, t + 5}});
+    const Data dout(random, DType::f32, {problem.cu_q.back(), 1, 16});
+    problem.set_mask(random, kMasks[static_cast<std::size_t>(t / 4) % 7], false);
+    INFO("T=", t, " ", mask_kind_name(problem.args.mask.kind));
+    sdpa(context, problem.args);
+    const Gradients want = differentiate(context, problem, dout, SdpaBackend::math);
+    const Gradients got = differentiate(context, problem, dout, SdpaBackend::flash);
+    CHECK(difference(got.dq, want.dq) < 1e-4);
+    CHECK(difference(got.dk, want.dk) < 1e-4);
+    CHECK(difference(got.dv, want.dv) < 1e-4);
+  }
+}
+
+TEST_CASE("math gradients are those of finite differences, dropout and bias included") {
+  ExecContext context = make_context(Isa::portable, 1);
+  Random random(21);
+  for (const MaskKind kind : {MaskKind::causal_lower_right, MaskKind::additive_bias, MaskKind::document}) {
+    Problem problem(random, DType::f32, 2, 1, 8, {{4, 6}, {3, 3}});
+    problem.set_mask(random, kind, false);
+    problem.args.dropout = {0.3f, 17, 2};
+    const Data dout(random, DType::f32, {problem.cu_q.back(), 2, 8});
+    SdpaScope scope(context, {SdpaBackend::math});
+    const auto loss = [&] {
+      sdpa(context, problem.args);
+      double sum = 0;
+      for (std::int64_t i = 0; i < dout.size(); ++i) sum += double{dout.get(i)} * double{problem.out.get(i)};
+      return sum;
+    };
+    loss();
+    const Gradients g = differentiate(context, problem, dout, SdpaBackend::math);
+    const auto check = [&](Data& x, const Data& gradient, const char* name) {
+      constexpr float kStep = 0.02f;
+      for (std::int64_t i = 0; i < x.size(); i += 3) {
+        const float saved = x.get(i);
+        if (std::isinf(saved)) continue;
+        x.set(i, saved + kStep);
+        const double up = loss();
+        x.set(i, saved - kStep);
+        const double down = loss();
+        x.set(i, saved);
+        INFO(mask_kind_name(kind), " ", name, " ", i);
+        CHECK(std::fabs((up - down) / (2 * double{kStep}) - double{gradient.get(i)}) < 1e-3);
+      }
+    };
+    check(problem.q, g.dq, "dq");
+    check(problem.k, g.dk, "dk");
+    check(problem.v, g.dv, "dv");
+    if (kind == MaskKind::additive_bias) check(problem.bias, g.dbias, "dbias");
+  }
+}
+
+TEST_CASE("gradients have the same bits for any threads and in any batch") {
+  for (const Isa isa : supported_isas()) {
+    Random random(31);
+    Problem both(random, DType::f32, 4, 2, 40, {{60, 100}, {130, 130}});
+    both.set_mask(random, MaskKind::causal_lower_right, false);
+    const Data dout(random, DType::f32, {190, 4, 40});
+    ExecContext one = make_context(isa, 1), three = make_context(isa, 3);
+    sdpa(one, both.args);
+    const Gradients a = differentiate(one, both, dout, SdpaBackend::flash);
+    const Gradients b = differentiate(three, both, dout, SdpaBackend::flash);
+    CHECK(a.dq.same_bits(b.dq));
+    CHECK(a.dk.same_bits(b.dk));
+    CHECK(a.dv.same_bits(b.dv));
+    // The second sequence alone.
+    Problem alone(random, DType::f32, 4, 2, 40, {{130, 130}});
+    alone.set_mask(random, MaskKind::causal_lower_right, false);
+    Data dout_alone(DType::f32, {130, 4, 40});
+    for (std::int64_t i = 0; i < alone.q.size(); ++i) {
+      alone.q.set(i, both.q.get(60 * 160 + i));
+      dout_alone.set(i, dout.get(60 * 160 + i));
+    }
+    for (std::int64_t i = 0; i < alone.k.size(); ++i) {
+      alone.k.set(i, both.k.get(100 * 80 + i));
+      alone.v.set(i, both.v.get(100 * 80 + i));
+    }
+    sdpa(one, alone.args);
+    const Gradients c = differentiate(three, alone, dout_alone, SdpaBackend::flash);
+    std::int64_t differing = 0;
+    for (std::int64_t i = 0; i < c.dq.size(); ++i) differing += c.dq.get(i) != a.dq.get(60 * 160 + i);
+    for (std::int64_t i = 0; i < c.dk.size(); ++i) {
+      differing += c.dk.get(i) != a.dk.get(100 * 80 + i) || c.dv.get(i) != a.dv.get(100 * 80 + i);
+    }
+    CHECK(differing == 0);
+  }
+}
+
+TEST_CASE("the choice for backward leaves decode out and says why") {
+  ExecContext context = make_context(Isa::portable, 1);
+  Random random(1);
+  Problem problem(random, DType::f32, 2, 1, 8, {{2, 5}});
+  SdpaBackwardArgs args;
+  args.forward = problem.args;
+  const SdpaChoice choice = choose_backward(context, args);
+  CHECK(choice.backend == SdpaBackend::flash);
+  CHECK(choice.to_string().find("decode: it has no backward pass") != std::string::npos);
+  CHECK_THROWS_AS(sdpa_backward(context, args), Error);
+}
+
+}  // namespace
+}  // namespace inkling
