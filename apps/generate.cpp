@@ -74,7 +74,6 @@ class Runner {
   Runner(const Generate& flags, ExecContext& context, const Model& model, const Tokenizer& tokenizer)
       : flags_(flags),
         config_(flags.sampling.resolve(model.published_generation())),
-        model_(model),
         tokenizer_(tokenizer),
         generator_(model, context,
                    {.max_batch = std::max<std::int64_t>(flags.batch.batch, flags.samples),
@@ -258,7 +257,6 @@ class Runner {
 
   const Generate& flags_;
   GenerationConfig config_;
-  const Model& model_;
   const Tokenizer& tokenizer_;
   std::vector<std::unique_ptr<Job>> jobs_;
   Generator generator_;

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -27,28 +26,35 @@ enum class Code : std::uint8_t {
   internal = 10,      ///< a broken promise of this library
 };
 
+/// A place in the source. (clang 14 has no std::source_location.)
+struct Where {
+  const char* file = "";
+  int line = 0;
+  static constexpr Where current(const char* at_file = __builtin_FILE(), int at_line = __builtin_LINE()) {
+    return {at_file, at_line};
+  }
+};
+
 class Error : public std::runtime_error {
  public:
-  explicit Error(Code code, const std::string& message,
-                 std::source_location where = std::source_location::current())
+  explicit Error(Code code, const std::string& message, Where where = Where::current())
       : std::runtime_error(message), code_(code), where_(where) {}
 
   Code code() const noexcept { return code_; }
   /// The message without the source location.
   std::string message() const { return what(); }
   /// "file:line", for logs; never part of what() since it means nothing to a user.
-  std::string where() const { return std::string(where_.file_name()) + ':' + std::to_string(where_.line()); }
+  std::string where() const { return std::string(where_.file) + ':' + std::to_string(where_.line); }
 
  private:
   Code code_;
-  std::source_location where_;
+  Where where_;
 };
 
 /// Throws Error{code, message} unless `ok`. For checks at the entry of an op; on in every build.
 /// `message` is a callable returning std::string, so that the good path builds no string.
 template <class Message>
-void require(bool ok, Code code, Message&& message,
-             std::source_location where = std::source_location::current()) {
+void require(bool ok, Code code, Message&& message, Where where = Where::current()) {
   if (!ok) [[unlikely]]
     throw Error(code, std::forward<Message>(message)(), where);
 }

@@ -27,7 +27,7 @@ target_compile_options(inkling_settings INTERFACE
   $<$<CXX_COMPILER_ID:GNU>:$<BUILD_INTERFACE:-Wno-restrict>>
   $<$<BOOL:$ENV{CI}>:-Werror>)
 if(INKLING_SANITIZE)
-  string(REPLACE ",fuzzer" ",fuzzer-no-link" INKLING_SANITIZE_COMPILE "${INKLING_SANITIZE}")
+  string(REGEX REPLACE "fuzzer$" "fuzzer-no-link" INKLING_SANITIZE_COMPILE "${INKLING_SANITIZE}")
   target_compile_options(inkling_settings INTERFACE
     -fsanitize=${INKLING_SANITIZE_COMPILE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   target_link_options(inkling_settings INTERFACE -fsanitize=${INKLING_SANITIZE_COMPILE})
@@ -53,8 +53,11 @@ set(INKLING_FLAGS_avx512 ${INKLING_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -
 set(INKLING_FLAGS_avx512_vnni ${INKLING_FLAGS_avx512} -mavx512vnni)
 set(INKLING_FLAGS_avx512_bf16 ${INKLING_FLAGS_avx512_vnni} -mavx512bf16)
 
-# g++ 12's own AVX-512 headers trip these two warnings (GCC bug 105593).
-set(INKLING_QUIET_ISA -Wno-uninitialized -Wno-maybe-uninitialized)
+# g++ 12's own AVX-512 headers trip these warnings (GCC bug 105593).
+set(INKLING_QUIET_ISA -Wno-uninitialized)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  list(APPEND INKLING_QUIET_ISA -Wno-maybe-uninitialized)
+endif()
 
 function(inkling_isa_sources target stem)
   set(isas portable)

@@ -12,6 +12,14 @@
 namespace inkling {
 namespace {
 
+#if defined(__x86_64__)
+// clang 14 does not know __builtin_cpu_supports("f16c").
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 // What is missing for `isa`, or "" when it can run.
 std::string missing(Isa isa) {
 #if defined(__x86_64__)
@@ -26,7 +34,7 @@ std::string missing(Isa isa) {
   if (isa >= Isa::avx2) {
     check(__builtin_cpu_supports("avx2"), "AVX2");
     check(__builtin_cpu_supports("fma"), "FMA");
-    check(__builtin_cpu_supports("f16c"), "F16C");
+    check(has_f16c(), "F16C");
   }
   if (isa >= Isa::avx512) {
     check(__builtin_cpu_supports("avx512f"), "AVX512F");
