@@ -1,243 +1,267 @@
-// inkling bench: tokens per second of a model; inkling bench gemm: the products by themselves.
+// inkling bench: tokens per second of a model, in the manner of llama-bench.
+//
+// ppN: one prefill of N random ids with the logits of the last. tgN: N decode steps of B sequences from an
+// empty context, the next ids random, so that the forward alone is timed. Each is run once to warm up.
 #include <algorithm>
-#include <chrono>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <random>
 
-#include "apps/machine.h"
-#include "apps/session.h"
-#include "apps/terminal.h"
-#include "engine/ops.h"
+#include "apps/ceilings.h"
+#include "apps/json_text.h"
+#include "apps/model_options.h"
+#include "apps/program.h"
+#include "apps/signals.h"
 #include "model/forward.h"
 
 namespace inkling::app {
+
+Options& add_bench_gemm(Program& program, const Options& bench);
+
 namespace {
 
-using nlohmann::ordered_json;
+enum class Table : std::uint8_t { md, csv, json };
 
-struct Bench {
-  ModelFlags model;
+struct BenchOptions {
+  ModelOptions model;
   std::vector<std::int64_t> prompts{512}, tokens{128}, batches{1};
   int repeats = 5;
-  std::string output = "md";
+  Table table = Table::md;
+  bool ceiling = false;
 };
 
 struct Row {
   std::string test;
   std::int64_t batch = 1;
   double median = 0, min = 0, max = 0;
+  double ceiling = 0;  // tokens a second that the machine's measured limits allow
 };
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t vocab) {
-  std::mt19937 engine(1);
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
-  for (auto& id : ids) id = static_cast<std::int32_t>(engine() % static_cast<std::uint32_t>(vocab));
-  return ids;
-}
-
-/// One prompt of `length` tokens, logits of the last.
-double prefill(Forward& forward, KvPool& pool, std::int64_t length) {
-  const auto ids = random_ids(length, forward.model().config().vocab_size);
-  KvSequence sequence(pool);
-  PackedBatch batch;
-  const double start = seconds();
-  sequence.reserve(length);
-  batch.add(sequence, ids, 1);
-  forward.run(batch);
-  (void)forward.logits();
-  return static_cast<double>(length) / (seconds() - start);
-}
-
-/// `steps` tokens of `count` sequences that start empty; the next token is the likeliest.
-double decode(Forward& forward, KvPool& pool, std::int64_t steps, std::int64_t count) {
-  const std::int64_t vocab = forward.model().config().vocab_size;
-  std::vector<KvSequence> sequences;
-  std::vector<std::int32_t> ids = random_ids(count, vocab);
-  for (std::int64_t i = 0; i < count; ++i) sequences.emplace_back(pool);
-  PackedBatch batch;
-  const double start = seconds();
-  for (std::int64_t step = 0; step < steps; ++step) {
-    batch.clear();
-    for (std::size_t i = 0; i < sequences.size(); ++i) {
-      sequences[i].reserve(1);
-      batch.add(sequences[i], std::span(&ids[i], 1), 1);
-    }
-    forward.run(batch);
-    const TensorView logits = forward.logits();
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      const float* row = logits.as<float>() + static_cast<std::int64_t>(i) * logits.stride[0];
-      ids[i] = static_cast<std::int32_t>(std::max_element(row, row + vocab) - row);
-    }
-  }
-  return static_cast<double>(steps * count) / (seconds() - start);
-}
-
-template <class Measure>
-Row measure(std::string test, std::int64_t batch, int repeats, Measure&& once) {
-  once();  // warm
-  std::vector<double> all;
-  for (int i = 0; i < repeats; ++i) all.push_back(once());
-  std::sort(all.begin(), all.end());
-  return {std::move(test), batch, all[all.size() / 2], all.front(), all.back()};
-}
-
-void print(const Bench& flags, const std::vector<Row>& rows, const ordered_json& common) {
-  Output out;
-  if (flags.output == "json") {
-    auto all = ordered_json::array();
-    for (const Row& row : rows) {
-      ordered_json entry = common;
-      entry.erase("rss_mb"), entry.erase("load_ms");
-      entry["test"] = row.test;
-      entry["batch"] = row.batch;
-      entry["tok_per_s"] = {{"median", row.median}, {"min", row.min}, {"max", row.max}};
-      entry["rss_mb"] = common["rss_mb"];
-      entry["load_ms"] = common["load_ms"];
-      all.push_back(entry);
-    }
-    return out.line(all.dump());
-  }
-  const bool csv = flags.output == "csv";
-  out.write(csv ? "model,dtype,quant,threads,isa,test,batch,median,min,max,rss_mb,load_ms\n"
-                : "| dtype | quant | threads | isa | test | batch | tok/s | min | max "
-                  "|\n|---|---|--:|---|---|--:|--:|--:|--:|\n");
-  for (const Row& row : rows) {
-    char text[512];
-    std::snprintf(text, sizeof text,
-                  csv ? "%s,%s,%s,%d,%s,%s,%lld,%.6g,%.6g,%.6g,%.6g,%.6g\n"
-                      : "%.0s| %s | %s | %d | %s | %s | %lld | %.1f | %.1f | %.1f |\n",
-                  common["model"].get<std::string>().c_str(), common["dtype"].get<std::string>().c_str(),
-                  common["quant"].get<std::string>().c_str(), common["threads"].get<int>(),
-                  common["isa"].get<std::string>().c_str(), row.test.c_str(),
-                  static_cast<long long>(row.batch), row.median, row.min, row.max,
-                  common["rss_mb"].get<double>(), common["load_ms"].get<double>());
-    out.write(text);
-  }
-}
-
-void bench(const Bench& flags) {
-  ExecContext context(exec_options(flags.model));
-  const double start = seconds();
-  const Model model = load_model(flags.model, context);
-  const double load_ms = (seconds() - start) * 1e3;
-  Forward forward(model, context);
-  KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
-  const std::int64_t most = model.config().n_positions;
-  for (const auto* lengths : {&flags.prompts, &flags.tokens}) {
-    for (const std::int64_t n : *lengths) {
-      require(n >= 0 && n <= most, Code::input, [&] {
-        return "bench: the model has " + std::to_string(most) + " positions, got a length of " +
-               std::to_string(n);
-      });
-    }
-  }
-  Progress progress("measuring", !flags.model.quiet);
-  std::vector<Row> rows;
-  for (const std::int64_t n : flags.prompts) {
-    if (n > 0)
-      rows.push_back(
-          measure("pp" + std::to_string(n), 1, flags.repeats, [&] { return prefill(forward, pool, n); }));
-    progress.show(0.3);
-  }
-  for (const std::int64_t n : flags.tokens) {
-    for (const std::int64_t b : flags.batches) {
-      if (n > 0)
-        rows.push_back(
-            measure("tg" + std::to_string(n), b, flags.repeats, [&] { return decode(forward, pool, n, b); }));
-      progress.show(0.6);
-    }
-  }
-  const bool quantised = flags.model.quant != "none";
-  const ordered_json common{{"model", model_path(flags.model).filename().string()},
-                            {"dtype", quantised ? "auto" : std::string(weight_format_name(model.format()))},
-                            {"quant", flags.model.quant},
-                            {"threads", context.pool().size()},
-                            {"isa", std::string(isa_name(context.isa()))},
-                            {"rss_mb", peak_rss_mib()},
-                            {"load_ms", load_ms}};
-  print(flags, rows, common);
-}
-
-struct Gemm {
-  ModelFlags model;
-  int repeats = 10;
+struct Header {
+  std::string model, dtype, quant, isa;
+  int threads = 0;
+  double rss_mb = 0, load_ms = 0;
 };
 
-/// GPT-2's four products per layer, over the rows of decode, batched decode and prefill.
-void bench_gemm(const Gemm& flags) {
-  ExecContext context(exec_options(flags.model));
-  const Ceilings ceilings = measure_ceilings(context);
-  Output out;
-  out.write(
-      "| K | N | format | M | µs | GFLOP/s | GB/s of weights | share of f32 peak | share of read bandwidth "
-      "|\n"
-      "|--:|--:|---|--:|--:|--:|--:|--:|--:|\n");
-  const std::pair<std::int64_t, std::int64_t> shapes[] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}};
-  for (const auto& [k, n] : shapes) {
-    std::vector<float> w(static_cast<std::size_t>(k * n));
-    std::mt19937 engine(1);
-    for (float& v : w) v = static_cast<float>(engine()) * 0x1p-32f - 0.5f;
-    for (const WeightFormat format :
-         {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::int8, WeightFormat::int4}) {
-      const PackedMatrix packed = pack(context, {w.data(), DType::f32, k, n, n, 1}, format);
-      for (const std::int64_t m : {1, 8, 32, 512}) {
-        std::vector<float> x(static_cast<std::size_t>(m * k), 0.5f), y(static_cast<std::size_t>(m * n));
-        LinearArgs args;
-        args.x = TensorView(x.data(), DType::f32, {m, k});
-        args.weight = &packed;
-        args.out = TensorView(y.data(), DType::f32, {m, n});
-        double best = 1e30;
-        for (int i = 0; i <= flags.repeats; ++i) {
-          const double start = seconds();
-          linear(context, args);
-          best = std::min(best, seconds() - start);
-        }
-        const double gflops = 2.0 * static_cast<double>(m * k * n) / best / 1e9;
-        const double gbs = static_cast<double>(packed.bytes) / best / 1e9;
-        char text[256];
-        std::snprintf(text, sizeof text, "| %lld | %lld | %s | %lld | %.1f | %.1f | %.1f | %.2f | %.2f |\n",
-                      static_cast<long long>(k), static_cast<long long>(n), weight_format_name(format).data(),
-                      static_cast<long long>(m), best * 1e6, gflops, gbs, gflops / ceilings.fma_gflop_s,
-                      gbs / ceilings.read_gb_s);
-        out.write(text);
+class Bench {
+ public:
+  Bench(const BenchOptions& options, Workspace& workspace, const Console& console)
+      : options_(options),
+        console_(console),
+        context_(workspace.context()),
+        model_(workspace.model()),
+        forward_(model_, context_),
+        pool_(forward_.kv_shape(forward_.default_kv_dtype()), workspace.kv_max_bytes()) {
+    if (options.ceiling) ceilings_ = measure_ceilings(context_);
+  }
+
+  std::vector<Row> run() {
+    std::vector<Row> rows;
+    const std::size_t tests = options_.prompts.size() + options_.tokens.size() * options_.batches.size();
+    Progress progress(console_, "measuring");
+    const auto done = [&](Row row) {
+      rows.push_back(std::move(row));
+      progress.update(static_cast<double>(rows.size()) / static_cast<double>(tests));
+    };
+    for (const std::int64_t n : options_.prompts) {
+      if (n > 0) done(measure("pp" + std::to_string(n), 1, prefill_ceiling(n), [&] { return prefill(n); }));
+    }
+    for (const std::int64_t n : options_.tokens) {
+      for (const std::int64_t b : options_.batches) {
+        if (n > 0)
+          done(measure("tg" + std::to_string(n), b, decode_ceiling(b), [&] { return decode(n, b); }));
       }
     }
+    return rows;
   }
+
+ private:
+  template <class Once>
+  Row measure(std::string test, std::int64_t batch, double ceiling, Once&& once) {
+    once();
+    std::vector<double> all;
+    for (int i = 0; i < options_.repeats; ++i) all.push_back(once());
+    std::sort(all.begin(), all.end());
+    const std::size_t half = all.size() / 2;
+    const double median = all.size() % 2 == 1 ? all[half] : (all[half - 1] + all[half]) / 2;
+    return {std::move(test), batch, median, all.front(), all.back(), ceiling};
+  }
+
+  std::int32_t random_id() {
+    return static_cast<std::int32_t>(random_() % static_cast<std::uint32_t>(model_.config().vocab_size));
+  }
+
+  double prefill(std::int64_t length) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(length));
+    std::generate(ids.begin(), ids.end(), [&] { return random_id(); });
+    KvSequence sequence(pool_);
+    const double start = now();
+    sequence.reserve(length);
+    batch_.clear();
+    batch_.add(sequence, ids, 1);
+    forward_.run(batch_);
+    (void)forward_.logits();
+    check_interrupt();
+    return static_cast<double>(length) / (now() - start);
+  }
+
+  double decode(std::int64_t steps, std::int64_t count) {
+    std::vector<KvSequence> sequences;
+    for (std::int64_t i = 0; i < count; ++i) sequences.emplace_back(pool_);
+    const double start = now();
+    for (std::int64_t step = 0; step < steps; ++step) {
+      batch_.clear();
+      for (KvSequence& sequence : sequences) {
+        const std::int32_t id = random_id();
+        sequence.reserve(1);
+        batch_.add(sequence, std::span(&id, 1), 1);
+      }
+      forward_.run(batch_);
+      (void)forward_.logits();
+      check_interrupt();
+    }
+    return static_cast<double>(steps * count) / (now() - start);
+  }
+
+  // Bytes of weights that a step reads: all but the positions, and the embedding when the head is another
+  // matrix.
+  double step_bytes() const {
+    const bool tied = &model_.head() == &model_.embedding();
+    return static_cast<double>(model_.nbytes() - model_.positions().nbytes() -
+                               (tied ? 0 : model_.embedding().bytes));
+  }
+  double layer_flops() const {
+    double flops = 0;
+    for (const LayerWeights& l : model_.layers()) {
+      for (const auto* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) {
+        flops += 2.0 * static_cast<double>(w->weight.k) * static_cast<double>(w->weight.n);
+      }
+    }
+    return flops;
+  }
+  double head_flops() const {
+    return 2.0 * static_cast<double>(model_.head().k) * static_cast<double>(model_.head().n);
+  }
+  double decode_ceiling(std::int64_t batch) const {
+    if (!options_.ceiling) return 0;
+    const auto b = static_cast<double>(batch);
+    const double read = step_bytes() / (ceilings_.read_gb_s * 1e9);
+    const double compute =
+        ceilings_.gflop_s > 0 ? b * (layer_flops() + head_flops()) / (ceilings_.gflop_s * 1e9) : 0;
+    return b / std::max(read, compute);
+  }
+  double prefill_ceiling(std::int64_t length) const {
+    if (!options_.ceiling || ceilings_.gflop_s <= 0) return 0;
+    const auto n = static_cast<double>(length);
+    return n / ((n * layer_flops() + head_flops()) / (ceilings_.gflop_s * 1e9));
+  }
+
+  const BenchOptions& options_;
+  const Console& console_;
+  ExecContext& context_;
+  const Model& model_;
+  Forward forward_;
+  KvPool pool_;
+  PackedBatch batch_;
+  Ceilings ceilings_;
+  std::mt19937 random_{1};
+};
+
+std::string dtype_of_weights(const BenchOptions& o, const std::filesystem::path& path) {
+  if (o.model.dtype != WeightType::automatic) {
+    constexpr const char* kNames[] = {"auto", "f32", "f16", "bf16"};
+    return kNames[static_cast<std::size_t>(o.model.dtype)];
+  }
+  return std::string(dtype_name(Gpt2Source::open(path).value().tensors().wte.dtype));
+}
+
+void print_json(const std::vector<Row>& rows, const Header& h) {
+  JsonRows out(JsonRows::Shape::array);
+  for (const Row& row : rows) {
+    out.write("{\"model\":" + json_string(h.model) + ",\"dtype\":" + json_string(h.dtype) +
+              ",\"quant\":" + json_string(h.quant) + ",\"threads\":" + std::to_string(h.threads) +
+              ",\"isa\":" + json_string(h.isa) + ",\"test\":" + json_string(row.test) + ",\"batch\":" +
+              std::to_string(row.batch) + ",\"tok_per_s\":{\"median\":" + format("%.6g", row.median) +
+              ",\"min\":" + format("%.6g", row.min) + ",\"max\":" + format("%.6g", row.max) +
+              "},\"rss_mb\":" + format("%.6g", h.rss_mb) + ",\"load_ms\":" + format("%.6g", h.load_ms) + "}");
+  }
+  out.finish();
+}
+
+void print_table(const std::vector<Row>& rows, const Header& h, bool csv, bool ceiling) {
+  const std::string between = csv ? "," : " | ", edge = csv ? "" : "|";
+  const auto line = [&](const std::vector<std::string>& cells) {
+    std::string text = csv ? "" : "| ";
+    for (std::size_t i = 0; i < cells.size(); ++i) text += (i == 0 ? "" : between) + cells[i];
+    Console::write(text + (csv ? "\n" : " |\n"));
+  };
+  std::vector<std::string> head{"model", "dtype", "quant", "threads", "isa",    "test",
+                                "batch", "tok/s", "min",   "max",     "rss MB", "load ms"};
+  if (ceiling) head.push_back("of ceiling");
+  line(head);
+  if (!csv)
+    Console::write("|---|---|---|--:|---|---|--:|--:|--:|--:|--:|--:|" +
+                   std::string(ceiling ? "--:|\n" : "\n"));
+  for (const Row& row : rows) {
+    std::vector<std::string> cells{h.model,
+                                   h.dtype,
+                                   h.quant,
+                                   std::to_string(h.threads),
+                                   h.isa,
+                                   row.test,
+                                   std::to_string(row.batch),
+                                   format("%.1f", row.median),
+                                   format("%.1f", row.min),
+                                   format("%.1f", row.max),
+                                   format("%.0f", h.rss_mb),
+                                   format("%.0f", h.load_ms)};
+    if (ceiling) cells.push_back(row.ceiling > 0 ? format("%.0f%%", 100 * row.median / row.ceiling) : "");
+    line(cells);
+  }
+}
+
+void bench(const BenchOptions& o, const Console& console) {
+  Workspace workspace(o.model, console);
+  const std::int64_t most = workspace.model().config().n_positions;
+  for (const auto* lengths : {&o.prompts, &o.tokens}) {
+    for (const std::int64_t n : *lengths) {
+      if (n <= most) continue;
+      throw Error(Code::input, std::string(lengths == &o.prompts ? "--prompt" : "--tokens") +
+                                   ": expected at most the model's " + std::to_string(most) +
+                                   " positions, got " + std::to_string(n));
+    }
+  }
+  const std::vector<Row> rows = Bench(o, workspace, console).run();
+  constexpr const char* kQuants[] = {"none", "int8", "int4"};
+  const Header header{workspace.name(),
+                      dtype_of_weights(o, workspace.path()),
+                      kQuants[static_cast<std::size_t>(o.model.quant)],
+                      std::string(isa_name(workspace.context().isa())),
+                      workspace.context().pool().size(),
+                      peak_rss_mb(),
+                      workspace.load_ms()};
+  if (o.table == Table::json) return print_json(rows, header);
+  print_table(rows, header, o.table == Table::csv, o.ceiling);
 }
 
 }  // namespace
 
-void add_bench(CLI::App& app, int&) {
-  auto flags = std::make_shared<Bench>();
-  CLI::App* command = app.add_subcommand("bench", "tokens per second");
-  add_model_flags(*command, flags->model);
-  const auto list = [&](const char* names, std::vector<std::int64_t>& values, const char* help) {
-    command->add_option(names, values, help)
-        ->delimiter(',')
-        ->check(CLI::Range(0, 1 << 24))
-        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  };
-  list("-p,--prompt", flags->prompts, "prompt lengths to prefill [512]");
-  list("-n,--tokens", flags->tokens, "tokens to decode [128]");
-  list("-b,--batch", flags->batches, "sequences to decode together [1]");
-  command->add_option("-r,--repeats", flags->repeats, "measurements of each [5]")->check(CLI::Range(1, 1000));
-  command->add_option("--output", flags->output, "md, csv or json")
-      ->check(CLI::IsMember({"md", "csv", "json"}));
-
-  auto gemm = std::make_shared<Gemm>();
-  CLI::App* products = command->add_subcommand("gemm", "the matrix products by themselves");
-  products->add_option("-t,--threads", gemm->model.threads, "threads [all CPUs]")->check(CLI::Range(0, 1024));
-  products->add_option("-r,--repeats", gemm->repeats, "measurements of each; the best counts [10]")
-      ->check(CLI::Range(1, 1000));
-  products->callback([gemm] { bench_gemm(*gemm); });
-  command->callback([flags, command] {
-    if (command->get_subcommands().empty()) bench(*flags);
-  });
+void add_bench(Program& program) {
+  auto o = std::make_shared<BenchOptions>();
+  Options& options = program.command("bench", "tokens per second; bench gemm: of the products alone",
+                                     [o](const Console& console) { bench(*o, console); });
+  options.group("What and how", Options::Layers::command_line);
+  options.add("-p,--prompt", "N,..", "lengths of prefills: tests ppN; 0: none [512]",
+              numbers(o->prompts, 0, kMaxPositions));
+  options.add("-n,--tokens", "N,..", "steps of decoding: tests tgN; 0: none [128]",
+              numbers(o->tokens, 0, kMaxPositions));
+  options.add("-b,--batch", "N,..", "sequences decoded together [1]", numbers(o->batches, 1, 1 << 16));
+  options.add("-r,--repeats", "N", "measurements of each, after one to warm up [5]",
+              whole(o->repeats, 1, 10'000));
+  options.add("--output", "FORM", "md, csv or json [md]",
+              choice<Table>(o->table, {{"md", Table::md}, {"csv", Table::csv}, {"json", Table::json}}));
+  options.flag("--ceiling", "measure the machine's limits, and show the share reached (md, csv)", o->ceiling);
+  add_model_options(options, o->model);
+  add_bench_gemm(program, options);
 }
 
 }  // namespace inkling::app

@@ -1,109 +1,147 @@
 // inkling eval: perplexity of a text, log-probabilities of given tokens.
+#include "model/score.h"
+
+#include <algorithm>
 #include <memory>
 
-#include "apps/jsonl.h"
-#include "apps/session.h"
-#include "apps/terminal.h"
-#include "model/score.h"
+#include "apps/generation.h"
+#include "apps/input.h"
+#include "apps/json_text.h"
+#include "apps/program.h"
+#include "apps/signals.h"
 
 namespace inkling::app {
 namespace {
 
-struct Eval {
-  ModelFlags model;
-  BatchFlags batch;
-  std::string perplexity_file, score_file, output = "text";
-  std::int64_t stride = 0, context = 0;
+struct EvalOptions {
+  ModelOptions model;
+  BatchOptions batch;
+  std::filesystem::path perplexity, score;
+  std::int64_t stride = 0;
+  std::optional<Output> output;
 };
 
-ScoreOptions score_options(const Eval& flags, Progress& progress) {
+ScoreOptions score_options(const EvalOptions& o, Progress& progress, std::int64_t before,
+                           std::int64_t total) {
   ScoreOptions options;
-  options.max_batch = flags.batch.batch;
-  options.prefill_chunk = flags.batch.prefill_chunk;
-  options.progress = [&](std::int64_t done, std::int64_t total) {
-    progress.show(static_cast<double>(done) / static_cast<double>(total));
+  options.max_batch = o.batch.batch;
+  options.prefill_chunk = o.batch.prefill_chunk;
+  options.progress = [&progress, before, total](std::int64_t done, std::int64_t all) {
+    check_interrupt();
+    progress.update(static_cast<double>(before + done) / static_cast<double>(std::max(total, all)));
   };
   return options;
 }
 
-void score_file(const Eval& flags, ExecContext& context, const Model& model) {
-  std::optional<Tokenizer> tokenizer;  // needed by records of text alone
-  std::vector<std::vector<std::int32_t>> sequences;
-  const std::vector<Record> records = read_records(flags.score_file);
-  for (const Record& record : records) {
-    if (record.has("ids")) {
-      sequences.push_back(record.ids("ids"));
-    } else if (record.has("text")) {
-      if (!tokenizer) tokenizer = load_tokenizer(flags.model), check_vocabulary(*tokenizer, model);
-      auto ids = tokenizer->encode(record.text("text"));
-      if (!ids) record.fail("text: " + ids.error().message());
-      sequences.push_back(*ids);
-    } else {
-      record.fail("expected a field 'ids' or 'text'");
-    }
-    const auto length = static_cast<std::int64_t>(sequences.back().size());
-    if (length > model.config().n_positions) {
-      record.fail(std::to_string(length) + " tokens, but the model has " +
-                  std::to_string(model.config().n_positions) + " positions");
-    }
-    for (const std::int32_t id : sequences.back()) {
-      if (id >= model.config().vocab_size) {
-        record.fail("ids: expected ids below " + std::to_string(model.config().vocab_size) + ", got " +
-                    std::to_string(id));
-      }
+struct Scored {
+  std::string id;
+  std::vector<std::int32_t> ids;
+};
+
+Scored read_sequence(const Record& record, std::size_t index, Workspace& workspace, std::int64_t most) {
+  Scored scored{record.id(index), {}};
+  if (record.has("ids") == record.has("text")) record.fail("expected one of the fields ids and text");
+  const char* field = record.has("ids") ? "ids" : "text";
+  scored.ids = record.has("ids") ? record.ids(field) : record.located(field, [&] {
+    return workspace.tokenizer().encode(record.text("text")).value();
+  });
+  const auto length = static_cast<std::int64_t>(scored.ids.size());
+  if (length > most) {
+    record.fail(std::string(field) + ": expected at most the context's " + std::to_string(most) +
+                " tokens, got " + std::to_string(length));
+  }
+  const std::int64_t vocab = workspace.model().config().vocab_size;
+  for (const std::int32_t id : scored.ids) {
+    if (id >= vocab)
+      record.fail("ids: expected ids below " + std::to_string(vocab) + ", got " + std::to_string(id));
+  }
+  return scored;
+}
+
+std::string line(const Scored& scored, const std::vector<float>& logprobs) {
+  std::string text = "{\"id\":" + scored.id + ",\"ids\":" + id_list(scored.ids) + ",\"logprobs\":[";
+  for (std::size_t i = 0; i < logprobs.size(); ++i) text += (i == 0 ? "" : ",") + json_number(logprobs[i]);
+  return text + "]}";
+}
+
+// A few hundred sequences at a time: results appear as they are made, and memory does not grow with the file.
+void score_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
+  constexpr std::size_t kAtOnce = 256;
+  const std::int64_t positions = workspace.model().config().n_positions;
+  const std::int64_t most = o.model.context != 0 ? std::min(o.model.context, positions) : positions;
+  std::vector<Scored> all;
+  std::int64_t total = 0, before = 0;
+  for (const Record& record : read_records(o.score, {"id", "ids", "text"})) {
+    all.push_back(read_sequence(record, all.size(), workspace, most));
+    total += static_cast<std::int64_t>(all.back().ids.size());
+  }
+  JsonRows rows(o.output == Output::json ? JsonRows::Shape::array : JsonRows::Shape::lines);
+  Progress progress(console, "scoring");
+  for (std::size_t begin = 0; begin < all.size(); begin += kAtOnce) {
+    const std::size_t end = std::min(begin + kAtOnce, all.size());
+    std::vector<std::vector<std::int32_t>> part;
+    for (std::size_t i = begin; i < end; ++i) part.push_back(all[i].ids);
+    const auto logprobs =
+        score(workspace.model(), workspace.context(), part, score_options(o, progress, before, total));
+    for (std::size_t i = begin; i < end; ++i) {
+      rows.write(line(all[i], logprobs[i - begin]));
+      before += static_cast<std::int64_t>(all[i].ids.size());
     }
   }
-  Progress progress("scoring", !flags.model.quiet);
-  const auto logprobs = score(model, context, sequences, score_options(flags, progress));
-  Output out;
-  for (std::size_t i = 0; i < records.size(); ++i) {
-    std::string line = "{\"id\":" + (records[i].has("id") ? records[i].at("id").dump() : std::to_string(i));
-    line += ",\"ids\":" + id_list(sequences[i]) + ",\"logprobs\":[";
-    for (std::size_t t = 0; t < logprobs[i].size(); ++t) line += (t == 0 ? "" : ",") + number(logprobs[i][t]);
-    out.line(line + "]}");
+  rows.finish();
+}
+
+void perplexity_of_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
+  const std::string text = read_text(o.perplexity);
+  const auto ids = workspace.tokenizer().encode(text).value();
+  const std::int64_t window = o.model.context != 0 ? o.model.context : workspace.model().config().n_positions;
+  const std::int64_t stride = o.stride != 0 ? o.stride : window;
+  Progress progress(console, "scoring");
+  const Perplexity result = perplexity(workspace.model(), workspace.context(), ids, window, stride,
+                                       score_options(o, progress, 0, 0));
+  if (o.output.value_or(Output::text) == Output::text) {
+    Console::write("perplexity " + json_number(result.value) + "\nnll " + json_number(result.nll) +
+                   "\ntokens " + std::to_string(result.tokens) + "\nwindow " + std::to_string(window) +
+                   "\nstride " + std::to_string(stride) + '\n');
+  } else {
+    Console::write("{\"perplexity\":" + json_number(result.value) + ",\"nll\":" + json_number(result.nll) +
+                   ",\"tokens\":" + std::to_string(result.tokens) + ",\"window\":" + std::to_string(window) +
+                   ",\"stride\":" + std::to_string(stride) + "}\n");
   }
 }
 
-void perplexity_file(const Eval& flags, ExecContext& context, const Model& model) {
-  const Tokenizer tokenizer = load_tokenizer(flags.model);
-  check_vocabulary(tokenizer, model);
-  const auto ids = tokenizer.encode(read_text(flags.perplexity_file)).value();
-  const std::int64_t window = flags.context != 0 ? flags.context : model.config().n_positions;
-  Progress progress("scoring", !flags.model.quiet);
-  const Perplexity result = perplexity(model, context, ids, window, flags.stride != 0 ? flags.stride : window,
-                                       score_options(flags, progress));
-  char text[256];
-  const char* form = flags.output == "text" ? "perplexity %.9g\nnll %.9g\ntokens %lld\n"
-                                            : "{\"perplexity\":%.9g,\"nll\":%.9g,\"tokens\":%lld}\n";
-  std::snprintf(text, sizeof text, form, result.value, result.nll, static_cast<long long>(result.tokens));
-  Output().write(text);
-}
-
-void eval(const Eval& flags) {
-  require(flags.perplexity_file.empty() != flags.score_file.empty(), Code::usage,
-          [] { return "eval: expected one of --perplexity FILE and --score FILE"; });
-  ExecContext context(exec_options(flags.model));
-  const Model model = load_model(flags.model, context);
-  flags.score_file.empty() ? perplexity_file(flags, context, model) : score_file(flags, context, model);
+void eval(const EvalOptions& o, const Console& console) {
+  if (o.perplexity.empty() == o.score.empty()) {
+    throw Error(Code::usage, std::string("expected one of --perplexity FILE and --score FILE, got ") +
+                                 (o.score.empty() ? "none" : "both"));
+  }
+  if (!o.score.empty() && o.output == Output::text) {
+    throw Error(Code::usage, "--output: expected jsonl or json with --score, got 'text'");
+  }
+  Workspace workspace(o.model, console);
+  o.score.empty() ? perplexity_of_file(o, workspace, console) : score_file(o, workspace, console);
 }
 
 }  // namespace
 
-void add_eval(CLI::App& app, int&) {
-  auto flags = std::make_shared<Eval>();
-  CLI::App* command = app.add_subcommand("eval", "perplexity, log-probabilities of given tokens");
-  add_model_flags(*command, flags->model);
-  add_batch_flags(*command, flags->batch);
-  command->add_option("--perplexity", flags->perplexity_file, "a text; - is standard input")
-      ->type_name("FILE");
-  command->add_option("--stride", flags->stride, "tokens from window to window [a whole window]")
-      ->check(CLI::Range(0, 1 << 30));
-  command->add_option("-c,--ctx-size", flags->context, "tokens in a window [all positions]")
-      ->check(CLI::Range(0, 1 << 30));
-  command->add_option("--score", flags->score_file, "JSON lines with ids or text")->type_name("FILE");
-  command->add_option("--output", flags->output, "text, json or jsonl")
-      ->check(CLI::IsMember({"text", "json", "jsonl"}));
-  command->callback([flags] { eval(*flags); });
+void add_eval(Program& program) {
+  auto o = std::make_shared<EvalOptions>();
+  Options& options = program.command("eval", "perplexity, or log-probabilities of given tokens",
+                                     [o](const Console& console) { eval(*o, console); });
+  options.group("What and how", Options::Layers::command_line);
+  options.add("--perplexity", "FILE", "of this text; - is standard input", path(o->perplexity));
+  options.add("--stride", "N", "tokens from one window to the next [a whole window]",
+              whole<std::int64_t>(o->stride, 1, kMaxPositions));
+  options.add("--score", "FILE", "log-probabilities of JSON lines {id, ids or text}", path(o->score));
+  options.add(
+      "--output", "FORM", "text, json or jsonl [text; jsonl with --score]", [o](const std::string& value) {
+        Output output{};
+        choice<Output>(output,
+                       {{"text", Output::text}, {"json", Output::json}, {"jsonl", Output::jsonl}})(value);
+        o->output = output;
+      });
+  add_batch_options(options, o->batch);
+  add_model_options(options, o->model);
 }
 
 }  // namespace inkling::app

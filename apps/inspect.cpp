@@ -1,104 +1,170 @@
-// inkling inspect: what a model folder holds and how this machine would run it.
+// inkling inspect: what a model holds, what it would take, and how this machine would run it.
 #include <memory>
-#include <nlohmann/json.hpp>
 
-#include "apps/session.h"
-#include "apps/terminal.h"
-#include "attention/kv_cache.h"
+#include "apps/generation.h"
+#include "apps/json_text.h"
+#include "apps/program.h"
 #include "model/forward.h"
-#include "weights/gpt2_source.h"
 #include "weights/sha256.h"
 
 namespace inkling::app {
 namespace {
 
-struct Inspect {
-  ModelFlags model;
+struct InspectOptions {
+  ModelOptions model;
+  std::vector<std::string> words;
+  Output output = Output::text;
   bool explain = false, tensors = false, no_hash = false;
 };
 
-void line(const std::string& name, const std::string& value) {
-  std::string padded = name;
-  padded.resize(std::max<std::size_t>(name.size() + 1, 20), ' ');
-  Output().line(padded + value);
-}
+// Everything that is told: a section, a name, a value that is already JSON, and the value for people.
+struct Fact {
+  std::string section, name, json, text;
+};
 
-void show_config(const ModelConfig& c) {
-  line("architecture", "gpt2");
-  line("parameters", std::to_string(c.parameter_count()));
-  line("vocab_size", std::to_string(c.vocab_size));
-  line("n_positions", std::to_string(c.n_positions));
-  line("n_embd", std::to_string(c.n_embd));
-  line("n_layer", std::to_string(c.n_layer));
-  line("n_head", std::to_string(c.n_head));
-  line("n_inner", std::to_string(c.inner()));
-  line("activation", std::string(activation_name(c.activation)));
-  line("bias", c.bias == Bias::present ? "yes" : "no");
-  line("head", c.head == Head::tied ? "tied to the embedding" : "separate");
-  if (c.eos_token_id) line("eos_token_id", std::to_string(*c.eos_token_id));
-}
-
-void explain(const Inspect& flags) {
-  ExecContext context(exec_options(flags.model));
-  const Model model = load_model(flags.model, context);
-  Forward forward(model, context);
-  Output out;
-  out.line("\nhow it runs here");
-  line("device", context.backend().description() + " (" + cpu_name() + ")");
-  line("cuda", "refused: " + cuda_unavailable_reason());
-  for (const auto& refusal : context.isa_choice().refused) {
-    line(std::string(isa_name(refusal.isa)), "refused: " + refusal.reason);
+class Facts {
+ public:
+  void section(std::string name) { section_ = std::move(name); }
+  void add(std::string name, const std::string& text) {
+    facts_.push_back({section_, std::move(name), json_string(text), text});
   }
-  line("attention", "cached attention over pages of 64 tokens, keys and values " +
-                        std::string(dtype_name(forward.default_kv_dtype())));
-  for (const std::string& text : model.memory_report()) line("weights", text);
-  line("weights, all", std::to_string(model.nbytes()) + " bytes");
-  const KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
-  line("kv cache", std::to_string(pool.bytes_for(1)) + " bytes per 64 tokens of a sequence, " +
-                       std::to_string(pool.bytes_for(model.config().n_positions)) + " for the whole context");
+  template <class Number>
+  requires std::is_arithmetic_v<Number>
+  void add(std::string name, Number value, const std::string& unit = "") {
+    facts_.push_back({section_, std::move(name), std::to_string(value), std::to_string(value) + unit});
+  }
+
+  void print_text() const {
+    std::string last;
+    for (const Fact& fact : facts_) {
+      if (fact.section != last) Console::write((last.empty() ? "" : "\n") + fact.section + '\n');
+      last = fact.section;
+      std::string name = "  " + fact.name;
+      name.resize(std::max<std::size_t>(name.size() + 1, 22), ' ');
+      Console::write(name + fact.text + '\n');
+    }
+  }
+  void print_json() const {
+    std::string out, last;
+    for (const Fact& fact : facts_) {
+      if (fact.section != last) out += (last.empty() ? "{" : "},\n") + json_string(fact.section) + ":{";
+      out += (fact.section == last ? "," : "") + json_string(fact.name) + ":" + fact.json;
+      last = fact.section;
+    }
+    Console::write(out + "}}\n");
+  }
+
+ private:
+  std::string section_;
+  std::vector<Fact> facts_;
+};
+
+void config(const Gpt2Source& source, Facts& facts) {
+  const ModelConfig& c = source.config();
+  facts.section("config");
+  facts.add("parameters", c.parameter_count());
+  facts.add("vocab_size", c.vocab_size);
+  facts.add("n_positions", c.n_positions);
+  facts.add("n_embd", c.n_embd);
+  facts.add("n_layer", c.n_layer);
+  facts.add("n_head", c.n_head);
+  facts.add("n_inner", c.inner());
+  facts.add("activation", std::string(activation_name(c.activation)));
+  facts.add("layer_norm_epsilon", format("%g", static_cast<double>(c.layer_norm_epsilon)));
+  facts.add("bias", std::string(c.bias == Bias::present ? "present" : "absent"));
+  facts.add("head", std::string(c.head == Head::tied ? "tied" : "separate"));
+  if (c.bos_token_id) facts.add("bos_token_id", *c.bos_token_id);
+  if (c.eos_token_id) facts.add("eos_token_id", *c.eos_token_id);
 }
 
-void inspect(const Inspect& flags) {
-  const auto path = model_path(flags.model);
-  if (!flags.model.verify.empty()) verify(path, flags.model.verify).value();
-  const Gpt2Source source = Gpt2Source::open(path).value();
-  line("model", path.string());
-  show_config(source.config());
-  line("layout",
-       source.tensors().layout == MatrixLayout::in_out ? "Conv1D [in, out]" : "nn.Linear [out, in]");
-  line("tensor bytes", std::to_string(source.tensor_bytes()));
-  if (!flags.no_hash) {
+void files(const InspectOptions& o, const std::filesystem::path& path, const Gpt2Source& source,
+           Facts& facts) {
+  facts.section("files");
+  facts.add("path", path.string());
+  facts.add("layout", std::string(source.tensors().layout == MatrixLayout::in_out ? "Conv1D (in,out)"
+                                                                                  : "nn.Linear (out,in)"));
+  facts.add("tensor_bytes", source.tensor_bytes());
+  if (!o.no_hash) {
     const std::vector<FileHash> hashes = hash_weight_files(path).value();
     for (const FileHash& file : hashes) {
-      line("sha256", file.sha256 + "  " + file.path.filename().string());
+      facts.add(file.path.filename().string(), "sha256:" + file.sha256);
     }
   }
-  if (const auto tokenizer =
-          Tokenizer::load(std::filesystem::is_directory(path) ? path : path.parent_path())) {
-    line("tokenizer", tokenizer->description());
-  } else {
-    line("tokenizer", "none: " + tokenizer.error().message());
+  const Result<Tokenizer> tokenizer = Tokenizer::load(tokenizer_path(o.model));
+  facts.add("tokenizer", tokenizer ? tokenizer->description() : "none: " + tokenizer.error().message());
+}
+
+void tensors(const Gpt2Source& source, Facts& facts) {
+  facts.section("tensors");
+  for (const NamedTensor* tensor : source.files().tensors()) {
+    facts.add(tensor->name, std::string(dtype_name(tensor->view.dtype)) + ' ' + tensor->view.shape_string());
   }
-  if (flags.tensors) {
-    for (const NamedTensor* tensor : source.files().tensors()) {
-      line("tensor", tensor->name + " " + std::string(dtype_name(tensor->view.dtype)) + " " +
-                         tensor->view.shape_string());
-    }
+}
+
+void memory(Workspace& workspace, Facts& facts) {
+  const Model& model = workspace.model();
+  const Forward forward(model, workspace.context());
+  const KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
+  facts.section("memory");
+  for (const std::string& line : model.memory_report()) {  // "name  shape  format  bytes"
+    const std::size_t gap = line.find("  ");
+    facts.add(line.substr(0, gap), line.substr(std::min(gap + 2, line.size())));
   }
-  if (flags.explain) explain(flags);
+  facts.add("all weights", model.nbytes(), " bytes");
+  facts.add("keys and values", std::string(dtype_name(forward.default_kv_dtype())) + ", " +
+                                   std::to_string(pool.bytes_for(1)) + " bytes per " +
+                                   std::to_string(kKvPageTokens) + " tokens of a sequence");
+  facts.add("a whole context", pool.bytes_for(model.config().n_positions), " bytes");
+}
+
+void explain(Workspace& workspace, Facts& facts) {
+  const ExecContext& context = workspace.context();
+  facts.section("how it runs here");
+  facts.add("cpu", cpu_name());
+  facts.add("device", context.backend().description());
+  const std::string cuda = cuda_unavailable_reason();
+  facts.add("cuda", cuda.empty() ? "available" : "not chosen: " + cuda);
+  facts.add(std::string(isa_name(context.isa())), "chosen");
+  for (const IsaChoice::Refusal& refusal : context.isa_choice().refused) {
+    facts.add(std::string(isa_name(refusal.isa)), "not chosen: " + refusal.reason);
+  }
+  facts.add("threads",
+            std::to_string(context.pool().size()) + " of " + std::to_string(available_cpus()) + " CPUs");
+  facts.add("matrices", std::string(weight_format_name(workspace.model().format())));
+  facts.add("attention", "over cached pages of " + std::to_string(kKvPageTokens) + " tokens, in order");
+  facts.add("load", format("%.0f ms", workspace.load_ms()));
+}
+
+void inspect(InspectOptions& o, const Console& console) {
+  if (!o.words.empty()) o.model.model = o.words.back();
+  const auto path = model_path(o.model);
+  Facts facts;
+  {
+    const Gpt2Source source = Gpt2Source::open(path).value();
+    files(o, path, source, facts);
+    config(source, facts);
+    if (o.tensors) tensors(source, facts);
+  }
+  Workspace workspace(o.model, console);
+  memory(workspace, facts);
+  if (o.explain) explain(workspace, facts);
+  o.output == Output::text ? facts.print_text() : facts.print_json();
 }
 
 }  // namespace
 
-void add_inspect(CLI::App& app, int&) {
-  auto flags = std::make_shared<Inspect>();
-  CLI::App* command = app.add_subcommand("inspect", "what a model holds and how it would run");
-  add_model_flags(*command, flags->model);
-  command->add_option("path", flags->model.model, "model folder or file");
-  command->add_flag("--tensors", flags->tensors, "list every tensor");
-  command->add_flag("--explain", flags->explain, "load it and say what was chosen, and why not the rest");
-  command->add_flag("--no-hash", flags->no_hash, "skip sha256");
-  command->callback([flags] { inspect(*flags); });
+void add_inspect(Program& program) {
+  auto o = std::make_shared<InspectOptions>();
+  Options& options = program.command("inspect", "what a model holds, and how it would run here",
+                                     [o](const Console& console) { inspect(*o, console); });
+  options.group("What and how", Options::Layers::command_line);
+  options.words("[MODEL]", "the same as --model", o->words);
+  options.flag("--explain", "what was chosen to run it, and why not the rest", o->explain);
+  options.flag("--tensors", "every tensor of the files", o->tensors);
+  options.flag("--no-hash", "leave out sha256", o->no_hash);
+  options.add("--output", "FORM", "text or json [text]",
+              choice<Output>(o->output, {{"text", Output::text}, {"json", Output::json}}));
+  add_model_options(options, o->model);
 }
 
 }  // namespace inkling::app

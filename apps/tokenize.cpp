@@ -1,96 +1,88 @@
-// inkling tokenize, inkling detokenize: text ↔ ids.
+// inkling tokenize: text → ids.
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "apps/session.h"
-#include "apps/terminal.h"
+#include "apps/input.h"
+#include "apps/json_text.h"
+#include "apps/model_options.h"
+#include "apps/program.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling::app {
 namespace {
 
-struct Tokenize {
-  ModelFlags model;
-  std::string text, file;
-  bool ids = false, json = false, offsets = false, literal = false;
+struct TokenizeOptions {
+  ModelOptions model;
+  std::vector<std::string> words, prompt;
+  std::filesystem::path file;
+  bool ids = false, json = false, offsets = false, no_special = false;
 };
 
-void tokenize(const Tokenize& flags) {
-  const Tokenizer tokenizer = load_tokenizer(flags.model);
-  const std::string text = flags.file.empty() ? flags.text : read_text(flags.file);
-  const EncodeOptions options{flags.literal ? SpecialTokens::literal : SpecialTokens::parse};
-  const auto spans = tokenizer.encode_with_offsets(text, options).value();
-  Output out;
-  if (flags.json) {
-    auto all = nlohmann::json::array();
-    for (const TokenSpan& span : spans) {
-      nlohmann::json token{{"id", span.id}, {"piece", to_valid_utf8(tokenizer.token_text(span.id))}};
-      if (flags.offsets) token["begin"] = span.begin, token["end"] = span.end;
-      all.push_back(token);
-    }
-    return out.line(all.dump());
+std::string input_text(const TokenizeOptions& o) {
+  const std::size_t sources = o.words.size() + o.prompt.size() + (o.file.empty() ? 0 : 1);
+  if (sources != 1) {
+    throw Error(Code::usage, "expected one of TEXT, --prompt TEXT, --file FILE and - (standard input), got " +
+                                 std::to_string(sources));
   }
-  if (flags.ids && !flags.offsets) {
-    std::string line;
-    for (const TokenSpan& span : spans) line += (line.empty() ? "" : " ") + std::to_string(span.id);
-    return out.line(line);
-  }
-  for (const TokenSpan& span : spans) {
-    std::string line = std::to_string(span.id);
-    if (flags.offsets) line += "\t" + std::to_string(span.begin) + "\t" + std::to_string(span.end);
-    out.line(line + "\t" + to_valid_utf8(tokenizer.token_text(span.id)));
-  }
+  if (!o.file.empty()) return read_text(o.file);
+  const std::string& text = o.words.empty() ? o.prompt.front() : o.words.front();
+  return text == "-" ? read_text("-") : text;
 }
 
-struct Detokenize {
-  ModelFlags model;
-  std::vector<std::int32_t> ids;
-  bool raw_bytes = false;
-};
-
-void detokenize(Detokenize& flags) {
-  const Tokenizer tokenizer = load_tokenizer(flags.model);
-  if (flags.ids.empty()) {
-    std::istringstream in(read_text("-"));
-    std::string word;
-    while (in >> word) {
-      try {
-        std::size_t used = 0;
-        flags.ids.push_back(std::stoi(word, &used));
-        if (used != word.size()) throw std::invalid_argument(word);
-      } catch (const std::logic_error&) {
-        throw Error(Code::input, "detokenize: expected ids, got '" + to_valid_utf8(word) + "'");
-      }
+std::string as_json(const TokenizeOptions& o, const Tokenizer& tokenizer,
+                    const std::vector<TokenSpan>& spans) {
+  std::string out = "[";
+  for (const TokenSpan& span : spans) {
+    if (out.size() > 1) out += o.ids && !o.offsets ? "," : ",\n";
+    if (o.ids && !o.offsets) {
+      out += std::to_string(span.id);
+      continue;
     }
+    out += "{\"id\":" + std::to_string(span.id);
+    if (!o.ids) out += ",\"piece\":" + json_string(to_valid_utf8(tokenizer.token_text(span.id)));
+    if (o.offsets) out += ",\"begin\":" + std::to_string(span.begin) + ",\"end\":" + std::to_string(span.end);
+    out += '}';
   }
-  const std::string text = tokenizer.decode(flags.ids).value();
-  Output().write(flags.raw_bytes ? text : to_valid_utf8(text) + "\n");
+  return out + "]\n";
+}
+
+std::string as_text(const TokenizeOptions& o, const Tokenizer& tokenizer,
+                    const std::vector<TokenSpan>& spans) {
+  std::string out;
+  for (const TokenSpan& span : spans) {
+    if (o.ids && !o.offsets) {
+      out += (out.empty() ? "" : " ") + std::to_string(span.id);
+      continue;
+    }
+    out += std::to_string(span.id);
+    if (o.offsets) out += '\t' + std::to_string(span.begin) + '\t' + std::to_string(span.end);
+    if (!o.ids) out += '\t' + to_valid_utf8(tokenizer.token_text(span.id));
+    out += '\n';
+  }
+  return o.ids && !o.offsets ? out + '\n' : out;
+}
+
+void tokenize(const TokenizeOptions& o) {
+  const std::string text = input_text(o);
+  const Tokenizer tokenizer = Tokenizer::load(tokenizer_path(o.model)).value();
+  const EncodeOptions encode{o.no_special ? SpecialTokens::literal : SpecialTokens::parse};
+  const std::vector<TokenSpan> spans = tokenizer.encode_with_offsets(text, encode).value();
+  Console::write(o.json ? as_json(o, tokenizer, spans) : as_text(o, tokenizer, spans));
 }
 
 }  // namespace
 
-void add_tokenize(CLI::App& app, int&) {
-  auto flags = std::make_shared<Tokenize>();
-  CLI::App* command = app.add_subcommand("tokenize", "text to ids");
-  add_model_flags(*command, flags->model);
-  auto* text = command->add_option("text,-p,--prompt", flags->text, "the text");
-  command->add_option("-f,--file", flags->file, "read it from a file; - is standard input")->excludes(text);
-  command->add_flag("--ids", flags->ids, "ids alone, on one line");
-  command->add_flag("--json", flags->json, "a JSON array");
-  command->add_flag("--offsets", flags->offsets, "with the bytes that each token covers");
-  command->add_flag("--no-special", flags->literal, "special tokens in the text are plain text");
-  command->callback([flags] { tokenize(*flags); });
-}
-
-void add_detokenize(CLI::App& app, int&) {
-  auto flags = std::make_shared<Detokenize>();
-  CLI::App* command = app.add_subcommand("detokenize", "ids to text");
-  add_model_flags(*command, flags->model);
-  command->add_option("ids", flags->ids, "ids [from standard input]")
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_flag("--raw-bytes", flags->raw_bytes, "the tokens' bytes as they are, no newline added");
-  command->callback([flags] { detokenize(*flags); });
+void add_tokenize(Program& program) {
+  auto o = std::make_shared<TokenizeOptions>();
+  Options& options = program.command("tokenize", "text to token ids", [o](const Console&) { tokenize(*o); });
+  options.group("Text and output", Options::Layers::command_line);
+  options.words("[TEXT]", "the text; - is standard input", o->words);
+  options.add("-p,--prompt", "TEXT", "the same", append(o->prompt));
+  options.add("-f,--file", "FILE", "read it from a file", path(o->file));
+  options.flag("--ids", "ids alone, on one line", o->ids);
+  options.flag("--json", "a JSON array", o->json);
+  options.flag("--offsets", "with the bytes [begin, end) of the text that each token covers", o->offsets);
+  options.flag("--no-special", "special tokens written in the text are plain text", o->no_special);
+  add_tokenizer_options(options, o->model);
 }
 
 }  // namespace inkling::app

@@ -1,0 +1,148 @@
+#include "apps/input.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <set>
+
+#include "apps/signals.h"
+
+namespace inkling::app {
+namespace {
+
+using Json = nlohmann::json;
+
+// nlohmann's own parser keeps the last of two equal keys in silence.
+Json parse_strictly(std::string_view line) {
+  std::vector<std::set<std::string>> keys;
+  return Json::parse(line, [&](int, Json::parse_event_t event, Json& value) {
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second) {
+      throw Error(Code::input, "the key '" + value.get<std::string>() + "' occurs twice");
+    }
+    return true;
+  });
+}
+
+std::string shortened(const std::string& text) {
+  return text.size() <= 40 ? text : text.substr(0, 37) + "...";
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(const std::filesystem::path& path)
+      : number_(path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
+  ~Descriptor() {
+    if (number_ > STDIN_FILENO) ::close(number_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int number() const noexcept { return number_; }
+
+ private:
+  int number_;
+};
+
+}  // namespace
+
+std::string read_text(const std::filesystem::path& path) {
+  const std::string name = path == "-" ? "standard input" : path.string();
+  const auto fail = [&] { throw Error(Code::file, name + ": cannot read: " + std::strerror(errno)); };
+  const Descriptor file(path);
+  if (file.number() < 0) fail();
+  std::string text;
+  char buffer[1 << 16];
+  while (true) {
+    const ssize_t count = ::read(file.number(), buffer, sizeof buffer);
+    if (count == 0) return text;
+    if (count > 0) {
+      text.append(buffer, static_cast<std::size_t>(count));
+    } else if (errno == EINTR) {
+      check_interrupt();
+    } else {
+      fail();
+    }
+  }
+}
+
+Record::Record(std::string_view line, std::string where, std::initializer_list<std::string_view> known)
+    : where_(std::move(where)) {
+  try {
+    value_ = parse_strictly(line);
+  } catch (const Json::exception& error) {
+    const std::string what = error.what();
+    fail("expected a JSON object: " + what.substr(what.find("] ") + 2));
+  } catch (const Error& error) {
+    fail(error.message());
+  }
+  if (!value_.is_object()) fail(std::string("expected a JSON object, got ") + value_.type_name());
+  for (const auto& [key, value] : value_.items()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    std::string names;
+    for (const std::string_view name : known) names += (names.empty() ? "" : ", ") + std::string(name);
+    fail("expected the fields " + names + "; got '" + key + "'");
+  }
+}
+
+void Record::fail(const std::string& what) const {
+  throw Error(Code::input, where_ + ": " + what);
+}
+
+void Record::wrong(const char* field, const std::string& expected) const {
+  fail(std::string(field) + ": expected " + expected + ", got " +
+       shortened(at(field).dump(-1, ' ', false, Json::error_handler_t::replace)));
+}
+
+std::string Record::text(const char* field) const {
+  if (!at(field).is_string()) wrong(field, "a string");
+  return at(field).get<std::string>();
+}
+
+std::vector<std::int32_t> Record::ids(const char* field) const {
+  if (!at(field).is_array()) wrong(field, "an array of token ids");
+  std::vector<std::int32_t> ids;
+  for (const Json& id : at(field)) {
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > 0x7fffffff) {
+      fail(std::string(field) + ": [" + std::to_string(ids.size()) + "]: expected a token id, got " +
+           shortened(id.dump(-1, ' ', false, Json::error_handler_t::replace)));
+    }
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
+
+std::uint64_t Record::count(const char* field, std::uint64_t most) const {
+  if (!at(field).is_number_unsigned() || at(field).get<std::uint64_t>() > most) {
+    wrong(field, "a whole number from 0 to " + std::to_string(most));
+  }
+  return at(field).get<std::uint64_t>();
+}
+
+std::string Record::id(std::size_t otherwise) const {
+  if (!has("id")) return std::to_string(otherwise);
+  if (!at("id").is_string() && !at("id").is_number()) wrong("id", "a string or a number");
+  return at("id").dump();
+}
+
+std::vector<Record> read_records(const std::filesystem::path& path,
+                                 std::initializer_list<std::string_view> known) {
+  const std::string text = read_text(path);
+  const std::string name = path == "-" ? "standard input" : path.string();
+  std::vector<Record> records;
+  std::size_t number = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = std::string_view(text).substr(at, end - at);
+    at = end + 1;
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    records.emplace_back(line, name + ": line " + std::to_string(number), known);
+  }
+  return records;
+}
+
+}  // namespace inkling::app

@@ -1,0 +1,58 @@
+// What commands read: whole texts, and JSON lines whose every complaint names file, line and field.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/error.h"
+
+namespace inkling::app {
+
+/// A whole file, or standard input for "-". Throws Error{file}, or Interrupted.
+std::string read_text(const std::filesystem::path& path);
+
+/// One line of a JSONL file: an object without duplicate keys.
+class Record {
+ public:
+  /// `known` are the fields allowed. Throws Error{input} "FILE: line N: …".
+  Record(std::string_view line, std::string where, std::initializer_list<std::string_view> known);
+
+  bool has(const char* field) const { return value_.contains(field); }
+  std::string text(const char* field) const;
+  std::vector<std::int32_t> ids(const char* field) const;
+  /// A whole number from 0 to `most`.
+  std::uint64_t count(const char* field, std::uint64_t most) const;
+  /// The field "id" as JSON text, or `otherwise` when there is none. A string or a number.
+  std::string id(std::size_t otherwise) const;
+  /// Throws Error{input} with the place in front.
+  [[noreturn]] void fail(const std::string& what) const;
+  /// Runs `work`; an Error that leaves it gets the place in front, and `field` unless that is "".
+  template <class Work>
+  auto located(const std::string& field, Work&& work) const {
+    try {
+      return work();
+    } catch (const Error& error) {
+      throw Error(error.code(), where_ + ": " + (field.empty() ? "" : field + ": ") + error.message());
+    }
+  }
+  const std::string& where() const noexcept { return where_; }
+
+ private:
+  const nlohmann::json& at(const char* field) const { return value_.at(field); }
+  [[noreturn]] void wrong(const char* field, const std::string& expected) const;
+
+  nlohmann::json value_;
+  std::string where_;
+};
+
+/// All records of a file ("-": standard input). Blank lines are skipped. Throws Error{file} or Error{input}.
+std::vector<Record> read_records(const std::filesystem::path& path,
+                                 std::initializer_list<std::string_view> known);
+
+}  // namespace inkling::app

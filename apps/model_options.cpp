@@ -1,0 +1,158 @@
+#include "apps/model_options.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "weights/sha256.h"
+
+namespace inkling::app {
+namespace fs = std::filesystem;
+namespace {
+
+// Beside an installed program share/inkling/sample; beside a build, weights/sample of some parent folder.
+std::optional<fs::path> find_sample() {
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  if (error) return std::nullopt;
+  const auto holds_model = [](const fs::path& folder) {
+    std::error_code ignored;
+    return fs::exists(folder / "config.json", ignored);
+  };
+  const fs::path installed = program.parent_path().parent_path() / "share" / "inkling" / "sample";
+  if (holds_model(installed)) return installed;
+  fs::path folder = program.parent_path();
+  for (int up = 0; up < 5 && folder.has_relative_path(); ++up, folder = folder.parent_path()) {
+    if (holds_model(folder / "weights" / "sample")) return folder / "weights" / "sample";
+  }
+  return std::nullopt;
+}
+
+Setter device(Device& target) {
+  return [&target](const std::string& value) {
+    int number = 0;
+    if (value == "auto") {
+      target = Device::automatic;
+    } else if (value == "cpu") {
+      target = Device::cpu;
+    } else if (value == "cuda" || (value.starts_with("cuda:") &&
+                                   parse_number(std::string_view(value).substr(5), number) && number >= 0)) {
+      target = Device::cuda;
+    } else {
+      refuse("auto, cpu, cuda or cuda:N", value);
+    }
+  };
+}
+
+Result<Model> load(const fs::path& path, ExecContext& context, const ModelOptions& options,
+                   const Console& console) {
+  if (!options.verify.empty()) {
+    if (Result<void> verified = verify(path, options.verify); !verified) return verified.error();
+  }
+  Progress progress(console, "loading " + path.filename().string());
+  LoadOptions load;
+  load.dtype = options.dtype;
+  load.quant = options.quant;
+  load.max_memory = options.max_memory;
+  load.progress = [&](double share) { progress.update(share); };
+  return Model::load(path, context, load);
+}
+
+}  // namespace
+
+void add_tokenizer_options(Options& options, ModelOptions& model) {
+  options.group("Model", Options::Layers::all);
+  options.add("-m,--model", "PATH", "model folder or safetensors file [the sample]", path(model.model));
+  options.add("--tokenizer", "PATH", "tokenizer folder or file [the model's]", path(model.tokenizer));
+}
+
+void add_device_options(Options& options, ModelOptions& model) {
+  options.group("Model", Options::Layers::all);
+  options.add("--device", "NAME", "auto, cpu or cuda[:N] [auto]", device(model.device));
+  options.add("-t,--threads", "N", "0: every CPU of this process [0]", whole(model.threads, 0, 1024));
+}
+
+void add_model_options(Options& options, ModelOptions& model) {
+  add_tokenizer_options(options, model);
+  add_device_options(options, model);
+  options.add("--dtype", "TYPE", "of the weights: auto (as stored), f32, bf16 or f16 [auto]",
+              choice<WeightType>(model.dtype, {{"auto", WeightType::automatic},
+                                               {"f32", WeightType::f32},
+                                               {"bf16", WeightType::bf16},
+                                               {"f16", WeightType::f16}}));
+  options.add("--quant", "TYPE", "quantise the weights: none, int8 or int4 [none]",
+              choice<Quantisation>(model.quant, {{"none", Quantisation::none},
+                                                 {"int8", Quantisation::int8},
+                                                 {"int4", Quantisation::int4}}));
+  options.add("-c,--ctx-size", "N", "positions to use; 0: all that the model has [0]",
+              whole<std::int64_t>(model.context, 0, kMaxPositions));
+  options.add("--verify", "HASH", "sha256:HEX or a sha256sum manifest that the weights must match",
+              text(model.verify));
+  options.add("--max-memory", "SIZE", "most bytes of weights, keys and values, e.g. 2G",
+              bytes(model.max_memory));
+}
+
+fs::path model_path(const ModelOptions& options) {
+  if (!options.model.empty()) return options.model;
+  if (const auto sample = find_sample()) return *sample;
+  throw Error(Code::file,
+              "--model: expected a path, since the sample model was not found beside this program");
+}
+
+fs::path tokenizer_path(const ModelOptions& options) {
+  if (!options.tokenizer.empty()) return options.tokenizer;
+  const fs::path model = model_path(options);
+  std::error_code ignored;
+  return fs::is_directory(model, ignored) ? model
+         : model.has_parent_path()        ? model.parent_path()
+                                          : fs::path(".");
+}
+
+ExecOptions exec_options(const ModelOptions& options, const Console& console) {
+  ExecOptions exec;
+  exec.device = options.device;
+  exec.threads = options.threads;
+  exec.log = console.log();
+  return exec;
+}
+
+Workspace::Workspace(const ModelOptions& options, const Console& console)
+    : options_(options),
+      path_(model_path(options)),
+      reading_(
+          std::async(std::launch::async, [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
+      context_(exec_options(options, console)) {
+  const double start = now();
+  model_ = load(path_, context_, options, console).value();
+  load_ms_ = (now() - start) * 1e3;
+}
+
+std::string Workspace::name() const {
+  std::error_code ignored;
+  const fs::path whole = fs::weakly_canonical(path_, ignored);
+  return (ignored ? path_ : whole).filename().string();
+}
+
+std::size_t Workspace::kv_max_bytes() const {
+  if (options_.max_memory == 0) return 0;
+  const std::uint64_t weights = model_->nbytes();
+  return options_.max_memory > weights ? static_cast<std::size_t>(options_.max_memory - weights) : 1;
+}
+
+const Tokenizer& Workspace::tokenizer() {
+  if (!tokenizer_) tokenizer_ = reading_.get();
+  const Tokenizer& tokenizer = tokenizer_->value();
+  const std::int64_t vocab = model_->config().vocab_size;
+  if (tokenizer.vocab_size() > vocab) {
+    throw Error(Code::malformed, tokenizer_path(options_).string() + ": expected at most the model's " +
+                                     std::to_string(vocab) + " tokens, got " +
+                                     std::to_string(tokenizer.vocab_size()));
+  }
+  return tokenizer;
+}
+
+const Tokenizer* Workspace::tokenizer_or_null() {
+  if (!tokenizer_) tokenizer_ = reading_.get();
+  return *tokenizer_ ? &tokenizer() : nullptr;
+}
+
+}  // namespace inkling::app

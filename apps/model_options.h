@@ -1,0 +1,73 @@
+// The model group of options, and what they open: a context, a model and its tokenizer.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <future>
+#include <optional>
+#include <string>
+
+#include "apps/console.h"
+#include "apps/options.h"
+#include "engine/exec_context.h"
+#include "model/model.h"
+#include "tokenizer/tokenizer.h"
+
+namespace inkling::app {
+
+struct ModelOptions {
+  std::filesystem::path model;      ///< empty: the sample model
+  std::filesystem::path tokenizer;  ///< empty: the one beside the model
+  Device device = Device::automatic;
+  WeightType dtype = WeightType::automatic;
+  Quantisation quant = Quantisation::none;
+  int threads = 0;
+  std::int64_t context = 0;      ///< positions; 0: all
+  std::string verify;            ///< "sha256:HEX" or a manifest
+  std::uint64_t max_memory = 0;  ///< bytes of weights, keys and values; 0: no limit
+};
+
+void add_model_options(Options& options, ModelOptions& model);
+/// --device and --threads alone.
+void add_device_options(Options& options, ModelOptions& model);
+/// --model and --tokenizer alone, for commands that compute nothing.
+void add_tokenizer_options(Options& options, ModelOptions& model);
+
+/// The model folder or file: what was asked for, or the sample beside the build or in the installed share
+/// folder. Throws Error{file}.
+std::filesystem::path model_path(const ModelOptions& options);
+/// Folder or file of the tokenizer.
+std::filesystem::path tokenizer_path(const ModelOptions& options);
+
+ExecOptions exec_options(const ModelOptions& options, const Console& console);
+
+/// What every computing command needs. The tokenizer is read while the weights are packed.
+class Workspace {
+ public:
+  Workspace(const ModelOptions& options, const Console& console);
+
+  ExecContext& context() noexcept { return context_; }
+  const Model& model() const noexcept { return *model_; }
+  double load_ms() const noexcept { return load_ms_; }
+  const std::filesystem::path& path() const noexcept { return path_; }
+  /// For reports: the folder's or the file's name.
+  std::string name() const;
+  /// Bytes left for keys and values; 0: no limit.
+  std::size_t kv_max_bytes() const;
+
+  /// Throws the Error that reading it gave. Checked against the vocabulary of the model.
+  const Tokenizer& tokenizer();
+  /// The same, or null.
+  const Tokenizer* tokenizer_or_null();
+
+ private:
+  const ModelOptions& options_;
+  std::filesystem::path path_;
+  std::future<Result<Tokenizer>> reading_;
+  ExecContext context_;
+  std::optional<Model> model_;
+  std::optional<Result<Tokenizer>> tokenizer_;
+  double load_ms_ = 0;
+};
+
+}  // namespace inkling::app

@@ -1,0 +1,150 @@
+#include "apps/program.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <optional>
+
+#include "apps/help.h"
+#include "apps/signals.h"
+
+namespace inkling::app {
+namespace {
+
+// $INKLING_CONFIG, else inkling/config.toml where configurations live, if there is one.
+std::filesystem::path default_config() {
+  namespace fs = std::filesystem;
+  if (const char* path = std::getenv("INKLING_CONFIG"); path != nullptr && *path != '\0') return path;
+  fs::path folder;
+  if (const char* xdg = std::getenv("XDG_CONFIG_HOME"); xdg != nullptr && *xdg != '\0') {
+    folder = xdg;
+  } else if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') {
+    folder = fs::path(home) / ".config";
+  }
+  std::error_code ignored;
+  fs::path path = folder / "inkling" / "config.toml";
+  return !folder.empty() && fs::exists(path, ignored) ? path : fs::path();
+}
+
+std::string in_words(const CLI::ParseError& error, const CLI::App& command) {
+  const std::string message = error.what();
+  const std::size_t colon = std::min(message.rfind(": "), message.size());
+  const std::string path = command.get_parent() == nullptr ? "inkling" : "inkling " + command.get_name();
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && colon < message.size()) {
+    const std::string kind = command.get_parent() == nullptr ? "a command or an option" : "an option";
+    return message.substr(colon + 2) + ": not " + kind + " here (see " + path + " --help)";
+  }
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && colon < message.size()) {
+    return message.substr(0, message.find(": ")) + ": expected a value, got none";
+  }
+  return message;
+}
+
+}  // namespace
+
+Program::Program() : app_(std::make_unique<CLI::App>("A small, fast GPT-2 engine.", "inkling")) {
+  app_->set_help_flag();
+  app_->add_flag("-h,--help")->description("this help; also 'inkling COMMAND --help'");
+  app_->add_flag("--version")->description("what was built");
+  app_->require_subcommand(0, 1);
+}
+
+Program::~Program() = default;
+
+Options& Program::command(const std::string& name, const std::string& help,
+                          std::function<void(const Console&)> run, const Options* parent) {
+  CLI::App* sub = (parent == nullptr ? *app_ : parent->app()).add_subcommand(name, help);
+  sub->set_help_flag();
+  sub->add_flag("-h,--help")->group(kGeneral);
+  if (parent != nullptr) parent->app().require_subcommand(0, 1);
+  commands_.push_back(std::make_unique<Command>(Command{Options(*sub), std::move(run)}));
+  Options& options = commands_.back()->options;
+  options.group(kGeneral, Options::Layers::command_line);
+  options.add("--config", "FILE", "", path(config_path_));
+  options.group(kGeneral, Options::Layers::all);
+  options.add("--log-level", "LEVEL", "", [this](const std::string& value) {
+    if (!parse_log_level(value, console_options_.log_level))
+      refuse("trace, debug, info, warn, error or off", value);
+  });
+  options.flag("-q,--quiet", "", console_options_.quiet);
+  options.add("--color", "WHEN", "",
+              choice<Color>(console_options_.color,
+                            {{"auto", Color::automatic}, {"on", Color::on}, {"off", Color::off}}));
+  return options;
+}
+
+Program::Command& Program::chosen() {
+  CLI::App* at = app_.get();
+  while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+  for (const auto& command : commands_) {
+    if (&command->options.app() == at) return *command;
+  }
+  throw Error(Code::usage, "expected a command, got none (see inkling --help)");
+}
+
+void Program::parse(int argc, const char* const* argv) {
+  try {
+    app_->parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const CLI::App* at = app_.get();
+    while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+    if (at->count("--help") > 0) return;  // whoever asks for help need not have the rest right
+    throw Error(Code::usage, in_words(error, *at));
+  }
+}
+
+void Program::check_keys(const ConfigFile& file) const {
+  for (const ConfigFile::Entry& entry : file.entries) {
+    bool known = false;
+    for (const auto& command : commands_) {
+      known |= (entry.command.empty() || command->options.app().get_name() == entry.command) &&
+               command->options.has_key(entry.key);
+    }
+    if (!known) {
+      const std::string where = entry.command.empty() ? "" : "[" + entry.command + "] ";
+      throw Error(Code::usage, file.path.string() + ": " + where + entry.key +
+                                   ": expected the name of a sampling, model or general option");
+    }
+  }
+}
+
+int Program::run(int argc, const char* const* argv) {
+  std::optional<Console> console;
+  try {
+    console.emplace();
+    install_signal_handlers();
+    parse(argc, argv);
+    if (app_->count("--version") > 0) return Console::write(version_text() + '\n'), 0;
+    if (app_->count("--help") > 0) return Console::write(help_text(*app_)), 0;
+    Command& command = chosen();
+    if (command.options.app().count("--help") > 0) return Console::write(help_text(command.options.app())), 0;
+    config_path_ = default_config();
+    // --config itself comes from the command line alone, so a first pass without a file finds it.
+    if (const auto& given = command.options.app().get_option("--config")->results(); !given.empty()) {
+      config_path_ = given.back();
+    }
+    std::optional<ConfigFile> file;
+    if (!config_path_.empty()) file = ConfigFile::read(config_path_);
+    if (file) check_keys(*file);
+    command.options.apply(file ? &*file : nullptr);
+    console.emplace(console_options_);
+    command.run(*console);
+    return 0;
+  } catch (const Interrupted& interrupted) {
+    return 128 + interrupted.signal();
+  } catch (const ReaderGone&) {
+    return 0;
+  } catch (const Error& error) {
+    if (console) console->error(error.message());
+    return static_cast<int>(error.code());
+  } catch (const std::bad_alloc&) {
+    if (console) console->error("out of memory");
+    return static_cast<int>(Code::out_of_memory);
+  } catch (const std::exception& error) {
+    if (console) console->error(std::string("internal: ") + error.what());
+    return static_cast<int>(Code::internal);
+  }
+}
+
+}  // namespace inkling::app

@@ -1,0 +1,34 @@
+// The sampling group of options, made from the engine's option table; and how a run is packed.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "apps/options.h"
+#include "model/generation_config.h"
+#include "weights/config.h"
+
+namespace inkling::app {
+
+/// What was asked for, as text until the model's own settings are known.
+struct SamplingOptions {
+  std::string preset;
+  std::vector<std::pair<std::string_view, std::string>> given;  ///< option of the table and value
+
+  bool has(std::string_view name) const;
+  /// Asked for, over the preset, over the model's generation_config.json, over built-in.
+  GenerationConfig resolve(const PublishedGeneration& published) const;
+};
+void add_sampling_options(Options& options, SamplingOptions& sampling);
+
+/// No result depends on these.
+struct BatchOptions {
+  std::int64_t batch = 8;
+  std::int64_t prefill_chunk = 512;
+};
+void add_batch_options(Options& options, BatchOptions& batch);
+
+}  // namespace inkling::app
