@@ -1,0 +1,235 @@
+"""The program as a shell sees it: streams, exit codes, formats, signals.
+
+    python3 tests/apps/cli_test.py INKLING SOURCE_DIR [TestCase.test_name ...]
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+INKLING, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2])
+SAMPLE = SOURCE / "weights" / "sample"
+GOLDEN = json.loads((SAMPLE / "golden.json").read_text())
+
+
+def run(*args, stdin="", env=None, text=True):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("INKLING_")}
+    return subprocess.run([INKLING, *map(str, args)], input=stdin if text else stdin.encode(), capture_output=True, text=text,
+                          env={**clean, **(env or {})}, timeout=120)
+
+
+class Folder(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def file(self, name, content):
+        path = self.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def fails(self, code, *args, says="", **more):
+        result = run(*args, **more)
+        self.assertEqual(result.returncode, code, result.stderr)
+        self.assertEqual(result.stdout, "")
+        self.assertEqual(result.stderr.count("inkling: error: "), 1, result.stderr)
+        self.assertIn(says, result.stderr)
+
+
+class Generate(Folder):
+    def test_greedy_text_is_the_golden_one_and_alone_on_stdout(self):
+        result = run("generate", "-p", "ROMEO:", "--temperature", 0, "-n", 64, "--dtype", "f32")
+        self.assertEqual(result.stdout, "ROMEO:" + GOLDEN["text"] + "\n")
+        self.assertIn("seed ", result.stderr)
+        self.assertEqual(result.returncode, 0)
+        quiet = run("generate", "-p", "ROMEO:", "--temperature", 0, "-n", 64, "--dtype", "f32", "-q", "--no-display-prompt")
+        self.assertEqual((quiet.stdout, quiet.stderr), (GOLDEN["text"] + "\n", ""))
+
+    def test_prompts_from_file_and_stdin(self):
+        args = ["--temperature", 0, "-n", 8, "-q"]
+        expected = run("generate", "-p", "ROMEO:", *args).stdout
+        self.assertEqual(run("generate", "-f", self.file("p", "ROMEO:"), *args).stdout, expected)
+        self.assertEqual(run("generate", "-p", "-", *args, stdin="ROMEO:").stdout, expected)
+
+    def test_the_seed_reported_reproduces_the_text(self):
+        first = run("generate", "-p", "JULIET:", "-n", 30)
+        seed = first.stderr.split("seed ")[1].split(",")[0]
+        self.assertEqual(run("generate", "-p", "JULIET:", "-n", 30, "-s", seed).stdout, first.stdout)
+
+    def test_jsonl_has_the_promised_fields_in_input_order(self):
+        prompts = self.file("p.jsonl", '{"id":"b","prompt":"ROMEO:","max_tokens":5,"seed":3}\n\n{"id":7,"ids":[812,2007]}\n')
+        lines = run("generate", "--prompts", prompts, "--output", "jsonl", "-s", 9, "-n", 4).stdout.splitlines()
+        rows = [json.loads(line) for line in lines]
+        self.assertEqual([row["id"] for row in rows], ["b", 7])
+        self.assertEqual(list(rows[0]), ["id", "prompt_ids", "ids", "text", "finish_reason", "seed"])
+        self.assertEqual([len(row["ids"]) for row in rows], [5, 4])
+        self.assertEqual([row["seed"] for row in rows], [3, 9])
+        self.assertEqual(rows[0]["prompt_ids"], [812, 2007])
+        self.assertEqual(rows[0]["finish_reason"], "length")
+
+    def test_batch_chunk_and_threads_change_no_byte(self):
+        lines = [json.dumps({"id": i, "prompt": "KING: " * (i % 5 + 1), "seed": i, "max_tokens": 3 + i}) for i in range(12)]
+        prompts = self.file("p.jsonl", "\n".join(lines))
+        scores = self.file("s.jsonl", "\n".join(json.dumps({"id": i, "text": "To be, or not to be. " * (i + 1)}) for i in range(5)))
+        for quant in (["--quant", "none"], ["--quant", "int8"], ["--quant", "int4"]):
+            outputs, scored = set(), set()
+            for more in ([], ["--batch", 1], ["--batch", 3, "--prefill-chunk", 2], ["-t", 1], ["-t", 3, "--batch", 20, "--prefill-chunk", 0]):
+                outputs.add(run("generate", "--prompts", prompts, "--output", "jsonl", "--logprobs", 1, *quant, *more).stdout)
+                scored.add(run("eval", "--score", scores, "--output", "jsonl", *quant, *more).stdout)
+            self.assertEqual((len(outputs), len(scored)), (1, 1))
+            self.assertEqual(outputs.pop().count("\n"), 12)
+
+    def test_stop_strings_end_the_text_before_them(self):
+        result = run("generate", "-p", "ROMEO:", "--temperature", 0, "-n", 64, "-q", "--stop", "a man,", "--no-display-prompt")
+        self.assertEqual(result.stdout, "\nI'll be \n")
+        rows = json.loads(run("generate", "-p", "ROMEO:", "--temperature", 0, "--stop", "a man,", "--output", "json").stdout)
+        self.assertEqual(rows[0]["finish_reason"], "stop")
+
+    def test_samples_are_separated(self):
+        self.assertEqual(run("generate", "-p", "ROMEO:", "-N", 3, "-n", 5, "-s", 1, "-q").stdout.count("---\n"), 2)
+
+    def test_overflow_is_never_silent(self):
+        prompt = "word " * 200
+        self.fails(7, "generate", "-p", prompt, says="positions, but there are 256")
+        for policy in ("truncate-left", "slide"):
+            result = run("generate", "-p", prompt, "--on-overflow", policy, "-n", 100, "-s", 1)
+            self.assertEqual(result.returncode, 0)
+            self.assertIn("tokens were dropped", result.stderr)
+
+    def test_output_is_valid_utf8_even_when_tokens_are_not(self):
+        # A byte-fallback token alone is half a character.
+        bad = json.dumps({"ids": [812], "max_tokens": 40})
+        prompts = self.file("p.jsonl", bad)
+        out = subprocess.run([INKLING, "generate", "--prompts", prompts, "--output", "jsonl", "--temperature", "50", "--top-k", "0",
+                              "--top-p", "1"], capture_output=True, check=True).stdout
+        out.decode("utf-8")
+
+
+class Signals(Folder):
+    def test_ctrl_c_ends_at_a_token_with_130(self):
+        process = subprocess.Popen([INKLING, "generate", "-p", "ROMEO:", "-n", "100000000", "--on-overflow", "slide"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(0.5)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        # What is in the pipe must be read, or the program waits in write().
+        out, err = process.communicate(timeout=20)
+        self.assertLess(time.monotonic() - start, 2.0)
+        self.assertEqual(process.returncode, 130)
+        out.decode("utf-8")
+        self.assertIn(b"seed ", err)
+
+    def test_a_reader_that_leaves_is_no_error(self):
+        result = subprocess.run(f"'{INKLING}' generate -p ROMEO: -n 2000 --on-overflow slide -q | head -c 5", shell=True,
+                                capture_output=True, executable="/bin/bash")
+        self.assertEqual((result.stdout, result.stderr), (b"ROMEO", b""))
+
+    def test_a_full_disk_is_exit_8(self):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([INKLING, "generate", "-p", "ROMEO:", "-n", "5"], stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(result.returncode, 8)
+        self.assertIn("standard output: No space left on device", result.stderr)
+
+
+class BadInput(Folder):
+    def test_flags(self):
+        self.fails(2, "generate", "-p", "x", "--bogus", says="--bogus")
+        self.fails(2, "generate", "-p", "x", "--top-p", "1.5", says="--top-p: expected a number from 0 to 1, got '1.5'")
+        self.fails(2, "generate", "-p", "x", "--temperature", "nan", says="--temperature")
+        self.fails(2, "generate", "-p", "x", "--preset", "gpt5", says="--preset")
+        self.fails(2, "generate", "-p", "x", "--quant", "int3", says="--quant")
+        self.fails(2, "generate", "-p", "x", "-l", "99999+1", says="logit_bias: expected ids below 2048")
+        self.fails(2, "eval", says="--perplexity")
+        self.fails(2, says="subcommand")
+
+    def test_devices_and_memory(self):
+        self.fails(6, "generate", "-p", "x", "--device", "cuda", says="no CUDA kernels")
+        self.fails(5, "generate", "-p", "x", "--max-memory", "1000", says="limit is 1000")
+        self.fails(2, "generate", "-p", "x", says="INKLING_CPU_ISA", env={"INKLING_CPU_ISA": "mmx"})
+
+    def test_files(self):
+        self.fails(3, "generate", "-p", "x", "-m", self.folder / "no-model")
+        self.fails(3, "generate", "-f", self.folder / "no-file", says="no-file")
+        self.fails(4, "inspect", self.broken(), says="model.safetensors")
+        self.fails(4, "inspect", SAMPLE, "--verify", "sha256:" + "0" * 64, says="sha256")
+
+    def broken(self):
+        for name in ("config.json", "tokenizer.model"):
+            self.file(name, (SAMPLE / name).read_bytes())
+        self.file("model.safetensors", (SAMPLE / "model.safetensors").read_bytes()[:-1])
+        return self.folder
+
+    def test_records(self):
+        for line, says in (("{", "expected JSON"), ("[1]", "expected an object"), ("{}", "'prompt' or 'ids'"),
+                           ('{"ids":[-1]}', "ids: expected ids"), ('{"ids":[5000]}', "ids below 2048"),
+                           ('{"prompt":5}', "prompt: expected a string"), ('{"prompt":"x","max_tokens":-1}', "max_tokens"),
+                           ('{"prompt":"x","seed":1.5}', "seed")):
+            prompts = self.file("p.jsonl", '{"prompt":"fine"}\n' + line)
+            self.fails(7, "generate", "--prompts", prompts, "--output", "jsonl", says="line 2")
+            self.fails(7, "generate", "--prompts", prompts, "--output", "jsonl", says=says)
+        self.fails(7, "eval", "--score", self.file("s.jsonl", json.dumps({"ids": [1] * 257})), says="257 tokens, but the model has 256")
+
+
+class Others(Folder):
+    def test_scores_have_nine_digits_and_null_first(self):
+        scores = self.file("s.jsonl", '{"id":"x","ids":[812,2007,2]}\n{"text":""}\n')
+        rows = [json.loads(line) for line in run("eval", "--score", scores, "--output", "jsonl", "--dtype", "f32").stdout.splitlines()]
+        self.assertEqual(rows[0]["id"], "x")
+        self.assertEqual(rows[0]["ids"], [812, 2007, 2])
+        self.assertIsNone(rows[0]["logprobs"][0])
+        self.assertTrue(all(x < 0 for x in rows[0]["logprobs"][1:]))
+        self.assertEqual(rows[1]["logprobs"], [])
+
+    def test_tokenize_and_detokenize_are_inverse(self):
+        text = "ROMEO:\nIs the day so young?  \u2014 Ay \u4f60\u597d\n"
+        ids = run("tokenize", "--ids", text).stdout
+        self.assertEqual(run("detokenize", "--raw-bytes", *ids.split()).stdout, text)
+        self.assertEqual(run("detokenize", "--raw-bytes", stdin=ids).stdout, text)
+        tokens = json.loads(run("tokenize", "--json", "--offsets", text).stdout)
+        self.assertEqual([t["id"] for t in tokens], [int(i) for i in ids.split()])
+        self.assertEqual(tokens[-1]["end"], len(text.encode()))
+        self.fails(7, "detokenize", "2048", says="2048")
+        self.fails(7, "detokenize", stdin="12 x")
+
+    def test_environment_and_config_file_yield_to_flags(self):
+        base = ["generate", "-p", "ROMEO:", "-s", "1", "-q", "--no-display-prompt", "--output", "json"]
+        count = lambda result: len(json.loads(result.stdout)[0]["ids"])
+        self.assertEqual(count(run(*base, env={"INKLING_MAX_TOKENS": "3"})), 3)
+        self.assertEqual(count(run(*base, "-n", 4, env={"INKLING_MAX_TOKENS": "3"})), 4)
+        config = self.file("inkling.conf", "# mine\nmax-tokens = 5\n")
+        self.assertEqual(count(run(*base, "--config", config)), 5)
+        self.assertEqual(count(run(*base, "--config", config, env={"INKLING_MAX_TOKENS": "3"})), 3)
+
+    def test_bench_prints_the_promised_json(self):
+        rows = json.loads(run("bench", "-p", 16, "-n", 4, "-b", "1,2", "-r", 2, "--output", "json").stdout)
+        self.assertEqual([(r["test"], r["batch"]) for r in rows], [("pp16", 1), ("tg4", 1), ("tg4", 2)])
+        self.assertEqual(set(rows[0]), {"model", "dtype", "quant", "threads", "isa", "test", "batch", "tok_per_s", "rss_mb", "load_ms"})
+        self.assertLessEqual(rows[0]["tok_per_s"]["min"], rows[0]["tok_per_s"]["median"])
+
+    def test_inspect_and_doctor_explain(self):
+        explained = run("inspect", "--explain").stdout
+        for word in ("parameters", "3111936", "sha256", "refused", "kv cache"):
+            self.assertIn(word, explained)
+        self.assertIn("chosen", run("doctor").stdout)
+
+    def test_help_fits_a_screen(self):
+        for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["doctor"], ["completion"]):
+            lines = run(*command, "--help").stdout.splitlines()
+            self.assertLessEqual(len(lines), 60, command)
+            self.assertLessEqual(max(map(len, lines)), 110, command)
+
+    def test_completion_is_a_script(self):
+        script = run("completion", "bash").stdout
+        self.assertEqual(subprocess.run(["bash", "-n"], input=script, text=True).returncode, 0)
+        self.assertIn("--max-tokens", script)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
