@@ -62,13 +62,15 @@ constexpr int kChains = 12;  // independent accumulators, so that latency hides
 // Registers by name: g++ 12 keeps an array of accumulators in memory, which would measure stores. Zeros in,
 // zeros out.
 #define INKLING_CHAIN(p, n) "vfmadd231ps %%" p "14, %%" p "15, %%" p #n "\n\t"
-#define INKLING_CHAINS(p)                                                                             \
-  INKLING_CHAIN(p, 0)                                                                                 \
-  INKLING_CHAIN(p, 1)                                                                                 \
-  INKLING_CHAIN(p, 2)                                                                                 \
-  INKLING_CHAIN(p, 3)                                                                                 \
-  INKLING_CHAIN(p, 4) INKLING_CHAIN(p, 5) INKLING_CHAIN(p, 6) INKLING_CHAIN(p, 7) INKLING_CHAIN(p, 8) \
-      INKLING_CHAIN(p, 9) INKLING_CHAIN(p, 10) INKLING_CHAIN(p, 11)
+#define INKLING_CHAINS(p) \
+  INKLING_CHAIN(p, 0)     \
+  INKLING_CHAIN(p, 1)     \
+  INKLING_CHAIN(p, 2)     \
+  INKLING_CHAIN(p, 3)     \
+  INKLING_CHAIN(p, 4)     \
+  INKLING_CHAIN(p, 5)     \
+  INKLING_CHAIN(p, 6)     \
+  INKLING_CHAIN(p, 7) INKLING_CHAIN(p, 8) INKLING_CHAIN(p, 9) INKLING_CHAIN(p, 10) INKLING_CHAIN(p, 11)
 #define INKLING_CLOBBERS                                                                                     \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm14", \
       "xmm15"

@@ -46,7 +46,7 @@ void Console::write(std::string_view bytes) {
       continue;
     }
     if (errno == EPIPE) throw ReaderGone();
-    throw Error(Code::output, "standard output: cannot write: " + std::string(std::strerror(errno)));
+    throw Error(Code::output, "standard output: " + std::string(std::strerror(errno)));
   }
 }
 

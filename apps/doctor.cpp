@@ -28,7 +28,7 @@ void line(const std::string& name, const std::string& value) {
 void kernels(const ExecContext& context) {
   line("kernels", std::string(isa_name(context.isa())) + ": chosen");
   for (const IsaChoice::Refusal& refusal : context.isa_choice().refused) {
-    line("", std::string(isa_name(refusal.isa)) + ": not chosen, " + refusal.reason);
+    line("", std::string(isa_name(refusal.isa)) + ": refused, " + refusal.reason);
   }
 }
 
@@ -63,7 +63,7 @@ void doctor(const ModelOptions& options, const Console& console) {
                       std::to_string(available_cpus()) + " CPUs)");
   kernels(context);
   const std::string cuda = cuda_unavailable_reason();
-  line("cuda", cuda.empty() ? "available" : "not chosen, " + cuda);
+  line("cuda", cuda.empty() ? "available" : "refused, " + cuda);
   const Ceilings ceilings = measure_ceilings(context);
   line("measured",
        format("%.1f GB/s read", ceilings.read_gb_s) +

@@ -32,18 +32,6 @@ void check_sources(const GenerateOptions& o) {
   }
 }
 
-// A length that nobody asked for gives way to the room there is, and says so.
-std::int64_t fitting_length(const GenerateOptions& o, const Generation& generation, std::size_t prompt,
-                            const Console& console) {
-  const std::int64_t wanted = generation.config().max_tokens;
-  const std::int64_t room = generation.context_length() - static_cast<std::int64_t>(prompt) + 1;
-  if (o.sampling.has("max_tokens") || o.overflow != Overflow::error || room < 1 || wanted <= room)
-    return wanted;
-  console.note("inkling: --max-tokens: " + std::to_string(room) + " instead of " + std::to_string(wanted) +
-               ", which is what the context of " + std::to_string(generation.context_length()) + " leaves");
-  return room;
-}
-
 // Something must come first: the token that begins and ends texts.
 std::vector<std::int32_t> encode(const Tokenizer& tokenizer, const ModelConfig& config,
                                  std::string_view text) {
@@ -53,7 +41,7 @@ std::vector<std::int32_t> encode(const Tokenizer& tokenizer, const ModelConfig& 
   return ids;
 }
 
-void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generation, const Console& console) {
+void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generation) {
   const char* name = !o.file.empty() ? "--file" : !o.words.empty() ? "-" : "--prompt";
   std::string text = !o.file.empty()    ? read_text(o.file)
                      : !o.words.empty() ? read_text("-")
@@ -62,7 +50,7 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
   Prompt prompt{"0", o.raw_bytes ? text : to_valid_utf8(text), {}, *generation.config().seed, 0};
   try {
     prompt.ids = encode(workspace.tokenizer(), workspace.model().config(), text);
-    prompt.max_tokens = fitting_length(o, generation, prompt.ids.size(), console);
+    prompt.max_tokens = generation.config().max_tokens;
     generation.add(std::move(prompt));
   } catch (const Error& error) {
     throw Error(error.code(),
@@ -73,7 +61,7 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
 Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace) {
   Prompt prompt;
   prompt.id = record.id(index);
-  if (record.has("ids") == record.has("prompt")) record.fail("expected one of the fields prompt and ids");
+  if (record.has("ids") == record.has("prompt")) record.fail("expected one of the fields 'prompt' or 'ids'");
   if (record.has("ids")) {
     prompt.ids = record.ids("ids");
     const Tokenizer* tokenizer = workspace.tokenizer_or_null();
@@ -87,8 +75,7 @@ Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace
   return prompt;
 }
 
-void add_many(const GenerateOptions& o, Workspace& workspace, Generation& generation,
-              const Console& console) {
+void add_many(const GenerateOptions& o, Workspace& workspace, Generation& generation) {
   constexpr std::uint64_t kAny = std::numeric_limits<std::uint64_t>::max();
   std::size_t index = 0;
   for (const Record& record : read_records(o.prompts, {"id", "prompt", "ids", "seed", "max_tokens"})) {
@@ -96,7 +83,7 @@ void add_many(const GenerateOptions& o, Workspace& workspace, Generation& genera
     prompt.seed = record.has("seed") ? record.count("seed", kAny) : *generation.config().seed;
     prompt.max_tokens = record.has("max_tokens")
                             ? static_cast<std::int64_t>(record.count("max_tokens", 1'000'000'000))
-                            : fitting_length(o, generation, prompt.ids.size(), console);
+                            : generation.config().max_tokens;
     record.located("", [&] { generation.add(std::move(prompt)); });
   }
 }
@@ -105,8 +92,8 @@ void generate(const GenerateOptions& options, const Console& console) {
   check_sources(options);
   Workspace workspace(options.model, console);
   Generation generation(options, workspace, console);
-  options.prompts.empty() ? add_one(options, workspace, generation, console)
-                          : add_many(options, workspace, generation, console);
+  options.prompts.empty() ? add_one(options, workspace, generation)
+                          : add_many(options, workspace, generation);
   generation.run();
 }
 

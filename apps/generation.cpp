@@ -153,8 +153,9 @@ std::string Generation::json(const Job& job) const {
 
 void Generation::report(double seconds) const {
   if (dropped_ > 0) {
-    Console::say("inkling: warning: --on-overflow: the context holds " + std::to_string(context_length()) +
-                 " positions; " + std::to_string(dropped_) + " tokens were dropped" +
+    Console::say("inkling: warning: --on-overflow: the context holds " +
+                 std::to_string(generator_.context_length()) + " positions; " + std::to_string(dropped_) +
+                 " tokens were dropped" +
                  (options_.overflow == Overflow::slide ? " and what was left was encoded anew" : ""));
   }
   const std::string seed = "seed " + std::to_string(*config_.seed);
@@ -162,13 +163,13 @@ void Generation::report(double seconds) const {
     if (config_.temperature > 0 && !options_.sampling.has("seed")) Console::say("inkling: " + seed);
     return;
   }
-  std::string line = "inkling: " + std::to_string(prompt_tokens_) + " prompt tokens, " +
+  std::string line = "inkling: " + seed + ", " + std::to_string(prompt_tokens_) + " prompt tokens, " +
                      std::to_string(new_tokens_) + " new in " + format("%.2f s", seconds);
   if (new_tokens_ > 0) {
     line += format(" (%.0f/s", static_cast<double>(new_tokens_) / std::max(seconds, 1e-9)) +
             format(", first after %.0f ms)", (first_ - start_) * 1e3);
   }
-  Console::say(line + format(", load %.0f ms, ", workspace_.load_ms()) + seed);
+  Console::say(line + format(", load %.0f ms", workspace_.load_ms()));
 }
 
 }  // namespace inkling::app

@@ -49,7 +49,6 @@ class Generation {
   ~Generation();
 
   const GenerationConfig& config() const noexcept { return config_; }
-  std::int64_t context_length() const noexcept { return generator_.context_length(); }
   /// Throws Error{input} for a prompt that does not fit.
   void add(Prompt prompt);
   /// Throws Interrupted after showing what there is, Error and ReaderGone.

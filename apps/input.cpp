@@ -75,11 +75,11 @@ Record::Record(std::string_view line, std::string where, std::initializer_list<s
     value_ = parse_strictly(line);
   } catch (const Json::exception& error) {
     const std::string what = error.what();
-    fail("expected a JSON object: " + what.substr(what.find("] ") + 2));
+    fail("expected JSON: " + what.substr(what.find("] ") + 2));
   } catch (const Error& error) {
     fail(error.message());
   }
-  if (!value_.is_object()) fail(std::string("expected a JSON object, got ") + value_.type_name());
+  if (!value_.is_object()) fail(std::string("expected an object, got ") + value_.type_name());
   for (const auto& [key, value] : value_.items()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
     std::string names;
@@ -107,8 +107,9 @@ std::vector<std::int32_t> Record::ids(const char* field) const {
   std::vector<std::int32_t> ids;
   for (const Json& id : at(field)) {
     if (!id.is_number_unsigned() || id.get<std::uint64_t>() > 0x7fffffff) {
-      fail(std::string(field) + ": [" + std::to_string(ids.size()) + "]: expected a token id, got " +
-           shortened(id.dump(-1, ' ', false, Json::error_handler_t::replace)));
+      fail(std::string(field) + ": expected ids, got " +
+           shortened(id.dump(-1, ' ', false, Json::error_handler_t::replace)) + " at [" +
+           std::to_string(ids.size()) + "]");
     }
     ids.push_back(id.get<std::int32_t>());
   }

@@ -111,10 +111,10 @@ void memory(Workspace& workspace, Facts& facts) {
     facts.add(line.substr(0, gap), line.substr(std::min(gap + 2, line.size())));
   }
   facts.add("all weights", model.nbytes(), " bytes");
-  facts.add("keys and values", std::string(dtype_name(forward.default_kv_dtype())) + ", " +
-                                   std::to_string(pool.bytes_for(1)) + " bytes per " +
-                                   std::to_string(kKvPageTokens) + " tokens of a sequence");
-  facts.add("a whole context", pool.bytes_for(model.config().n_positions), " bytes");
+  facts.add("kv cache", std::string(dtype_name(forward.default_kv_dtype())) + ", " +
+                            std::to_string(pool.bytes_for(1)) + " bytes per " +
+                            std::to_string(kKvPageTokens) + " tokens of a sequence");
+  facts.add("kv, whole context", pool.bytes_for(model.config().n_positions), " bytes");
 }
 
 void explain(Workspace& workspace, Facts& facts) {
@@ -123,10 +123,10 @@ void explain(Workspace& workspace, Facts& facts) {
   facts.add("cpu", cpu_name());
   facts.add("device", context.backend().description());
   const std::string cuda = cuda_unavailable_reason();
-  facts.add("cuda", cuda.empty() ? "available" : "not chosen: " + cuda);
+  facts.add("cuda", cuda.empty() ? "available" : "refused: " + cuda);
   facts.add(std::string(isa_name(context.isa())), "chosen");
   for (const IsaChoice::Refusal& refusal : context.isa_choice().refused) {
-    facts.add(std::string(isa_name(refusal.isa)), "not chosen: " + refusal.reason);
+    facts.add(std::string(isa_name(refusal.isa)), "refused: " + refusal.reason);
   }
   facts.add("threads",
             std::to_string(context.pool().size()) + " of " + std::to_string(available_cpus()) + " CPUs");

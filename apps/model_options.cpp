@@ -9,20 +9,14 @@ namespace inkling::app {
 namespace fs = std::filesystem;
 namespace {
 
-// Beside an installed program share/inkling/sample; beside a build, weights/sample of some parent folder.
+// Of an installed program, share/inkling/sample beside its bin; of a build, weights/sample of the source
+// tree.
 std::optional<fs::path> find_sample() {
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  if (error) return std::nullopt;
-  const auto holds_model = [](const fs::path& folder) {
-    std::error_code ignored;
-    return fs::exists(folder / "config.json", ignored);
-  };
-  const fs::path installed = program.parent_path().parent_path() / "share" / "inkling" / "sample";
-  if (holds_model(installed)) return installed;
-  fs::path folder = program.parent_path();
-  for (int up = 0; up < 5 && folder.has_relative_path(); ++up, folder = folder.parent_path()) {
-    if (holds_model(folder / "weights" / "sample")) return folder / "weights" / "sample";
+  for (const fs::path& folder :
+       {program.parent_path().parent_path() / "share" / "inkling" / "sample", fs::path(INKLING_SAMPLE_DIR)}) {
+    if (fs::exists(folder / "config.json", error)) return folder;
   }
   return std::nullopt;
 }

@@ -80,7 +80,7 @@ Program::Command& Program::chosen() {
   for (const auto& command : commands_) {
     if (&command->options.app() == at) return *command;
   }
-  throw Error(Code::usage, "expected a command, got none (see inkling --help)");
+  throw Error(Code::usage, "expected a subcommand, got none (see inkling --help)");
 }
 
 void Program::parse(int argc, const char* const* argv) {
