@@ -6,6 +6,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -309,6 +310,21 @@ class Others(Folder):
         script = run("completion", "bash").stdout
         self.assertEqual(subprocess.run(["bash", "-n"], input=script, text=True).returncode, 0)
         self.assertIn("--max-tokens", script)
+
+
+class Readme(Folder):
+    def test_every_example_of_the_readme_runs(self):
+        (self.folder / "prompts.jsonl").write_text('{"id":1,"prompt":"ROMEO:"}\n')
+        (self.folder / "texts.jsonl").write_text('{"id":1,"text":"ROMEO: I come."}\n')
+        (self.folder / "text.txt").write_text("To be, or not to be: that is the question.\n" * 20)
+        text = (SOURCE / "README.md").read_text()
+        examples = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("inkling ")]
+        self.assertGreater(len(examples), 7)
+        for words in (shlex.split(" ".join(each)) for each in examples):
+            replaced = [str(SAMPLE) if word in ("FOLDER", "models/gpt2") else word.replace("512", "32").replace("128", "8") for word in words]
+            result = subprocess.run([INKLING, *replaced[1:]], cwd=self.folder, capture_output=True, text=True, timeout=120)
+            self.assertEqual(result.returncode, 0, (words, result.stderr))
+            self.assertTrue(result.stdout)
 
 
 if __name__ == "__main__":
