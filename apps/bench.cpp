@@ -78,8 +78,8 @@ class Bench {
   template <class Once>
   Row measure(std::string test, std::int64_t batch, double ceiling, Once&& once) {
     once();
-    std::vector<double> all;
-    for (int i = 0; i < options_.repeats; ++i) all.push_back(once());
+    std::vector<double> all(static_cast<std::size_t>(options_.repeats));
+    for (double& value : all) value = once();
     std::sort(all.begin(), all.end());
     const std::size_t half = all.size() / 2;
     const double median = all.size() % 2 == 1 ? all[half] : (all[half - 1] + all[half]) / 2;

@@ -1,4 +1,5 @@
-// Where tests find reference data that is not part of the project. Absent data skips a test by name, never silently.
+// Where tests find reference data that is not part of the project. Absent data skips a test by name, never
+// silently.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -22,6 +23,8 @@ inline bool have_data(const std::string& relative) {
   return found;
 }
 
-inline std::filesystem::path source_dir() { return INKLING_SOURCE_DIR; }
+inline std::filesystem::path source_dir() {
+  return INKLING_SOURCE_DIR;
+}
 
 }  // namespace inkling::test

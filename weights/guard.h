@@ -48,8 +48,7 @@ std::invoke_result_t<Body> guarded(const Name& name, Body&& body) {
   } catch (const Error& error) {
     return error;
   } catch (const std::bad_alloc&) {
-    const std::filesystem::path path(name);
-    return Error(Code::out_of_memory, path.string() + ": cannot allocate memory");
+    return Error(Code::out_of_memory, std::filesystem::path(name).string() + ": cannot allocate memory");
   }
 }
 

@@ -17,7 +17,7 @@ grep -q "I'll be a man" <<<"$text"
 
 lib=$(dirname "$(find "$work/prefix" -name libinkling_model.a)")
 export PKG_CONFIG_PATH="$lib/pkgconfig"
-# shellcheck disable=SC2046
+# shellcheck disable=SC2046,SC2086
 ${CXX:-c++} -std=c++20 ${CXXFLAGS:-} "$consumer/main.cpp" -o "$work/plain" \
   $(pkg-config --define-prefix --static --cflags --libs inkling)
 [ "$("$work/plain" "$model" "ROMEO:")" = "$text" ]
