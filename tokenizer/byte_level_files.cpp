@@ -16,8 +16,9 @@ constexpr std::string_view kEndOfText = "<|endoftext|>";
 // Ids must be 0…n−1, each once: a hole would be a row of the embedding that no text and no token stands for.
 void add_token(std::vector<Token>& tokens, const std::string& text, std::int64_t id, const JsonField& where) {
   Token& token = tokens[static_cast<std::size_t>(id)];
-  if (!token.text.empty())
-    where.fail("an id of its own", std::to_string(id) + ", also of \"" + token.text + '"');
+  if (!token.text.empty()) {
+    where.fail("an id for each", std::to_string(id) + " for \"" + token.text + "\" and \"" + text + '"');
+  }
   token.text = text;
 }
 
@@ -29,9 +30,9 @@ std::vector<Token> read_vocab(const JsonField& vocab, std::size_t extra) {
   }
   std::vector<Token> tokens(count);
   for (const auto& [text, value] : members) {
-    const JsonField field = vocab.child(value, text);
-    if (text.empty()) field.fail("a token", "an empty one");
-    add_token(tokens, text, field.integer(0, static_cast<std::int64_t>(count) - 1), field);
+    if (text.empty()) vocab.fail("tokens", "an empty one");
+    const auto limit = static_cast<std::int64_t>(count) - 1;
+    add_token(tokens, text, vocab.child(value, text).integer(0, limit), vocab);
   }
   return tokens;
 }
@@ -114,14 +115,14 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
   const std::size_t count = list ? list->items().size() : 0;
   if (count > ByteLevelBpe::kMaxTokens)
     list->fail("at most " + std::to_string(ByteLevelBpe::kMaxTokens), "more");
-  std::vector<std::string_view> known;
-  for (const auto& member : vocab.members()) known.push_back(member.first);
-  std::sort(known.begin(), known.end());
+  const auto& members = vocab.members();
+  StringIndex known(members.size());
+  for (const auto& member : members) known.insert(member.first, 0);
   std::size_t extra = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const JsonField field = list->child(list->items()[i], std::to_string(i));
-    spec.added.push_back(read_added_token(field, known.size() + count));
-    if (!std::binary_search(known.begin(), known.end(), spec.added.back().text)) ++extra;
+    spec.added.push_back(read_added_token(field, members.size() + count));
+    if (known.find(spec.added.back().text) < 0) ++extra;
   }
   spec.tokens = read_vocab(vocab, extra);
   for (std::size_t i = 0; i < count; ++i) {

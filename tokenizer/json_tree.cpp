@@ -1,9 +1,10 @@
 #include "tokenizer/json_tree.h"
 
-#include <algorithm>
 #include <array>
 #include <limits>
 #include <nlohmann/json.hpp>
+
+#include "tokenizer/string_index.h"
 
 namespace inkling {
 namespace {
@@ -44,11 +45,11 @@ class TreeBuilder {
     return true;
   }
   bool end_object() {
-    std::vector<std::string_view> keys;
-    for (const auto& member : open_.back()->members) keys.push_back(member.first);
-    std::sort(keys.begin(), keys.end());
-    const auto twice = std::adjacent_find(keys.begin(), keys.end());
-    if (twice != keys.end()) return refuse("the key \"" + std::string(*twice) + "\" is there twice");
+    const auto& members = open_.back()->members;
+    StringIndex keys(members.size());
+    for (const auto& member : members) {
+      if (!keys.insert(member.first, 0)) return refuse("the key \"" + member.first + "\" is there twice");
+    }
     return close();
   }
   bool parse_error(std::size_t position, const std::string&, const Json::exception&) {

@@ -62,6 +62,19 @@ TEST_CASE("[golden] hostile: also with GPT-2's merges; 8 MB of one letter, a mil
   CHECK(tokenizer.encode(std::string(1'000'000, ' ')).value().size() == 1'000'000);
 }
 
+TEST_CASE("[golden] speed: English through GPT-2's merges; the figure is for people, not a check") {
+  if (!have_data("text/kjv.txt")) return;
+  const Tokenizer tokenizer = Tokenizer::load(data_dir() / "gpt2-tokenizer").value();
+  const std::string text = read_file(data_dir() / "text/kjv.txt");
+  double best = 1e9;
+  for (int i = 0; i < 5; ++i) {
+    const std::clock_t begin = std::clock();
+    CHECK(tokenizer.encode(text).value().size() == 1'226'829);
+    best = std::min(best, static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC);
+  }
+  MESSAGE("kjv.txt: " << static_cast<double>(text.size()) / 1e6 / best << " MB/s");
+}
+
 TEST_CASE("hostile: texts beyond the limit are refused with both numbers") {
   const Tokenizer tokenizer = tiny();
   const auto refused = tokenizer.encode(std::string(tokenizer.max_input_bytes() + 1, ' '));
