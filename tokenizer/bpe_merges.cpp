@@ -60,34 +60,22 @@ std::size_t BpeMerges::apply_short(std::span<std::int32_t> word) const {
 
 namespace {
 
-/// Where pairs of one rank begin, smallest first. What is known before the first pop is sorted once; what
-/// comes later, rarely, goes to a heap.
+/// Where pairs of one rank begin, smallest first; sorted once, at the first pop. Nothing is pushed between
+/// that and the end: until the rank is used up, all new pairs hold a symbol that its joins made, which is
+/// longer than either half of its own pair.
 class Positions {
  public:
-  void push(std::uint32_t at) {
-    if (!started_) return known_.push_back(at);
-    late_.push_back(at);
-    std::push_heap(late_.begin(), late_.end(), std::greater<>());
-  }
+  void push(std::uint32_t at) { known_.push_back(at); }
   std::optional<std::uint32_t> pop() {
-    if (!std::exchange(started_, true) && !std::is_sorted(known_.begin(), known_.end())) {
-      std::sort(known_.begin(), known_.end());
-    }
-    if (!late_.empty() && (next_ == known_.size() || late_.front() < known_[next_])) {
-      std::pop_heap(late_.begin(), late_.end(), std::greater<>());
-      const std::uint32_t at = late_.back();
-      late_.pop_back();
-      return at;
-    }
+    if (next_ == 0 && !std::is_sorted(known_.begin(), known_.end())) std::sort(known_.begin(), known_.end());
     if (next_ < known_.size()) return known_[next_++];
     *this = Positions();  // as new, and without the memory
     return std::nullopt;
   }
 
  private:
-  std::vector<std::uint32_t> known_, late_;
+  std::vector<std::uint32_t> known_;
   std::size_t next_ = 0;
-  bool started_ = false;
 };
 
 /// The pairs still to be joined: positions by rank, and the ranks that have any.

@@ -2,7 +2,8 @@
 // whose rule ranks first, leftmost first.
 //
 // Words up to kShortWord symbols: scan for the best pair each time, O(n²) on a few cache lines. Longer ones:
-// linked list and a heap of candidates, O(n log n) whatever the text; 8 MB of one letter is one word.
+// a linked list, and the positions of each rank in order, O(n log n) whatever the text; 8 MB of one letter is
+// one word.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,8 @@
 
 namespace inkling {
 
-/// Rank is the place in the list of rules.
+/// Rank is the place in the list of rules. Symbols stand for strings: `merged` for those of left and right
+/// together.
 struct MergeRule {
   std::int32_t left = 0, right = 0, merged = 0;
 };

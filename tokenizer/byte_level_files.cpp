@@ -1,7 +1,6 @@
 #include "tokenizer/vocabulary_files.h"
 
 #include <algorithm>
-#include <array>
 #include <initializer_list>
 
 #include "tokenizer/byte_level_bpe.h"
@@ -13,7 +12,8 @@ namespace {
 
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 
-// Ids must be 0…n−1, each once: a hole would be a row of the embedding that no text and no token stands for.
+// n tokens have ids in 0…n−1, each once, so there are no holes: rows of the embedding that no token stands
+// for.
 void add_token(std::vector<Token>& tokens, const std::string& text, std::int64_t id, const JsonField& where) {
   Token& token = tokens[static_cast<std::size_t>(id)];
   if (!token.text.empty()) {
@@ -35,14 +35,6 @@ std::vector<Token> read_vocab(const JsonField& vocab, std::size_t extra) {
     add_token(tokens, text, vocab.child(value, text).integer(0, limit), vocab);
   }
   return tokens;
-}
-
-void check_no_holes(const std::vector<Token>& tokens, const JsonField& vocab) {
-  for (std::size_t id = 0; id < tokens.size(); ++id) {
-    if (tokens[id].text.empty()) {
-      vocab.fail("every id in 0.." + std::to_string(tokens.size() - 1), "none for " + std::to_string(id));
-    }
-  }
 }
 
 std::pair<std::string, std::string> split_merge(const std::string& rule) {
@@ -90,8 +82,8 @@ bool flag(const JsonField& owner, std::string_view key, bool absent) {
 
 void expect_type(const JsonField& owner, std::string_view type) {
   const JsonField field = owner.member("type");
-  if (field.string() != type)
-    field.fail('"' + std::string(type) + "\" (no other is supported)", '"' + field.string() + '"');
+  if (field.string() == type) return;
+  field.fail('"' + std::string(type) + "\" (no other is supported)", '"' + field.string() + '"');
 }
 
 AddedTokens::Entry read_added_token(const JsonField& field, std::size_t limit) {
@@ -113,8 +105,9 @@ AddedTokens::Entry read_added_token(const JsonField& field, std::size_t limit) {
 void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelSpec& spec) {
   const auto list = root.maybe("added_tokens");
   const std::size_t count = list ? list->items().size() : 0;
-  if (count > ByteLevelBpe::kMaxTokens)
-    list->fail("at most " + std::to_string(ByteLevelBpe::kMaxTokens), "more");
+  if (count > ByteLevelBpe::kMaxTokens) {
+    list->fail("at most " + std::to_string(ByteLevelBpe::kMaxTokens), std::to_string(count));
+  }
   const auto& members = vocab.members();
   StringIndex known(members.size());
   for (const auto& member : members) known.insert(member.first, 0);
@@ -125,20 +118,17 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
     if (known.find(spec.added.back().text) < 0) ++extra;
   }
   spec.tokens = read_vocab(vocab, extra);
+  std::vector<bool> seen(spec.tokens.size());
   for (std::size_t i = 0; i < count; ++i) {
     const JsonField field = list->child(list->items()[i], std::to_string(i));
-    const auto id = static_cast<std::size_t>(spec.added[i].id);
-    if (id >= spec.tokens.size())
-      field.member("id").fail("less than " + std::to_string(spec.tokens.size()), std::to_string(id));
-    if (spec.tokens[id].text != spec.added[i].text)
-      add_token(spec.tokens, spec.added[i].text, spec.added[i].id, field);
-  }
-  check_no_holes(spec.tokens, vocab);
-  std::vector<bool> seen(spec.tokens.size());
-  for (const AddedTokens::Entry& entry : spec.added) {
+    const AddedTokens::Entry& entry = spec.added[i];
     const auto id = static_cast<std::size_t>(entry.id);
-    if (seen[id]) list->fail("each token once", '"' + entry.text + "\" twice");
+    if (id >= spec.tokens.size()) {
+      field.member("id").fail("less than " + std::to_string(spec.tokens.size()), std::to_string(id));
+    }
+    if (seen[id]) field.fail("each token once", '"' + entry.text + "\" again");
     seen[id] = true;
+    if (spec.tokens[id].text != entry.text) add_token(spec.tokens, entry.text, entry.id, field);
   }
 }
 
@@ -161,8 +151,8 @@ std::shared_ptr<const TokenModel> read_tokenizer_json(std::string_view text, std
   const JsonField model = root.member("model");
   if (model.maybe("type")) expect_type(model, "BPE");
   refuse_unless_absent(model, {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"});
-  for (const std::string_view key : {"byte_fallback"}) {
-    if (flag(model, key, false)) model.member(key).fail("false (this setting is not supported)", "true");
+  if (flag(model, "byte_fallback", false)) {
+    model.member("byte_fallback").fail("false (this setting is not supported)", "true");
   }
   spec.ignore_merges = flag(model, "ignore_merges", false);
   read_added_tokens(root, model.member("vocab"), spec);
@@ -177,7 +167,6 @@ std::shared_ptr<const TokenModel> read_vocab_and_merges(std::string_view vocab, 
   const JsonField root(tree, vocab_file);
   ByteLevelSpec spec{.file = std::string(vocab_file), .merges_file = std::string(merges_file)};
   spec.tokens = read_vocab(root, 0);
-  check_no_holes(spec.tokens, root);
   for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
     if (spec.tokens[id].text == kEndOfText)
       spec.added.push_back({std::string(kEndOfText), static_cast<std::int32_t>(id), true});

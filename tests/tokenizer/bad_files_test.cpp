@@ -173,6 +173,13 @@ TEST_CASE("bad files: ids that are huge, negative, twice, with holes; unusable t
   Json again = tiny_tokenizer();
   again["added_tokens"].push_back(again["added_tokens"][0]);
   refused(kTokenizerJson, again.dump());
+  again["added_tokens"][1]["id"] = 262;
+  refused(kTokenizerJson, again.dump());
+  again["added_tokens"][0]["content"] = again["added_tokens"][1]["content"] = "<|new|>";
+  again["added_tokens"][0]["id"] = 262;
+  refused(kTokenizerJson, again.dump());  // the text twice would leave 263 without a token
+  again["added_tokens"][0]["id"] = 263;
+  refused(kTokenizerJson, again.dump());
 }
 
 TEST_CASE("bad files: missing and unreadable ones are Code::file, named") {

@@ -92,15 +92,17 @@ TEST_CASE("guard: refuses every crafted model by field") {
 }
 
 TEST_CASE("guard: refuses every crafted character map") {
-  constexpr std::string_view kField = "normalizer_spec.precompiled_charsmap";
+  const std::string kField = "normalizer_spec.precompiled_charsmap: ";
   const auto crafted = [](auto&& change) {
     TinyCharsmap map;
     change(map);
     return with_charsmap(map);
   };
   CHECK(Tokenizer::from_sentencepiece(crafted([](auto&) {}), "good.model").has_value());
-  check_refused(crafted([](auto& m) { m.units[0] = 0x1FFFFFU << 10; }), kField);  // out of the trie
-  check_refused(crafted([](auto& m) { m.units[256 ^ 'A'] = 'A' | 4096U << 10; }), kField);
+  check_refused(crafted([](auto& m) { m.units[0] = 0x1FFFFFU << 10; }),
+                kField + "the trie leads out");  // out of the trie
+  check_refused(crafted([](auto& m) { m.units[256 ^ 'A'] = 'A' | 4096U << 10; }),
+                kField + "the trie leads out");
   check_refused(crafted([](auto& m) { m.units[256 ^ 'A'] = 'A' | 'A' << 10; }),
                 kField);                                                      // back to base 256: a cycle
   check_refused(crafted([](auto& m) { m.units[1] = 0x80000005U; }), kField);  // replacement outside
@@ -109,15 +111,16 @@ TEST_CASE("guard: refuses every crafted character map") {
   check_refused(crafted([](auto& m) { m.replacements = std::string("\xFF\0", 2); }), kField);
   check_refused(crafted([](auto& m) { m.replacements = std::string(65, 'x') + '\0'; }), kField);
   check_refused(crafted([](auto& m) { m.units.clear(); }), kField);
-  check_refused(crafted([](auto& m) { m.units.resize(300); }), kField);
+  check_refused(crafted([](auto& m) { m.units.resize(300); }), kField + "the trie leads out");
   for (const char* blob : {"x", "abc", "\x04\x01\x01\x01", "\xFF\xFF\xFF\xFFxxxx", "\x03\x01\x01\x01zzzzz"}) {
     TinyModel model;
     model.normalizer = Wire().bytes(2, blob);
     check_refused(model.str(), kField);
   }
   CHECK(Tokenizer::from_sentencepiece(with_charsmap(nested(20, true)), "nested.model").has_value());
-  check_refused(with_charsmap(nested(33, true)), kField);  // more matches than the library's array
-  check_refused(with_charsmap(nested(300, false)), kField);
+  check_refused(with_charsmap(nested(33, true)),
+                kField + "too many nested");  // more matches than the library's array
+  check_refused(with_charsmap(nested(300, false)), kField + "a rule is too long");
 }
 
 TEST_CASE("[golden] guard: damaged copies of real models load or are refused, and then work") {
