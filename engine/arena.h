@@ -2,8 +2,8 @@
 //
 //   ArenaPlan plan;
 //   const auto x = plan.add("x", N, C);
-//   arena.use(plan);                  // grows when the plan needs more than any before it; allocates nothing
-//   else TensorView v = arena.view(x);     // (N,C), content undefined
+//   arena.use(plan);                // grows when the plan needs more than any before it
+//   TensorView v = arena.view(x);   // (N,C), content undefined
 //
 // All f32 matrices. Rows are 64-byte aligned. Not thread-safe.
 #pragma once

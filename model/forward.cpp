@@ -20,6 +20,35 @@ TensorView heads_of(const TensorView& rows, std::int64_t begin, std::int64_t hea
   return view;
 }
 
+/// Outputs [begin, begin + count) of a matrix as a matrix: whole panels of the same memory.
+PackedMatrix columns(const PackedMatrix& matrix, std::int64_t begin, std::int64_t count) {
+  PackedMatrix part;
+  part.format = matrix.format;
+  part.isa = matrix.isa;
+  part.k = matrix.k;
+  part.n = count;
+  part.panel = matrix.panel;
+  part.panel_bytes = matrix.panel_bytes;
+  part.data = matrix.panel_data(begin / matrix.panel);
+  part.bytes = static_cast<std::size_t>(part.panels()) * matrix.panel_bytes;
+  return part;
+}
+
+/// Columns [begin, begin + count) of rows.
+TensorView columns(const TensorView& rows, std::int64_t begin, std::int64_t count) {
+  TensorView view = rows;
+  view.data = static_cast<float*>(rows.data) + begin;
+  view.shape[1] = count;
+  return view;
+}
+
+/// The first `count` rows.
+TensorView first(const TensorView& rows, std::int64_t count) {
+  TensorView view = rows;
+  view.shape[0] = count;
+  return view;
+}
+
 }  // namespace
 
 // The activations of a step. R ≤ N rows are wanted; the last layer works on those alone.
@@ -29,6 +58,7 @@ struct Forward::Views {
   TensorView attended;  // (N,C)
   TensorView wide;      // (N,I)
   TensorView chosen;    // (R,C) the residual stream of the wanted rows
+  TensorView queries;   // (R,C) theirs, in the last layer
 };
 
 Forward::Forward(const Model& model, ExecContext& context) : model_(model), context_(context) {
@@ -43,44 +73,35 @@ KvShape Forward::kv_shape(DType dtype) const {
   return {static_cast<int>(c.n_layer), static_cast<int>(c.n_head), static_cast<int>(c.head_size()), dtype};
 }
 
-void Forward::check(const PackedBatch& batch) const {
+void Forward::plan(std::int64_t tokens, std::int64_t wanted, Views& views) {
   const ModelConfig& c = model_.config();
-  for (std::size_t i = 0; i < batch.ids.size(); ++i) {
-    require(batch.ids[i] >= 0 && batch.ids[i] < c.vocab_size, Code::usage, [&] {
-      return "forward: ids: expected ids below " + std::to_string(c.vocab_size) + ", got " +
-             std::to_string(batch.ids[i]);
-    });
-    require(batch.positions[i] >= 0 && batch.positions[i] < c.n_positions, Code::usage, [&] {
-      return "forward: positions: the model has " + std::to_string(c.n_positions) +
-             " positions, got a token at position " + std::to_string(batch.positions[i]);
-    });
-  }
+  plan_.clear();
+  const std::size_t x = plan_.add("residual stream", tokens, c.n_embd);
+  const std::size_t qkv = plan_.add("queries, keys, values", tokens, 3 * c.n_embd);
+  const std::size_t attended = plan_.add("attention", tokens, c.n_embd);
+  const std::size_t wide = plan_.add("mlp", tokens, c.inner());
+  const std::size_t chosen = plan_.add("wanted rows", wanted, c.n_embd);
+  const std::size_t queries = plan_.add("wanted queries", wanted, c.n_embd);
+  arena_.use(plan_);
+  views = {arena_.view(x),    arena_.view(qkv),    arena_.view(attended),
+           arena_.view(wide), arena_.view(chosen), arena_.view(queries)};
 }
 
 void Forward::run(const PackedBatch& batch) {
-  check(batch);
-  const ModelConfig& c = model_.config();
-  const std::int64_t n = batch.tokens(), wanted = batch.wanted();
-  wanted_ = wanted;
+  batch.validate(model_.config().vocab_size, model_.config().n_positions);
+  wanted_ = batch.wanted();
   wanted_rows_.clear();
   for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
     const std::int32_t count = batch.cu_wanted[b + 1] - batch.cu_wanted[b];
     for (std::int32_t i = count; i > 0; --i) wanted_rows_.push_back(batch.cu_seqlens[b + 1] - i);
   }
-  if (n == 0) return;
+  if (batch.tokens() == 0) return;
 
-  plan_.clear();
-  const std::size_t x = plan_.add("residual stream", n, c.n_embd);
-  const std::size_t qkv = plan_.add("queries, keys, values", n, 3 * c.n_embd);
-  const std::size_t attended = plan_.add("attention", n, c.n_embd);
-  const std::size_t wide = plan_.add("mlp", n, c.inner());
-  const std::size_t chosen = plan_.add("wanted rows", wanted, c.n_embd);
-  arena_.use(plan_);
-  const Views views{arena_.view(x), arena_.view(qkv), arena_.view(attended), arena_.view(wide),
-                    arena_.view(chosen)};
-
+  Views views;
+  plan(batch.tokens(), wanted_, views);
   embed(context_, {batch.ids, batch.positions, &model_.embedding(), model_.positions().view(), views.x});
-  for (int i = 0; i + 1 < c.n_layer; ++i) layer(i, batch, views);
+  show("embedding", -1, views.x);
+  for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
   last_layer(batch, views);
   hidden_ = views.chosen;
   for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
@@ -96,35 +117,57 @@ void Forward::layer(int index, const PackedBatch& batch, const Views& v) {
 
   linear(context_,
          {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
+  show("qkv", index, v.qkv);
   cached_attention(context_, {index, heads_of(v.qkv, 0, heads, dim), heads_of(v.qkv, c.n_embd, heads, dim),
                               heads_of(v.qkv, 2 * c.n_embd, heads, dim), batch.cu_seqlens, batch.cu_seqlens,
                               batch.sequences, 1.0f / std::sqrt(static_cast<float>(dim)), v.attended});
+  show("attention", index, v.attended);
   linear(context_, {v.attended, {}, {}, &w.proj.weight, w.proj.bias_data(), Activation::none, v.x, v.x});
+  show("residual", index, v.x);
   linear(context_, {v.x, {}, norm_of(w.ln2, eps), &w.fc.weight, w.fc.bias_data(), c.activation, {}, v.wide});
+  show("mlp", index, v.wide);
   linear(context_, {v.wide, {}, {}, &w.fcproj.weight, w.fcproj.bias_data(), Activation::none, v.x, v.x});
+  show("block", index, v.x);
 }
 
-// Keys and values of all tokens, and everything else of the wanted rows only. With no row wanted (a chunk of
-// a longer prompt) that is the whole layer.
+// Keys and values of all tokens, and queries of the wanted rows only, where the panels of the matrix can be
+// cut between the two.
+void Forward::last_attention(const PackedBatch& batch, const Views& v) {
+  const ModelConfig& c = model_.config();
+  const LayerWeights& w = model_.layers().back();
+  const std::int64_t heads = c.n_head, dim = c.head_size(), width = c.n_embd, wanted = batch.wanted();
+  const LayerNorm norm = norm_of(w.ln1, c.layer_norm_epsilon);
+  const int index = static_cast<int>(c.n_layer) - 1;
+  const float* bias = w.qkv.bias_data();
+
+  TensorView queries = v.qkv;
+  if (wanted < batch.tokens() && width % w.qkv.weight.panel == 0) {
+    const PackedMatrix kv = columns(w.qkv.weight, width, 2 * width), q = columns(w.qkv.weight, 0, width);
+    const float* kv_bias = bias == nullptr ? nullptr : bias + width;
+    linear(context_, {v.x, {}, norm, &kv, kv_bias, Activation::none, {}, columns(v.qkv, width, 2 * width)});
+    queries = v.queries;
+    if (wanted > 0) linear(context_, {v.x, wanted_rows_, norm, &q, bias, Activation::none, {}, queries});
+  } else {
+    linear(context_, {v.x, {}, norm, &w.qkv.weight, bias, Activation::none, {}, v.qkv});
+    if (wanted == batch.tokens()) show("qkv", index, v.qkv);
+  }
+  cached_attention(
+      context_, {index, heads_of(queries, 0, heads, dim), heads_of(v.qkv, width, heads, dim),
+                 heads_of(v.qkv, 2 * width, heads, dim), batch.cu_seqlens, batch.cu_wanted, batch.sequences,
+                 1.0f / std::sqrt(static_cast<float>(dim)), first(v.attended, wanted)});
+}
+
+// layer() for the wanted rows alone, after the keys and values of all. With no row wanted (a chunk of a
+// longer prompt) those are the whole layer.
 void Forward::last_layer(const PackedBatch& batch, const Views& v) {
   const ModelConfig& c = model_.config();
   const LayerWeights& w = model_.layers().back();
-  const std::int64_t heads = c.n_head, dim = c.head_size(), wanted = batch.wanted();
-  const float eps = c.layer_norm_epsilon;
-  const auto first = [&](const TensorView& view) {
-    TensorView rows = view;
-    rows.shape[0] = wanted;
-    return rows;
-  };
-  const TensorView attended = first(v.attended), wide = first(v.wide);
+  const std::int64_t wanted = batch.wanted(), index = c.n_layer - 1;
+  const TensorView attended = first(v.attended, wanted), wide = first(v.wide, wanted);
 
-  linear(context_,
-         {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
-  cached_attention(context_, {static_cast<int>(c.n_layer) - 1, heads_of(v.qkv, 0, heads, dim),
-                              heads_of(v.qkv, c.n_embd, heads, dim),
-                              heads_of(v.qkv, 2 * c.n_embd, heads, dim), batch.cu_seqlens, batch.cu_wanted,
-                              batch.sequences, 1.0f / std::sqrt(static_cast<float>(dim)), attended});
+  last_attention(batch, v);
   if (wanted == 0) return;
+  show("attention", index, attended);
   // The wanted rows of the stream; in decode they are all rows and nothing moves.
   TensorView x = v.x;
   if (wanted != batch.tokens()) {
@@ -132,10 +175,19 @@ void Forward::last_layer(const PackedBatch& batch, const Views& v) {
     layer_norm(context_, {v.x, wanted_rows_, {}, x});
   }
   linear(context_, {attended, {}, {}, &w.proj.weight, w.proj.bias_data(), Activation::none, x, v.chosen});
-  linear(context_,
-         {v.chosen, {}, norm_of(w.ln2, eps), &w.fc.weight, w.fc.bias_data(), c.activation, {}, wide});
+  show("residual", index, v.chosen);
+  linear(context_, {v.chosen,
+                    {},
+                    norm_of(w.ln2, c.layer_norm_epsilon),
+                    &w.fc.weight,
+                    w.fc.bias_data(),
+                    c.activation,
+                    {},
+                    wide});
+  show("mlp", index, wide);
   linear(context_,
          {wide, {}, {}, &w.fcproj.weight, w.fcproj.bias_data(), Activation::none, v.chosen, v.chosen});
+  show("block", index, v.chosen);
 }
 
 TensorView Forward::logits(std::int64_t begin, std::int64_t count) {

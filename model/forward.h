@@ -10,6 +10,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "engine/arena.h"
 #include "engine/exec_context.h"
@@ -24,7 +28,7 @@ class Forward {
   Forward(const Model& model, ExecContext& context);
 
   /// Runs the step, writes keys and values, and advances every sequence. Each sequence must have room() for
-  /// its tokens. Throws Error{usage} when ids or positions are out of range, naming the figure and the limit.
+  /// its tokens. Throws Error{usage} for a batch that does not validate(), and then changes nothing.
   void run(const PackedBatch& batch);
 
   /// Logits after wanted rows [begin, begin + count) of the last run(): (count, V) f32, good until the next
@@ -32,6 +36,12 @@ class Forward {
   TensorView logits(std::int64_t begin, std::int64_t count);
   /// All wanted rows.
   TensorView logits() { return logits(0, wanted_); }
+
+  /// Shows intermediate values to `observer` as they are made, for tests and traces: "embedding" of layer −1,
+  /// then of each layer "qkv", "attention", "residual" after attention, "mlp" before its second matrix, and
+  /// "block". In the last layer all but qkv have the wanted rows alone, and qkv is not shown unless all are.
+  using Observer = std::function<void(std::string_view name, std::int64_t layer, const TensorView& rows)>;
+  void observe(Observer observer) { observer_ = std::move(observer); }
 
   const Model& model() const noexcept { return model_; }
   ExecContext& context() noexcept { return context_; }
@@ -46,9 +56,13 @@ class Forward {
 
  private:
   struct Views;
-  void check(const PackedBatch& batch) const;
+  void plan(std::int64_t tokens, std::int64_t wanted, Views& views);
   void layer(int index, const PackedBatch& batch, const Views& views);
   void last_layer(const PackedBatch& batch, const Views& views);
+  void last_attention(const PackedBatch& batch, const Views& views);
+  void show(std::string_view name, std::int64_t layer, const TensorView& rows) const {
+    if (observer_) observer_(name, layer, rows);
+  }
 
   const Model& model_;
   ExecContext& context_;
@@ -56,6 +70,7 @@ class Forward {
   Arena arena_, logits_arena_;
   std::vector<std::int32_t> wanted_rows_;  // (R) rows of the batch whose logits are wanted
   TensorView hidden_;                      // (R,C) after the last block
+  Observer observer_;
   std::int64_t wanted_ = 0;
 };
 

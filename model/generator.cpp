@@ -1,6 +1,7 @@
 #include "model/generator.h"
 
 #include <algorithm>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -17,6 +18,8 @@ struct Generator::Sequence {
   std::size_t forgotten = 0;         // tokens that overflow has cut off the front
   std::int64_t dropped = 0;
   std::int64_t made = 0;
+  TokenLogprob drawn;  // of the step
+  std::vector<TokenLogprob> top;
   bool finished = false;
 
   explicit Sequence(KvPool& pool) : kv(pool) {}
@@ -24,6 +27,8 @@ struct Generator::Sequence {
 };
 
 namespace {
+
+constexpr std::int64_t kReserved = 4096;  // tokens that a sequence has memory for from the start, at most
 
 std::int64_t context_length(const Model& model, const GeneratorOptions& options) {
   const std::int64_t most = model.config().n_positions;
@@ -46,7 +51,7 @@ Generator::Generator(const Model& model, ExecContext& context, const GeneratorOp
       options_(options),
       context_length_(inkling::context_length(model, options)),
       pool_(forward_.kv_shape(options.kv_dtype.value_or(forward_.default_kv_dtype())), options.kv_max_bytes),
-      row_(static_cast<std::size_t>(model.config().vocab_size)) {}
+      samplers_(static_cast<std::size_t>(context.pool().size())) {}
 
 Generator::~Generator() = default;
 
@@ -64,20 +69,24 @@ void Generator::check_fit(GenerationRequest& request, std::int64_t& dropped) con
                                  std::to_string(prompt + fresh - 1) + " positions, but there are " +
                                  std::to_string(context_length_) + hint);
   };
-  if (prompt + fresh - 1 <= context_length_) return;
   std::int64_t keep = prompt;
-  switch (request.overflow) {
-    case Overflow::error:
+  if (prompt + fresh - 1 > context_length_) {
+    if (request.overflow == Overflow::error) {
       refuse("; ask for fewer tokens, or for overflow truncate-left or slide");
-      break;
-    case Overflow::truncate_left:
+    } else if (request.overflow == Overflow::truncate_left) {
       if (fresh > context_length_) refuse("; not even an empty prompt leaves room");
       keep = context_length_ - fresh + 1;
-      break;
-    case Overflow::slide:
-      if (prompt > context_length_) keep = std::max<std::int64_t>(context_length_ / 2, 1);
-      break;
+    } else if (prompt > context_length_) {  // slide begins at once
+      keep = std::max<std::int64_t>(context_length_ / 2, 1);
+    }
   }
+  const std::int64_t positions = std::min(keep + fresh - 1, context_length_);
+  require(pool_.max_bytes() == 0 || pool_.bytes_for(positions) <= pool_.max_bytes(), Code::out_of_memory,
+          [&] {
+            return "kv cache: " + std::to_string(positions) + " positions need " +
+                   std::to_string(pool_.bytes_for(positions)) + " bytes, but the limit is " +
+                   std::to_string(pool_.max_bytes());
+          });
   dropped = prompt - keep;
   request.prompt.erase(request.prompt.begin(), request.prompt.begin() + dropped);
 }
@@ -100,8 +109,10 @@ std::uint64_t Generator::submit(GenerationRequest request) {
   auto sequence = std::make_unique<Sequence>(pool_);
   check_fit(request, sequence->dropped);
   sequence->id = next_id_++;
-  sequence->tokens.reserve(request.prompt.size() + static_cast<std::size_t>(request.config.max_tokens));
+  sequence->tokens.reserve(request.prompt.size() +
+                           static_cast<std::size_t>(std::min(request.config.max_tokens, kReserved)));
   sequence->tokens = request.prompt;
+  sequence->top.reserve(static_cast<std::size_t>(std::max<std::int64_t>(request.config.logprobs, 0)));
   sequence->forks_to_come = request.samples > 1;
   sequence->request = std::make_shared<const GenerationRequest>(std::move(request));
   const std::uint64_t id = sequence->id;
@@ -112,7 +123,10 @@ std::uint64_t Generator::submit(GenerationRequest request) {
 
 void Generator::cancel(std::uint64_t request) {
   std::erase_if(waiting_, [&](const auto& s) { return s->id == request; });
-  std::erase_if(active_, [&](const auto& s) { return s->id == request; });
+  for (const auto& s : active_) {
+    if (s->id == request) s->finished = true;
+  }
+  if (!stepping_) std::erase_if(active_, [](const auto& s) { return s->finished; });
 }
 
 // A request enters when there is a place for each of its samples.
@@ -136,19 +150,41 @@ void Generator::make_room(Sequence& s) {
   s.kv.truncate(0);
 }
 
+// Room in the cache for `count` more tokens of active_[index]. False when it must wait for older sequences to
+// end: those after it have given back all they had.
+bool Generator::reserve(std::size_t index, std::int64_t count) {
+  for (std::size_t youngest = active_.size();;) {
+    try {
+      active_[index]->kv.reserve(count);
+      return true;
+    } catch (const Error& error) {
+      if (error.code() != Code::out_of_memory) throw;
+      while (youngest > index + 1 && active_[youngest - 1]->kv.pages().empty()) --youngest;
+      if (youngest > index + 1) {
+        active_[--youngest]->kv.truncate(0);
+      } else if (index > 0) {
+        return false;
+      } else {
+        throw;
+      }
+    }
+  }
+}
+
 void Generator::fill_batch() {
   batch_.clear();
   stepped_.clear();
-  for (const auto& s : active_) {
-    make_room(*s);
-    std::size_t count = s->pending();
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    Sequence& s = *active_[i];
+    make_room(s);
+    std::size_t count = s.pending();
     const auto chunk = static_cast<std::size_t>(options_.prefill_chunk);
     if (chunk != 0) count = std::min(count, chunk);
+    if (!reserve(i, static_cast<std::int64_t>(count))) continue;
     const auto tokens =
-        std::span(s->tokens).subspan(s->forgotten + static_cast<std::size_t>(s->kv.length()), count);
-    s->kv.reserve(static_cast<std::int64_t>(count));
-    batch_.add(s->kv, tokens, count == s->pending() ? 1 : 0);
-    stepped_.push_back(s.get());
+        std::span(s.tokens).subspan(s.forgotten + static_cast<std::size_t>(s.kv.length()), count);
+    batch_.add(s.kv, tokens, count == s.pending() ? 1 : 0);
+    stepped_.push_back(&s);
   }
 }
 
@@ -157,59 +193,92 @@ bool Generator::step() {
   if (active_.empty()) return false;
   fill_batch();
   forward_.run(batch_);
-  sample_all();
+  draw_all();
+  std::exception_ptr thrown;
+  stepping_ = true;
+  for (const Draw& draw : draws_) {
+    if (draw.sequence->finished) continue;  // a hook has cancelled it
+    try {
+      emit(*draw.sequence);
+    } catch (...) {
+      draw.sequence->finished = true;
+      if (!thrown) thrown = std::current_exception();
+    }
+  }
+  stepping_ = false;
   std::erase_if(active_, [](const auto& s) { return s->finished; });
+  if (thrown) std::rethrow_exception(thrown);
   return !active_.empty() || !waiting_.empty();
 }
 
-void Generator::sample_all() {
-  const TensorView logits = forward_.logits();
-  for (std::size_t b = 0; b < stepped_.size(); ++b) {
-    if (batch_.cu_wanted[b] == batch_.cu_wanted[b + 1]) continue;
-    Sequence& s = *stepped_[b];
-    const std::span<const float> row(logits.as<float>() + batch_.cu_wanted[b] * logits.stride[0],
-                                     row_.size());
-    if (s.forks_to_come) {
-      s.forks_to_come = false;
-      for (std::uint32_t i = 1; i < s.request->samples; ++i) {
-        auto fork = std::make_unique<Sequence>(pool_);
-        fork->id = s.id;
-        fork->request = s.request;
-        fork->sample = i;
-        fork->kv = s.kv.fork();
-        fork->tokens.reserve(s.tokens.capacity());
-        fork->tokens = s.tokens;
-        fork->forgotten = s.forgotten;
-        fork->dropped = s.dropped;
-        active_.push_back(std::move(fork));
-        sample(*active_.back(), row);
-      }
-    }
-    sample(s, row);
+// The other samples of a prompt that is now in the cache. They draw from the same logits.
+void Generator::fork(Sequence& s, const float* logits) {
+  if (!std::exchange(s.forks_to_come, false)) return;
+  for (std::uint32_t i = 1; i < s.request->samples; ++i) {
+    auto other = std::make_unique<Sequence>(pool_);
+    other->id = s.id;
+    other->request = s.request;
+    other->sample = i;
+    other->kv = s.kv.fork();
+    other->tokens.reserve(s.tokens.capacity());
+    other->tokens = s.tokens;
+    other->forgotten = s.forgotten;
+    other->dropped = s.dropped;
+    other->top.reserve(s.top.capacity());
+    draws_.push_back({other.get(), logits});
+    active_.push_back(std::move(other));
   }
 }
 
-void Generator::sample(Sequence& s, std::span<const float> logits) {
+// Draws for all sequences whose tokens are all in the cache, side by side when there are several.
+void Generator::draw_all() {
+  const TensorView logits = forward_.logits();
+  draws_.clear();
+  for (std::size_t b = 0; b < stepped_.size(); ++b) {
+    if (batch_.cu_wanted[b] == batch_.cu_wanted[b + 1]) continue;
+    const float* row = logits.as<float>() + batch_.cu_wanted[b] * logits.stride[0];
+    draws_.push_back({stepped_[b], row});
+    fork(*stepped_[b], row);
+  }
+  if (draws_.empty()) return;
+  if (draws_.size() == 1) return draw(samplers_[0], draws_[0]);
+  forward_.context().pool().run(
+      static_cast<std::int64_t>(draws_.size()), [this](std::int64_t index, int worker) {
+        draw(samplers_[static_cast<std::size_t>(worker)], draws_[static_cast<std::size_t>(index)]);
+      });
+}
+
+void Generator::draw(Sampler& sampler, const Draw& draw) const {
+  Sequence& s = *draw.sequence;
+  const GenerationConfig& config = s.request->config;
+  const std::span logits(draw.logits, static_cast<std::size_t>(model_.config().vocab_size));
+  const DrawKey key{s.request->seed, static_cast<std::uint32_t>(s.tokens.size()), s.sample};
+  s.drawn.id = sampler.draw(logits, config, s.tokens, key, model_.config().eos_token_id);
+  if (config.logprobs < 0) return;
+  const double lse = Sampler::log_sum_exp(logits);
+  s.drawn.logprob = static_cast<float>(logits[static_cast<std::size_t>(s.drawn.id)] - lse);
+  const auto top = sampler.top(logits, lse, config.logprobs);
+  s.top.assign(top.begin(), top.end());
+}
+
+void Generator::emit(Sequence& s) {
   const GenerationRequest& request = *s.request;
-  const GenerationConfig& config = request.config;
   const auto eos = model_.config().eos_token_id;
-  std::copy(logits.begin(), logits.end(), row_.begin());
-  const auto position = static_cast<std::uint32_t>(s.tokens.size());
   TokenEvent event;
   event.request = s.id;
   event.sample = s.sample;
   event.index = s.made;
-  event.id = sampler_.draw(row_, config, s.tokens, {request.seed, position, s.sample}, eos);
+  event.id = s.drawn.id;
   event.dropped = s.dropped;
-  if (config.logprobs >= 0) {
-    event.logprob = sampler_.logprob(logits, event.id).logprob;
-    event.top = sampler_.top(logits, config.logprobs);
+  if (request.config.logprobs >= 0) {
+    event.logprob = s.drawn.logprob;
+    event.top = s.top;
   }
   s.tokens.push_back(event.id);
   ++s.made;
-  if (!config.ignore_eos && eos && event.id == *eos) {
+  if (!request.config.ignore_eos && eos && event.id == *eos) {
     event.finish = Finish::eos;
-  } else if (s.made >= config.max_tokens) {
+  } else if (s.made >= request.config.max_tokens) {
     event.finish = Finish::length;
   }
   s.finished = event.finish != Finish::none;

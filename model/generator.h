@@ -7,6 +7,9 @@
 // A step mixes chunks of prompts with single tokens of sequences under way; nothing waits for anything but a
 // free place. A request's tokens depend on its prompt, config and seed alone: never on max_batch,
 // prefill_chunk, threads or company. One thread at a time; once warm, a decode step allocates nothing.
+//
+// When kv_max_bytes is reached, the youngest sequences give their keys and values back and are encoded anew
+// once older ones have ended: slower, with the same tokens.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +62,8 @@ struct GenerationRequest {
   std::uint32_t samples = 1;  ///< continuations of one prompt, which share its keys and values
   Overflow overflow = Overflow::error;
   /// Called for every token, on the thread of step(). Continue::stop ends this sample (a stop string was
-  /// seen).
+  /// seen). It may submit and cancel. What it throws ends this sample and leaves step() once the step is
+  /// done.
   std::function<Continue(const TokenEvent&)> on_token;
 };
 
@@ -78,11 +82,13 @@ class Generator {
   ~Generator();
 
   /// Queues a request. Throws Error{usage} for a bad config and Error{input} for a prompt that is empty,
-  /// holds an id outside the vocabulary, or does not fit (Overflow).
+  /// holds an id outside the vocabulary, or does not fit (Overflow), and Error{out_of_memory} for one that
+  /// could not be held within kv_max_bytes even alone.
   std::uint64_t submit(GenerationRequest request);
   /// Ends a request before its next token; its samples see no further event. Unknown ids are ignored.
   void cancel(std::uint64_t request);
-  /// Runs one packed step. False when there is nothing to do.
+  /// Runs one packed step. False when there is nothing left to do. Throws Error{out_of_memory} when the
+  /// oldest sequence finds no memory; cancel() it and go on.
   bool step();
   /// Requests queued or under way.
   std::size_t pending() const noexcept;
@@ -92,24 +98,32 @@ class Generator {
 
  private:
   struct Sequence;
-  void admit();
-  void fill_batch();
-  void sample_all();
-  void sample(Sequence& sequence, std::span<const float> logits);
-  void make_room(Sequence& sequence);
+  struct Draw {  // a token to draw from a row of logits
+    Sequence* sequence;
+    const float* logits;  // (V)
+  };
   void check_fit(GenerationRequest& request, std::int64_t& dropped) const;
+  void admit();
+  void make_room(Sequence& sequence);
+  bool reserve(std::size_t index, std::int64_t count);
+  void fill_batch();
+  void fork(Sequence& sequence, const float* logits);
+  void draw_all();
+  void draw(Sampler& sampler, const Draw& draw) const;
+  void emit(Sequence& sequence);
 
   const Model& model_;
   Forward forward_;
   GeneratorOptions options_;
   std::int64_t context_length_;
   KvPool pool_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // one per thread
   PackedBatch batch_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
-  std::vector<std::unique_ptr<Sequence>> active_;
-  std::vector<Sequence*> stepped_;  // the sequences of batch_
-  std::vector<float> row_;          // one sample's logits, which the sampler overwrites
+  std::vector<std::unique_ptr<Sequence>> active_;  // the oldest first
+  std::vector<Sequence*> stepped_;                 // the sequences of batch_
+  std::vector<Draw> draws_;
+  bool stepping_ = false;  // sequences must stay where they are
   std::uint64_t next_id_ = 1;
 };
 

@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <new>
 #include <utility>
 
 #include "engine/ops.h"
@@ -7,6 +8,9 @@
 namespace inkling {
 namespace {
 
+// Every matrix of a model is held in one format. Sample model, 160 windows of 256 validation tokens:
+// perplexity 51.14 in f32, 51.15 in int8, 51.54 in int4, 51.22 in int4 with embedding and head in int8. That
+// last mixture would read a quarter more bytes per token of a GPT-2 124M for 0.6 %, which int4 need not have.
 WeightFormat choose_format(const LoadOptions& options, DType stored) {
   if (options.quant == Quantisation::int8) return WeightFormat::int8;
   if (options.quant == Quantisation::int4) return WeightFormat::int4;
@@ -153,12 +157,17 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
     return ModelLoader(*source, context, options).load();
   } catch (const Error& error) {
     return error;
+  } catch (const std::bad_alloc&) {
+    return Error(Code::out_of_memory, "model: no memory to load " + path.string());
   }
 }
 
 std::uint64_t Model::nbytes() const noexcept {
   std::uint64_t total = slab_.size() + positions_.nbytes();
+  const auto norm = [](const NormWeights& n) { return n.weight.nbytes() + n.bias.nbytes(); };
+  total += norm(final_norm_);
   for (const LayerWeights& l : layers_) {
+    total += norm(l.ln1) + norm(l.ln2);
     for (const LinearWeights* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) total += w->bias.nbytes();
   }
   return total;

@@ -1,6 +1,8 @@
 #include "model/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -10,6 +12,12 @@ namespace inkling {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr double kMostScale = 1e30;  // of 1 / temperature, so that it has a float
+constexpr std::size_t kBlock = 256;  // of the vocabulary: the unit of skipping and of partial sums
+
+std::span<const float> block_of(std::span<const float> row, std::size_t begin) {
+  return row.subspan(begin, std::min(kBlock, row.size() - begin));
+}
 
 /// Whether any of `row` is above `floor`. Integer counting, so that the compiler may use vectors.
 bool any_above(std::span<const float> row, float floor) {
@@ -20,56 +28,122 @@ bool any_above(std::span<const float> row, float floor) {
 
 float maximum(std::span<const float> row) {
   float best = kNever;
-  constexpr std::size_t kBlock = 256;
   for (std::size_t begin = 0; begin < row.size(); begin += kBlock) {
-    const auto block = row.subspan(begin, std::min(kBlock, row.size() - begin));
+    const auto block = block_of(row, begin);
     if (!any_above(block, best)) continue;
     for (const float v : block) best = v > best ? v : best;
   }
   return best;
 }
 
-double log_sum_exp(std::span<const float> logits) {
-  const double top = maximum(logits);
-  double sum = 0.0;
-  for (const float v : logits) sum += std::exp(v - top);
-  return top + std::log(sum);
+/// e^x for x ≤ 0, relative error 2e-7; 0 below −87. Cody–Waite reduction x = n ln2 + r and a polynomial of
+/// degree 6, as in engine/cpu/simd/math.h; plain arithmetic that the compiler turns into vectors.
+inline float exp_negative(float x) {
+  // The limit by the bits of |x| and without a comparison, which would keep the compiler from using vectors.
+  constexpr auto kLimit = std::bit_cast<std::int32_t>(87.0f);
+  const std::int32_t beyond = (std::bit_cast<std::int32_t>(x) & 0x7fffffff) - kLimit;
+  const std::int32_t keep = beyond >> 31;  // all ones within the limit
+  const float clamped = -std::bit_cast<float>(kLimit + (beyond & keep));
+  constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
+  const float shifted = clamped * 1.44269504088896341f + kRound;
+  const float n = shifted - kRound;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  const auto exponent = (std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(kRound)) << 23;
+  return std::bit_cast<float>((std::bit_cast<std::uint32_t>(p) + exponent) &
+                              static_cast<std::uint32_t>(keep));
 }
+
+inline float weight_of(float logit, float top, float scale) {
+  return exp_negative((logit - top) * scale);
+}
+
+/// Σ weights of a block, in f64 on eight lanes.
+double block_weight(std::span<const float> block, float top, float scale) {
+  std::array<float, kBlock> w;
+  for (std::size_t i = 0; i < block.size(); ++i) w[i] = weight_of(block[i], top, scale);
+  for (std::size_t i = block.size(); i < kBlock; ++i) w[i] = 0.0f;
+  std::array<double, 8> sums{};
+  for (std::size_t i = 0; i < kBlock; i += 8) {
+    for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += static_cast<double>(w[i + lane]);
+  }
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+constexpr auto kBefore = [](const auto& a, const auto& b) {
+  return a.rank > b.rank || (a.rank == b.rank && a.id < b.id);
+};
 
 }  // namespace
 
-void Sampler::penalise(std::span<float> logits, const GenerationConfig& config,
-                       std::span<const std::int32_t> history) {
-  for (const auto& [id, bias] : config.logit_bias)
-    logits[static_cast<std::size_t>(id)] += static_cast<float>(bias);
+double Sampler::log_sum_exp(std::span<const float> logits) {
+  const float top = maximum(logits);
+  double sum = 0.0;
+  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    sum += block_weight(block_of(logits, begin), top, 1.0f);
+  }
+  return static_cast<double>(top) + std::log(sum);
+}
 
+std::span<const TokenLogprob> Sampler::top(std::span<const float> logits, double log_sum_exp,
+                                           std::int64_t k) {
+  select(logits, std::min(static_cast<std::size_t>(k), logits.size()));
+  top_.clear();
+  for (const Candidate& c : candidates_) {
+    top_.push_back({c.id, static_cast<float>(static_cast<double>(c.rank) - log_sum_exp)});
+  }
+  return top_;
+}
+
+// The logits themselves when nothing asks for a change, else a changed copy.
+std::span<const float> Sampler::adjust(std::span<const float> logits, const GenerationConfig& config,
+                                       std::span<const std::int32_t> history,
+                                       std::optional<std::int64_t> eos) {
   const bool penalties =
       config.repetition_penalty != 1.0 || config.presence_penalty != 0.0 || config.frequency_penalty != 0.0;
-  if (penalties && config.repeat_last_n != 0) {
-    auto recent = history;
-    if (config.repeat_last_n > 0 && recent.size() > static_cast<std::size_t>(config.repeat_last_n)) {
-      recent = recent.last(static_cast<std::size_t>(config.repeat_last_n));
-    }
-    seen_.assign(recent.begin(), recent.end());
-    std::sort(seen_.begin(), seen_.end());
-    for (auto it = seen_.begin(); it != seen_.end();) {
-      const auto next = std::upper_bound(it, seen_.end(), *it);
-      float& logit = logits[static_cast<std::size_t>(*it)];
-      const auto penalty = static_cast<float>(config.repetition_penalty);
-      logit = logit > 0.0f ? logit / penalty : logit * penalty;
-      logit -= static_cast<float>(config.presence_penalty +
-                                  config.frequency_penalty * static_cast<double>(next - it));
-      it = next;
-    }
+  const bool ban_eos = config.ignore_eos && eos.has_value();
+  if (config.logit_bias.empty() && !penalties && config.no_repeat_ngram_size == 0 && !ban_eos) return logits;
+  adjusted_.assign(logits.begin(), logits.end());
+  for (const auto& [id, bias] : config.logit_bias) {
+    adjusted_[static_cast<std::size_t>(id)] += static_cast<float>(bias);
   }
+  if (penalties) penalise(config, history);
+  if (config.no_repeat_ngram_size > 0) {
+    forbid_repeats(static_cast<std::size_t>(config.no_repeat_ngram_size), history);
+  }
+  if (ban_eos) adjusted_[static_cast<std::size_t>(*eos)] = kNever;
+  return adjusted_;
+}
 
-  const auto n = static_cast<std::size_t>(config.no_repeat_ngram_size);
-  if (n > 0 && history.size() + 1 > n) {
-    const auto tail = history.last(n - 1);
-    for (std::size_t i = 0; i + n <= history.size(); ++i) {
-      if (std::equal(tail.begin(), tail.end(), history.begin() + static_cast<std::ptrdiff_t>(i))) {
-        logits[static_cast<std::size_t>(history[i + n - 1])] = kNever;
-      }
+void Sampler::penalise(const GenerationConfig& config, std::span<const std::int32_t> history) {
+  const auto most =
+      config.repeat_last_n < 0 ? history.size() : static_cast<std::size_t>(config.repeat_last_n);
+  const auto recent = history.last(std::min(most, history.size()));
+  seen_.assign(recent.begin(), recent.end());
+  std::sort(seen_.begin(), seen_.end());
+  for (auto it = seen_.begin(); it != seen_.end();) {
+    const auto next = std::upper_bound(it, seen_.end(), *it);
+    float& logit = adjusted_[static_cast<std::size_t>(*it)];
+    const auto penalty = static_cast<float>(config.repetition_penalty);
+    logit = logit > 0.0f ? logit / penalty : logit * penalty;
+    logit -= static_cast<float>(config.presence_penalty +
+                                config.frequency_penalty * static_cast<double>(next - it));
+    it = next;
+  }
+}
+
+void Sampler::forbid_repeats(std::size_t n, std::span<const std::int32_t> history) {
+  if (history.size() < n) return;
+  const auto tail = history.last(n - 1);
+  for (std::size_t i = 0; i + n <= history.size(); ++i) {
+    if (std::equal(tail.begin(), tail.end(), history.begin() + static_cast<std::ptrdiff_t>(i))) {
+      adjusted_[static_cast<std::size_t>(history[i + n - 1])] = kNever;
     }
   }
 }
@@ -77,148 +151,162 @@ void Sampler::penalise(std::span<float> logits, const GenerationConfig& config,
 // The k largest by falling logit, ties by rising id: one pass that skips blocks with nothing above the k-th
 // so far.
 void Sampler::select(std::span<const float> logits, std::size_t k) {
-  const auto better = [](const Candidate& a, const Candidate& b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-  };
   candidates_.clear();
-  constexpr std::size_t kBlock = 64;
-  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    const auto block = logits.subspan(begin, std::min(kBlock, logits.size() - begin));
-    const bool full = candidates_.size() == k;
-    if (full && !any_above(block, candidates_.front().logit)) continue;
+  if (k == 0) return;
+  constexpr std::size_t kStep = 64;
+  for (std::size_t begin = 0; begin < logits.size(); begin += kStep) {
+    const auto block = logits.subspan(begin, std::min(kStep, logits.size() - begin));
+    if (candidates_.size() == k && !any_above(block, candidates_.front().rank)) continue;
     for (std::size_t i = 0; i < block.size(); ++i) {
       const Candidate candidate{block[i], static_cast<std::int32_t>(begin + i), 0.0};
       if (candidates_.size() < k) {
         candidates_.push_back(candidate);
-        std::push_heap(candidates_.begin(), candidates_.end(), better);  // the worst is in front
-      } else if (better(candidate, candidates_.front())) {
-        std::pop_heap(candidates_.begin(), candidates_.end(), better);
+        std::push_heap(candidates_.begin(), candidates_.end(), kBefore);  // the worst is in front
+      } else if (kBefore(candidate, candidates_.front())) {
+        std::pop_heap(candidates_.begin(), candidates_.end(), kBefore);
         candidates_.back() = candidate;
-        std::push_heap(candidates_.begin(), candidates_.end(), better);
+        std::push_heap(candidates_.begin(), candidates_.end(), kBefore);
       }
     }
   }
-  std::sort_heap(candidates_.begin(), candidates_.end(), better);
+  std::sort_heap(candidates_.begin(), candidates_.end(), kBefore);
 }
 
-// Fills candidates_ with unnormalised probabilities. With top_p alone in force on a large vocabulary only as
-// many of the likeliest are sorted as its mass needs.
-bool Sampler::weigh(std::span<const float> logits, const GenerationConfig& config) {
-  const double scale = 1.0 / config.temperature;
-  const double top = maximum(logits);
-  if (!(top > kNever)) return false;
-  const auto weight = [&](float logit) { return std::exp((logit - top) * scale); };
-  const bool limited = config.top_k > 0 && static_cast<std::size_t>(config.top_k) < logits.size();
-  const bool cut = config.top_p < 1.0 || config.min_p > 0.0 || config.typical_p < 1.0;
-
-  if (limited || config.typical_p < 1.0) {
-    select(logits, limited ? static_cast<std::size_t>(config.top_k) : logits.size());
-  } else if (!cut) {
-    candidates_.clear();
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      candidates_.push_back({logits[i], static_cast<std::int32_t>(i), 0.0});
+// All tokens that top-p and min-p could keep, by id. Those below (1 − top_p) · total / V have less than
+// 1 − top_p of the mass between them, so that the likeliest with top_p of it are all above.
+void Sampler::collect(std::span<const float> logits, const GenerationConfig& config, float top, double scale,
+                      double total) {
+  double least = config.top_p < 1.0 ? (1.0 - config.top_p) * total / static_cast<double>(logits.size()) : 0.0;
+  least = std::max(least, config.min_p);
+  const double slack = 1e-4;  // wider than any rounding here; the cuts themselves come later
+  const float floor =
+      least > 0.0 ? std::nextafter(static_cast<float>(top + (std::log(least) - slack) / scale), kNever)
+                  : kNever;
+  candidates_.clear();
+  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    const auto block = block_of(logits, begin);
+    if (!any_above(block, floor)) continue;
+    for (std::size_t i = 0; i < block.size(); ++i) {
+      if (!(block[i] > floor)) continue;
+      candidates_.push_back({block[i], static_cast<std::int32_t>(begin + i),
+                             weight_of(block[i], top, static_cast<float>(scale))});
     }
-  } else {
-    double total = 0.0;
-    for (const float v : logits) total += weight(v);
-    for (std::size_t k = 256;; k *= 4) {
-      select(logits, std::min(k, logits.size()));
-      double mass = 0.0;
-      for (const Candidate& c : candidates_) mass += weight(c.logit);
-      const bool enough_p = config.top_p < 1.0 && mass >= config.top_p * total;
-      const bool enough_m = config.min_p > 0.0 && weight(candidates_.back().logit) < config.min_p;
-      if (enough_p || enough_m || k >= logits.size()) break;
-    }
-    for (Candidate& c : candidates_)
-      c.weight = weight(c.logit) / total;  // shares of everything: top_p needs them
-    return true;
   }
-  double total = 0.0;
-  for (Candidate& c : candidates_) total += c.weight = weight(c.logit);
-  for (Candidate& c : candidates_) c.weight /= total;
-  return true;
 }
 
-void Sampler::cut(const GenerationConfig& config) {
-  const auto renormalise = [&] {
-    double total = 0.0;
-    for (const Candidate& c : candidates_) total += c.weight;
-    for (Candidate& c : candidates_) c.weight /= total;
-  };
-  if (config.top_p < 1.0) {
-    double mass = 0.0;
-    std::size_t keep = 0;
-    while (keep < candidates_.size() && (keep == 0 || mass < config.top_p))
-      mass += candidates_[keep++].weight;
-    candidates_.resize(keep);
+// Keeps the candidates of highest rank whose weights sum to `mass`, at least one: halves the range that holds
+// the last of them until it is short enough to sort. The order of candidates_ stays.
+void Sampler::keep_mass(double mass) {
+  pool_.assign(candidates_.begin(), candidates_.end());
+  auto low = pool_.begin(), high = pool_.end();
+  while (high - low > 32) {
+    const auto middle = low + (high - low) / 2;
+    std::nth_element(low, middle, high, kBefore);
+    double sum = 0.0;
+    for (auto it = low; it != middle; ++it) sum += it->weight;
+    if (sum >= mass) {
+      high = middle;
+    } else {
+      mass -= sum;
+      low = middle;
+    }
   }
-  if (config.min_p > 0.0) {
-    const double floor = config.min_p * candidates_.front().weight;
-    while (candidates_.size() > 1 && candidates_.back().weight < floor) candidates_.pop_back();
+  std::sort(low, high, kBefore);
+  while (high - low > 1 && (mass -= low->weight) > 0.0) ++low;
+  const Candidate last = *low;
+  std::erase_if(candidates_, [&](const Candidate& c) { return kBefore(last, c); });
+}
+
+double Sampler::normalise() {
+  double total = 0.0, entropy = 0.0;
+  for (const Candidate& c : candidates_) total += c.weight;
+  for (Candidate& c : candidates_) {
+    c.weight /= total;
+    if (c.weight > 0.0) entropy -= c.weight * std::log(c.weight);
   }
-  renormalise();
-  if (config.typical_p < 1.0) keep_typical(config.typical_p);
+  return entropy;
 }
 
 // Those whose information −log p lies nearest to the entropy, until their mass reaches typical_p.
 void Sampler::keep_typical(double typical_p) {
-  double entropy = 0.0;
-  for (const Candidate& c : candidates_) entropy -= c.weight > 0.0 ? c.weight * std::log(c.weight) : 0.0;
-  const auto distance = [&](const Candidate& c) {
-    return c.weight > 0.0 ? std::fabs(-std::log(c.weight) - entropy)
-                          : std::numeric_limits<double>::infinity();
-  };
-  std::sort(candidates_.begin(), candidates_.end(), [&](const Candidate& a, const Candidate& b) {
-    const double da = distance(a), db = distance(b);
-    return da < db || (da == db && a.id < b.id);
-  });
-  double mass = 0.0;
-  std::size_t keep = 0;
-  while (keep < candidates_.size() && (keep == 0 || mass < typical_p)) mass += candidates_[keep++].weight;
-  candidates_.resize(keep);
-  for (Candidate& c : candidates_) c.weight /= mass;
+  const double entropy = normalise();
+  std::erase_if(candidates_, [](const Candidate& c) { return !(c.weight > 0.0); });
+  for (Candidate& c : candidates_) c.rank = static_cast<float>(-std::fabs(std::log(c.weight) + entropy));
+  keep_mass(typical_p);
 }
 
 std::int32_t Sampler::pick(double unit) const {
   double total = 0.0;
   for (const Candidate& c : candidates_) total += c.weight;
   double left = unit * total;
-  for (const Candidate& c : candidates_) {
-    left -= c.weight;
-    if (left < 0.0) return c.id;
-  }
   // Rounding can leave a crumb behind the last candidate: it belongs to the last one with any weight.
-  for (auto it = candidates_.rbegin(); it != candidates_.rend(); ++it) {
-    if (it->weight > 0.0) return it->id;
+  std::int32_t last = candidates_.front().id;
+  for (const Candidate& c : candidates_) {
+    if (!(c.weight > 0.0)) continue;
+    last = c.id;
+    if ((left -= c.weight) < 0.0) break;
   }
-  return candidates_.front().id;
+  return last;
 }
 
-std::int32_t Sampler::draw(std::span<float> logits, const GenerationConfig& config,
+// pick() from the whole vocabulary: finds the block by the sums, then walks it.
+std::int32_t Sampler::pick_any(std::span<const float> logits, float top, float scale, double unit) {
+  double total = 0.0;
+  for (const double weight : blocks_) total += weight;
+  double left = unit * total;
+  std::size_t chosen = 0;
+  for (std::size_t b = 0; b < blocks_.size(); ++b) {
+    if (!(blocks_[b] > 0.0)) continue;
+    chosen = b;
+    if (left < blocks_[b]) break;
+    left -= blocks_[b];
+  }
+  candidates_.clear();
+  const auto block = block_of(logits, chosen * kBlock);
+  std::int32_t last = 0;
+  for (std::size_t i = 0; i < block.size(); ++i) {
+    const double weight = weight_of(block[i], top, scale);
+    if (!(weight > 0.0)) continue;
+    last = static_cast<std::int32_t>(chosen * kBlock + i);
+    if ((left -= weight) < 0.0) break;
+  }
+  return last;
+}
+
+std::int32_t Sampler::draw(std::span<const float> given, const GenerationConfig& config,
                            std::span<const std::int32_t> history, const DrawKey& key,
                            std::optional<std::int64_t> eos) {
-  penalise(logits, config, history);
-  if (config.ignore_eos && eos) logits[static_cast<std::size_t>(*eos)] = kNever;
-  if (config.temperature == 0.0 || !weigh(logits, config)) {
-    select(logits, 1);
-    return candidates_.front().id;
+  const auto logits = adjust(given, config, history, eos);
+  const float top = maximum(logits);
+  if (!(top > kNever)) return 0;
+  if (config.temperature == 0.0) {
+    return static_cast<std::int32_t>(std::find(logits.begin(), logits.end(), top) - logits.begin());
   }
-  const bool cuts = config.top_p < 1.0 || config.min_p > 0.0 || config.typical_p < 1.0;
-  if (cuts) cut(config);
+  const double scale = std::min(1.0 / config.temperature, kMostScale);
   const PhiloxWords words = philox({key.position, key.sample, 0, 0}, key.seed);
-  return pick(philox_unit(words[0], words[1]));
-}
+  const double unit = philox_unit(words[0], words[1]);
 
-TokenLogprob Sampler::logprob(std::span<const float> logits, std::int32_t id) {
-  return {id, static_cast<float>(logits[static_cast<std::size_t>(id)] - log_sum_exp(logits))};
-}
-
-std::span<const TokenLogprob> Sampler::top(std::span<const float> logits, std::int64_t k) {
-  const double lse = log_sum_exp(logits);
-  select(logits, std::min(static_cast<std::size_t>(k), logits.size()));
-  top_.clear();
-  for (const Candidate& c : candidates_) top_.push_back({c.id, static_cast<float>(c.logit - lse)});
-  return top_;
+  double total = 0.0;
+  if (config.top_k > 0 && static_cast<std::size_t>(config.top_k) < logits.size()) {
+    select(logits, static_cast<std::size_t>(config.top_k));
+    for (Candidate& c : candidates_)
+      total += c.weight = std::exp((static_cast<double>(c.rank) - static_cast<double>(top)) * scale);
+  } else {
+    blocks_.clear();
+    for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
+      blocks_.push_back(block_weight(block_of(logits, begin), top, static_cast<float>(scale)));
+      total += blocks_.back();
+    }
+    if (config.top_p >= 1.0 && config.min_p <= 0.0 && config.typical_p >= 1.0) {
+      return pick_any(logits, top, static_cast<float>(scale), unit);
+    }
+    collect(logits, config, top, scale, total);
+  }
+  if (config.top_p < 1.0) keep_mass(config.top_p * total);
+  if (config.min_p > 0.0)
+    std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < config.min_p; });
+  if (config.typical_p < 1.0) keep_typical(config.typical_p);
+  return pick(unit);
 }
 
 }  // namespace inkling

@@ -3,9 +3,12 @@
 // Order (that of Hugging Face's generate()): logit bias; repetition, presence and frequency penalties;
 // no-repeat n-grams; ignore_eos; then greedy, or temperature, top-k, top-p, min-p, typical-p and one draw.
 // The draw is Philox keyed by the seed with counter (position, sample, 0, 0): the same seed gives the same
-// tokens in any batch and on any device that computes the same logits. Sums run in f64 over candidates by
-// falling logit (ties by id); with every cut off, over the vocabulary by id. One thread at a time; allocates
-// nothing once warm.
+// tokens in any batch and on any device that computes the same logits. It walks over what is left by id, or
+// by falling logit under top-k. e^x in f32 (relative error 2e-7), sums in f64 in a fixed order.
+//
+// V = 50257 on one thread of a shared two-core EPYC, best of 20 rounds: greedy 12 µs, the defaults 30 µs, the
+// whole distribution 80 µs, top-p without top-k 260 µs, typical-p without either 1.8 ms. Allocates nothing
+// once warm. One thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -32,32 +35,42 @@ struct DrawKey {
 
 class Sampler {
  public:
-  /// Draws from `logits` (V), which is overwritten. `history` is the sequence so far, prompt included. `eos`
-  /// is what ignore_eos forbids.
-  std::int32_t draw(std::span<float> logits, const GenerationConfig& config,
+  /// Draws from `logits` (V). `history` is the sequence so far, prompt included. `eos` is what ignore_eos
+  /// forbids. A row without a finite logit gives id 0.
+  std::int32_t draw(std::span<const float> logits, const GenerationConfig& config,
                     std::span<const std::int32_t> history, const DrawKey& key,
                     std::optional<std::int64_t> eos = std::nullopt);
 
-  /// Log-probability of `id` and of the K likeliest under the softmax of `logits` (V) as the model gave them:
-  /// no temperature, no penalty. The span lives until the next call.
-  TokenLogprob logprob(std::span<const float> logits, std::int32_t id);
-  std::span<const TokenLogprob> top(std::span<const float> logits, std::int64_t k);
+  /// log Σ e^logit: a token's log-probability under the model's own distribution (no temperature, no penalty)
+  /// is its logit less this.
+  static double log_sum_exp(std::span<const float> logits);
+  /// The min(k, V) likeliest tokens by falling log-probability, ties by id. The span lives until the next
+  /// call.
+  std::span<const TokenLogprob> top(std::span<const float> logits, double log_sum_exp, std::int64_t k);
 
  private:
   struct Candidate {
-    float logit;
+    float rank;  // the logit; for typical-p, how typical
     std::int32_t id;
-    double weight;
+    double weight;  // e^((logit − max) / temperature), or a share of 1
   };
-  void penalise(std::span<float> logits, const GenerationConfig& config,
-                std::span<const std::int32_t> history);
-  void select(std::span<const float> logits, std::size_t k);
-  bool weigh(std::span<const float> logits, const GenerationConfig& config);
-  void cut(const GenerationConfig& config);
-  void keep_typical(double typical_p);
-  std::int32_t pick(double unit) const;
 
-  std::vector<Candidate> candidates_;
+  std::span<const float> adjust(std::span<const float> logits, const GenerationConfig& config,
+                                std::span<const std::int32_t> history, std::optional<std::int64_t> eos);
+  void penalise(const GenerationConfig& config, std::span<const std::int32_t> history);
+  void forbid_repeats(std::size_t n, std::span<const std::int32_t> history);
+  void select(std::span<const float> logits, std::size_t k);
+  void collect(std::span<const float> logits, const GenerationConfig& config, float top, double scale,
+               double total);
+  void keep_mass(double mass);
+  void keep_typical(double typical_p);
+  double normalise();
+  std::int32_t pick(double unit) const;
+  std::int32_t pick_any(std::span<const float> logits, float top, float scale, double unit);
+
+  std::vector<float> adjusted_;               // (V) logits after bias, penalties and bans
+  std::vector<Candidate> candidates_, pool_;  // what is left; scratch of keep_mass()
+  std::vector<double> blocks_;                // total weight of each block of the vocabulary
   std::vector<std::int32_t> seen_;
   std::vector<TokenLogprob> top_;
 };

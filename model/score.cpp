@@ -102,12 +102,10 @@ Perplexity perplexity(const Model& model, ExecContext& context, std::span<const 
           [&] { return "perplexity: expected at least 2 tokens, got " + std::to_string(n); });
   std::vector<std::vector<std::int32_t>> windows;
   std::vector<std::int64_t> fresh;  // of each window, its last tokens that no earlier window predicted
-  // The first token of a window is only seen, so `stride` new predictions need windows that overlap by one at
-  // least.
-  for (std::int64_t predicted = 1; predicted < n;) {
-    const std::int64_t end =
-        predicted == 1 ? std::min(window, n) : std::min(predicted + std::min(stride, window - 1), n);
-    const std::int64_t begin = std::max<std::int64_t>(end - window, 0);
+  // The first token of a window is only seen, so that windows overlap by one at least.
+  const std::int64_t step = std::min(stride, window - 1);
+  for (std::int64_t begin = 0, predicted = 1; predicted < n; begin += step) {
+    const std::int64_t end = std::min(begin + window, n);
     windows.emplace_back(tokens.begin() + begin, tokens.begin() + end);
     fresh.push_back(end - predicted);
     predicted = end;

@@ -31,8 +31,8 @@ struct Perplexity {
 };
 
 /// Perplexity of a text longer than the context, as in Hugging Face's "Perplexity of fixed-length models":
-/// windows of `window` tokens every `stride`; each token but the first is predicted once, with at least
-/// window − stride tokens before it where the text has them. 1 ≤ stride ≤ window ≤ positions, or
+/// windows of `window` tokens begin every min(stride, window − 1) tokens; each token but the text's first is
+/// predicted once, in the first window that holds it behind another. 1 ≤ stride ≤ window ≤ positions, or
 /// Error{usage}; fewer than 2 tokens, Error{input}.
 Perplexity perplexity(const Model& model, ExecContext& context, std::span<const std::int32_t> tokens,
                       std::int64_t window, std::int64_t stride, const ScoreOptions& options = {});

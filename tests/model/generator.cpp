@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <map>
 #include <new>
+#include <stdexcept>
 
 #include "model/score.h"
 #include "tests/model/random_gpt2.h"
@@ -259,8 +260,179 @@ TEST_CASE("a decode step allocates nothing and takes five jobs per layer") {
     const std::uint64_t jobs = context.pool().jobs();
     generator.step();
     REQUIRE(allocations - before == 0);
-    // Embedding, five per layer, logits.
-    REQUIRE(context.pool().jobs() - jobs == 1 + 5 * 3 + 1);
+    // Embedding, five per layer, logits, and the draws of two sequences side by side.
+    REQUIRE(context.pool().jobs() - jobs == 1 + 5 * 3 + 1 + 1);
+  }
+}
+
+TEST_CASE("a short cache makes sequences wait and start anew, with the same tokens") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const Forward forward(model, context);
+  const std::size_t page = KvPool(forward.kv_shape(DType::f32)).bytes_for(1);
+  const auto run = [&](std::size_t pages, std::size_t& most) {
+    Generator generator(model, context, {.max_batch = 6, .prefill_chunk = 16, .kv_max_bytes = pages * page});
+    std::vector<Answer> answers(6);
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      GenerationRequest r = request(Ids(20 + 5 * i, static_cast<std::int32_t>(i)), 90, i, answers[i]);
+      r.overflow = Overflow::slide;
+      generator.submit(std::move(r));
+    }
+    most = 0;
+    while (generator.step()) most = std::max(most, generator.kv_pool().used_pages());
+    CHECK(generator.kv_pool().used_pages() == 0);
+    return answers;
+  };
+  std::size_t most = 0;
+  const auto plenty = run(0, most);
+  CHECK(most == 6);
+  for (const std::size_t pages : {1u, 2u, 4u}) {
+    CAPTURE(pages);
+    const auto got = run(pages, most);
+    CHECK(most == pages);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      REQUIRE(got[i].ids.size() == 90);
+      CHECK(got[i].ids == plenty[i].ids);
+      CHECK(got[i].dropped == plenty[i].dropped);
+    }
+  }
+  // Samples of one prompt, which then no longer share it.
+  const auto samples = [&](std::size_t pages) {
+    Generator generator(model, context, {.max_batch = 4, .kv_max_bytes = pages * page});
+    Answer ignored;
+    std::vector<Ids> all(4);
+    GenerationRequest r = request(Ids(30, 2), 30, 1, ignored);
+    r.samples = 4;
+    r.on_token = [&](const TokenEvent& event) {
+      all[event.sample].push_back(event.id);
+      return Continue::yes;
+    };
+    generator.submit(std::move(r));
+    while (generator.step()) {
+    }
+    return all;
+  };
+  CHECK(samples(0) == samples(2));
+  Answer answer;
+  Generator tiny(model, context, {.kv_max_bytes = page / 2});
+  try {
+    tiny.submit(request({1}, 1, 1, answer));
+    FAIL("a page was had of half a page");
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::out_of_memory);
+  }
+}
+
+TEST_CASE("a hook may cancel, submit and throw") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  std::vector<Answer> alone(4), together(5);
+  Generator generator(model, context, {.max_batch = 4});
+  for (std::size_t i = 0; i < 4; ++i) {
+    generator.submit(request({3, static_cast<std::int32_t>(i)}, 20, i, alone[i]));
+    while (generator.step()) {
+    }
+  }
+  std::vector<std::uint64_t> id(4);
+  const auto submit = [&](std::size_t i, const auto& hook) {
+    GenerationRequest r = request({3, static_cast<std::int32_t>(i)}, 20, i, together[i]);
+    auto keep = r.on_token;
+    r.on_token = [keep, hook](const TokenEvent& event) {
+      hook(event);
+      return keep(event);
+    };
+    id[i] = generator.submit(std::move(r));
+  };
+  int after = 0;
+  submit(0, [&](const TokenEvent& event) {
+    if (event.index == 5) generator.cancel(id[0]), generator.cancel(id[2]);  // itself and a later one
+    if (event.index == 7) ++after;
+  });
+  submit(1, [&](const TokenEvent& event) {
+    if (event.index == 3) {
+      generator.submit(request({3, 3}, 20, 3, together[4]));
+      throw std::runtime_error("the reader has gone");
+    }
+  });
+  submit(2, [](const TokenEvent&) {});
+  submit(3, [](const TokenEvent&) {});
+  int thrown = 0;
+  for (bool more = true; more;) {
+    try {
+      more = generator.step();
+    } catch (const std::runtime_error&) {
+      ++thrown;
+    }
+  }
+  CHECK(thrown == 1);
+  CHECK(after == 0);
+  const auto begin = [&](std::size_t i, std::size_t n) {
+    return Ids(alone[i].ids.begin(), alone[i].ids.begin() + static_cast<std::ptrdiff_t>(n));
+  };
+  CHECK(together[0].ids == begin(0, 6));
+  CHECK(together[1].ids == begin(1, 3));
+  CHECK(together[2].ids == begin(2, 5));
+  CHECK(together[3].ids == alone[3].ids);
+  CHECK(together[4].ids == alone[3].ids);  // the same prompt and seed
+  CHECK(generator.kv_pool().used_pages() == 0);
+}
+
+TEST_CASE("slide encodes the newer half anew; what follows is what that half alone would give") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const auto greedy = [&](Ids prompt, std::int64_t tokens, Overflow overflow) {
+    Answer answer;
+    Generator generator(model, context);
+    GenerationRequest r = request(std::move(prompt), tokens, 1, answer);
+    r.config.temperature = 0.0;
+    r.overflow = overflow;
+    generator.submit(std::move(r));
+    while (generator.step()) {
+    }
+    return answer;
+  };
+  const Ids prompt(60, 3);
+  const Answer slid = greedy(prompt, 30, Overflow::slide);
+  // 60 + 4 tokens fill the context; the fifth token after them is seen by a context of 32 and those that
+  // come.
+  Ids all = prompt;
+  all.insert(all.end(), slid.ids.begin(), slid.ids.begin() + 5);
+  const Answer rest = greedy(Ids(all.end() - 32, all.end()), 25, Overflow::error);
+  CHECK(Ids(slid.ids.begin() + 5, slid.ids.end()) == rest.ids);
+  CHECK(slid.dropped == 65 - 32);
+  const Answer cut = greedy(prompt, 30, Overflow::truncate_left);
+  CHECK(cut.ids == greedy(Ids(35, 3), 30, Overflow::error).ids);
+}
+
+TEST_CASE("events carry the model's own log-probabilities") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  Ids all{9, 8, 7};
+  std::vector<float> logprobs;
+  Answer ignored;
+  GenerationRequest r = request(all, 15, 6, ignored);
+  r.config.logprobs = 3;
+  r.config.temperature = 1.7;
+  r.on_token = [&](const TokenEvent& event) {
+    REQUIRE(event.logprob.has_value());
+    REQUIRE(event.top.size() == 3);
+    CHECK(event.top[0].logprob >= event.top[2].logprob);
+    CHECK(event.top[0].logprob >= *event.logprob);
+    all.push_back(event.id);
+    logprobs.push_back(*event.logprob);
+    return Continue::yes;
+  };
+  Generator generator(model, context);
+  generator.submit(std::move(r));
+  while (generator.step()) {
+  }
+  const auto scored = score(model, context, std::vector<Ids>{all});
+  for (std::size_t i = 0; i < logprobs.size(); ++i) {
+    CHECK(logprobs[i] == doctest::Approx(scored[0][3 + i]).epsilon(1e-5));
   }
 }
 
@@ -295,6 +467,16 @@ TEST_CASE("scores have the same bits in any batch and chunking; perplexity count
     const Perplexity p = perplexity(model, context, text, window, stride);
     CHECK(p.tokens == 299);
     CHECK(p.value == doctest::Approx(std::exp(p.nll)));
+    // By the book: a token's window is the first to hold it behind another.
+    double nll = 0.0;
+    const std::int64_t step = std::min(stride, window - 1);
+    for (std::int64_t t = 1; t < 300; ++t) {
+      std::int64_t begin = 0;
+      while (begin + window <= t) begin += step;
+      const Ids upto(text.begin() + begin, text.begin() + t + 1);
+      nll -= score(model, context, std::vector<Ids>{upto})[0].back();
+    }
+    CHECK(p.nll == doctest::Approx(nll / 299));
   }
   // A text that fits one window: the mean of its scores.
   const Perplexity one = perplexity(model, context, sequences[3], 64, 64);
