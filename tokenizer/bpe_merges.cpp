@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <functional>
 #include <queue>
 #include <unordered_map>
@@ -60,14 +61,17 @@ std::size_t BpeMerges::apply_short(std::span<std::int32_t> word) const {
 
 namespace {
 
-/// Where pairs of one rank begin, smallest first; sorted once, at the first pop. Nothing is pushed between
-/// that and the end: until the rank is used up, all new pairs hold a symbol that its joins made, which is
-/// longer than either half of its own pair.
+/// Where pairs of one rank begin, smallest first. They come in that order: how the symbols of a string are
+/// joined depends on nothing outside it, so all its occurrences are completed by one rank, from left to
+/// right. And none comes once the first was taken: until the rank is used up, new pairs hold a symbol longer
+/// than either half of its own.
 class Positions {
  public:
-  void push(std::uint32_t at) { known_.push_back(at); }
+  void push(std::uint32_t at) {
+    assert(next_ == 0 && (known_.empty() || known_.back() < at));
+    known_.push_back(at);
+  }
   std::optional<std::uint32_t> pop() {
-    if (next_ == 0 && !std::is_sorted(known_.begin(), known_.end())) std::sort(known_.begin(), known_.end());
     if (next_ < known_.size()) return known_[next_++];
     *this = Positions();  // as new, and without the memory
     return std::nullopt;

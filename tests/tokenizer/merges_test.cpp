@@ -1,5 +1,8 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <string>
+
 #include "tests/tokenizer/generated_text.h"
 #include "tokenizer/bpe_merges.h"
 
@@ -23,28 +26,41 @@ std::vector<std::int32_t> by_definition(std::vector<std::int32_t> word, const st
   }
 }
 
+/// Rules over strings of the first `letters` letters, in random order; often several lead to one string.
+std::vector<MergeRule> random_rules(SplitMix64& random, std::uint64_t letters) {
+  std::vector<std::string> strings;
+  for (std::uint64_t i = 0; i < letters; ++i) strings.emplace_back(1, static_cast<char>('a' + i));
+  std::vector<MergeRule> rules;
+  for (int attempt = 0; attempt < 16; ++attempt) {
+    const std::uint64_t left = random.below(strings.size()), right = random.below(strings.size());
+    const std::string merged = strings[left] + strings[right];
+    const auto known = std::find(strings.begin(), strings.end(), merged);
+    const MergeRule rule{static_cast<std::int32_t>(left), static_cast<std::int32_t>(right),
+                         static_cast<std::int32_t>(known - strings.begin())};
+    if (known == strings.end()) strings.push_back(merged);
+    const bool twice = std::any_of(rules.begin(), rules.end(), [&](const MergeRule& other) {
+      return other.left == rule.left && other.right == rule.right;
+    });
+    if (!twice)
+      rules.insert(rules.begin() + static_cast<std::ptrdiff_t>(random.below(rules.size() + 1)), rule);
+  }
+  return rules;
+}
+
 }  // namespace
 
-// Random rules, unlike trained ones, rank a pair before the pair that makes its parts: the long-word agenda
-// must turn back for it.
+// Random rules, unlike trained ones, may rank a pair before the pair that makes its parts: the long-word
+// agenda must then turn back to a rank that it had finished.
 TEST_CASE("merges: short and long words follow the definition, whatever the order of the rules") {
   SplitMix64 random(9);
-  for (int round = 0; round < 3000; ++round) {
-    const std::uint64_t symbols = 2 + random.below(3);
-    std::vector<MergeRule> rules;
-    for (std::int32_t next = static_cast<std::int32_t>(symbols); rules.size() < 12; ++next) {
-      const MergeRule rule{static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(next))),
-                           static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(next))), next};
-      bool known = false;
-      for (const auto& other : rules) known |= other.left == rule.left && other.right == rule.right;
-      if (!known)
-        rules.insert(rules.begin() + static_cast<std::ptrdiff_t>(random.below(rules.size() + 1)), rule);
-    }
+  for (int round = 0; round < 4000; ++round) {
+    const std::uint64_t letters = 1 + random.below(3);
+    const std::vector<MergeRule> rules = random_rules(random, letters);
     const BpeMerges merges(rules);
     REQUIRE(!merges.duplicate());
     const std::size_t size = round % 2 == 0 ? random.below(40) : BpeMerges::kShortWord + 1 + random.below(40);
     std::vector<std::int32_t> word(size);
-    for (auto& symbol : word) symbol = static_cast<std::int32_t>(random.below(symbols));
+    for (auto& symbol : word) symbol = static_cast<std::int32_t>(random.below(letters));
     const auto expected = by_definition(word, rules);
     word.resize(merges.apply(word));
     REQUIRE(word == expected);
