@@ -114,6 +114,9 @@ std::uint64_t Generator::submit(GenerationRequest request) {
   sequence->tokens = request.prompt;
   sequence->top.reserve(static_cast<std::size_t>(std::max<std::int64_t>(request.config.logprobs, 0)));
   sequence->forks_to_come = request.samples > 1;
+  for (Sampler& sampler : samplers_) {
+    sampler.reserve(static_cast<std::size_t>(vocab), sequence->tokens.capacity(), request.config);
+  }
   sequence->request = std::make_shared<const GenerationRequest>(std::move(request));
   const std::uint64_t id = sequence->id;
   // Nothing to draw is nothing to do.

@@ -82,6 +82,19 @@ constexpr auto kBefore = [](const auto& a, const auto& b) {
 
 }  // namespace
 
+void Sampler::reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config) {
+  const auto within = [vocab](std::int64_t k) {
+    return std::min(vocab, static_cast<std::size_t>(std::max<std::int64_t>(k, 0)));
+  };
+  const std::size_t kept = config.top_k > 0 ? within(config.top_k) : vocab;
+  candidates_.reserve(std::max(kept, within(config.logprobs)));
+  pool_.reserve(kept);
+  blocks_.reserve(vocab / kBlock + 1);
+  adjusted_.reserve(vocab);
+  seen_.reserve(history);
+  top_.reserve(within(config.logprobs));
+}
+
 double Sampler::log_sum_exp(std::span<const float> logits) {
   const float top = maximum(logits);
   double sum = 0.0;

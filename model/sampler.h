@@ -7,8 +7,8 @@
 // by falling logit under top-k. e^x in f32 (relative error 2e-7), sums in f64 in a fixed order.
 //
 // V = 50257 on one thread of a shared two-core EPYC, best of 20 rounds: greedy 12 µs, the defaults 30 µs, the
-// whole distribution 80 µs, top-p without top-k 260 µs, typical-p without either 1.8 ms. Allocates nothing
-// once warm. One thread at a time.
+// whole distribution 80 µs, top-p without top-k 260 µs, typical-p without either 1.8 ms. One
+// thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,9 @@ struct DrawKey {
 
 class Sampler {
  public:
+  /// Takes the memory that draws with `config` need after up to `history` tokens, so that none allocates.
+  void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);
+
   /// Draws from `logits` (V). `history` is the sequence so far, prompt included. `eos` is what ignore_eos
   /// forbids. A row without a finite logit gives id 0.
   std::int32_t draw(std::span<const float> logits, const GenerationConfig& config,
