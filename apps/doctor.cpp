@@ -48,11 +48,16 @@ void machine() {
 }
 
 void sample(ExecContext& context) {
-  const auto path = model_path({});
-  const Result<Model> model = Model::load(path, context);
-  line("sample model", path.string() + (model ? ": loads" : ": " + model.error().message()));
-  const Result<Tokenizer> tokenizer = Tokenizer::load(path);
-  line("tokenizer", tokenizer ? tokenizer->description() : tokenizer.error().message());
+  try {
+    const auto path = model_path({});
+    const Result<Model> model = Model::load(path, context);
+    line("sample model", path.string() + (model ? ": loads" : ": " + model.error().message()));
+    const Result<Tokenizer> tokenizer = Tokenizer::load(path);
+    line("tokenizer", tokenizer ? tokenizer->description() : tokenizer.error().message());
+  } catch (const Error& error) {
+    if (error.code() == Code::output) throw;
+    line("sample model", error.message());
+  }
 }
 
 void doctor(const ModelOptions& options, const Console& console) {

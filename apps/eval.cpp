@@ -68,7 +68,11 @@ std::string line(const Scored& scored, const std::vector<float>& logprobs) {
 void score_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
   constexpr std::size_t kAtOnce = 256;
   const std::int64_t positions = workspace.model().config().n_positions;
-  const std::int64_t most = o.model.context != 0 ? std::min(o.model.context, positions) : positions;
+  if (o.model.context > positions) {
+    throw Error(Code::usage, "--ctx-size: expected at most the model's " + std::to_string(positions) +
+                                 " positions, got " + std::to_string(o.model.context));
+  }
+  const std::int64_t most = o.model.context != 0 ? o.model.context : positions;
   std::vector<Scored> all;
   std::int64_t total = 0, before = 0;
   for (const Record& record : read_records(o.score, {"id", "ids", "text"})) {
@@ -118,7 +122,8 @@ void eval(const EvalOptions& o, const Console& console) {
   if (!o.score.empty() && o.output == Output::text) {
     throw Error(Code::usage, "--output: expected jsonl or json with --score, got 'text'");
   }
-  Workspace workspace(o.model, console);
+  Workspace workspace(o.model, o.score.empty() ? ReadTokenizer::at_once : ReadTokenizer::when_needed,
+                      console);
   o.score.empty() ? perplexity_of_file(o, workspace, console) : score_file(o, workspace, console);
 }
 

@@ -90,7 +90,7 @@ void add_many(const GenerateOptions& o, Workspace& workspace, Generation& genera
 
 void generate(const GenerateOptions& options, const Console& console) {
   check_sources(options);
-  Workspace workspace(options.model, console);
+  Workspace workspace(options.model, ReadTokenizer::at_once, console);
   Generation generation(options, workspace, console);
   options.prompts.empty() ? add_one(options, workspace, generation)
                           : add_many(options, workspace, generation);

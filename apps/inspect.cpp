@@ -145,7 +145,7 @@ void inspect(InspectOptions& o, const Console& console) {
     config(source, facts);
     if (o.tensors) tensors(source, facts);
   }
-  Workspace workspace(o.model, console);
+  Workspace workspace(o.model, ReadTokenizer::when_needed, console);
   memory(workspace, facts);
   if (o.explain) explain(workspace, facts);
   o.output == Output::text ? facts.print_text() : facts.print_json();

@@ -8,7 +8,7 @@
 
 namespace inkling::app {
 
-/// A JSON string. `text` must be valid UTF-8.
+/// A JSON string; bytes that are no UTF-8 (a path may have them) become U+FFFD.
 std::string json_string(std::string_view text);
 
 /// Nine significant digits, which is every bit of an f32; null for NaN and the infinities, which JSON has

@@ -109,11 +109,11 @@ ExecOptions exec_options(const ModelOptions& options, const Console& console) {
   return exec;
 }
 
-Workspace::Workspace(const ModelOptions& options, const Console& console)
+Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Console& console)
     : options_(options),
       path_(model_path(options)),
-      reading_(
-          std::async(std::launch::async, [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
+      reading_(std::async(read == ReadTokenizer::at_once ? std::launch::async : std::launch::deferred,
+                          [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
       context_(exec_options(options, console)) {
   const double start = now();
   model_ = load(path_, context_, options, console).value();

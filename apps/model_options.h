@@ -41,10 +41,14 @@ std::filesystem::path tokenizer_path(const ModelOptions& options);
 
 ExecOptions exec_options(const ModelOptions& options, const Console& console);
 
-/// What every computing command needs. The tokenizer is read while the weights are packed.
+/// When the tokenizer is read: beside the weights, by a thread of its own, or at the first need if there is
+/// one.
+enum class ReadTokenizer : std::uint8_t { at_once, when_needed };
+
+/// What every computing command needs.
 class Workspace {
  public:
-  Workspace(const ModelOptions& options, const Console& console);
+  Workspace(const ModelOptions& options, ReadTokenizer read, const Console& console);
 
   ExecContext& context() noexcept { return context_; }
   const Model& model() const noexcept { return *model_; }
@@ -63,7 +67,7 @@ class Workspace {
  private:
   const ModelOptions& options_;
   std::filesystem::path path_;
-  std::future<Result<Tokenizer>> reading_;
+  std::future<Result<Tokenizer>> reading_;  // a deferred one is read by get()
   ExecContext context_;
   std::optional<Model> model_;
   std::optional<Result<Tokenizer>> tokenizer_;

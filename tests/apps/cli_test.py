@@ -14,7 +14,7 @@ import tempfile
 import time
 import unittest
 
-INKLING, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2])
+INKLING, SOURCE = os.path.abspath(sys.argv[1]), pathlib.Path(sys.argv[2]).absolute()
 SAMPLE = SOURCE / "weights" / "sample"
 PATIENCE = 10 if os.environ.get("CI") or "sanitizers" in subprocess.run([INKLING, "--version"], capture_output=True, text=True).stdout else 2
 GOLDEN = json.loads((SAMPLE / "golden.json").read_text())
@@ -24,7 +24,7 @@ def run(*args, stdin="", env=None, text=True):
     args = [each if isinstance(each, bytes) else str(each) for each in args]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("INKLING_")}
     return subprocess.run([INKLING, *args], input=stdin if text else stdin.encode(), capture_output=True, text=text,
-                          env={**clean, **(env or {})}, timeout=120)
+                          env={**clean, "XDG_CONFIG_HOME": "/nonexistent", **(env or {})}, timeout=120)
 
 
 class Folder(unittest.TestCase):
