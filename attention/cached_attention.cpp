@@ -6,6 +6,7 @@
 #include "attention/cpu/kernels.h"
 #include "attention/in_order.h"
 #include "engine/exec_context.h"
+#include "engine/profiler.h"
 
 namespace inkling {
 namespace {
@@ -105,6 +106,23 @@ class Step {
     return std::clamp<std::int64_t>(std::min(share, kQueryRows / most_rows), 1, heads());
   }
 
+  // New keys and values are written, all are read once; a query sees the tokens up to itself.
+  ProfileWork work() const noexcept {
+    double scores = 0, elements = 0;
+    for (std::size_t b = 0; b < args_.sequences.size(); ++b) {
+      const std::int64_t queries = args_.cu_q[b + 1] - args_.cu_q[b];
+      const std::int64_t keys = args_.sequences[b]->length() + fresh(b);
+      scores += static_cast<double>(queries * keys - queries * (queries - 1) / 2);
+      elements += 2 * static_cast<double>(keys + fresh(b));
+    }
+    const auto width = static_cast<double>(shape_.head_dim), kv_heads = static_cast<double>(shape_.heads);
+    const double q_heads = kv_heads * static_cast<double>(group_);
+    return {elements * kv_heads * width * static_cast<double>(dtype_size(shape_.dtype)) +
+                8 * static_cast<double>(args_.cu_q.back()) * q_heads * width,
+            4 * scores * q_heads * width,
+            {args_.cu_q.back(), shape_.heads * group_, shape_.head_dim}};
+  }
+
   void append(std::size_t b, std::int64_t head) const {
     cpu::AppendTask task;
     task.kv = blocks_of(b, head);
@@ -172,7 +190,10 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
   const auto batch = static_cast<std::int64_t>(args.sequences.size());
   const std::int64_t heads = step.heads();
 
-  if (step.single_job()) {
+  const bool single = step.single_job();
+  const ProfileRange range(context, single ? "attention decode" : "attention flash",
+                           [&] { return step.work(); });
+  if (single) {
     const std::int64_t together = step.heads_per_task(pool.size());
     const std::int64_t groups = (heads + together - 1) / together;
     run_in_order(pool, batch * groups, [&](std::int64_t i, int worker) {

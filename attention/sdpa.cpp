@@ -8,6 +8,7 @@
 #include "attention/sdpa_backward.h"
 #include "attention/sdpa_problem.h"
 #include "engine/exec_context.h"
+#include "engine/profiler.h"
 
 namespace inkling {
 namespace {
@@ -96,6 +97,21 @@ void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
         "dbias", "expected the contiguous f32 shape of mask.bias");
 }
 
+std::string_view range_name(SdpaBackend backend, Pass pass) noexcept {
+  constexpr std::string_view kNames[][2] = {{"sdpa math", "sdpa_backward math"},
+                                            {"sdpa flash", "sdpa_backward flash"},
+                                            {"sdpa decode", "sdpa_backward decode"}};
+  return kNames[static_cast<std::size_t>(backend)][pass == Pass::backward ? 1 : 0];
+}
+
+// Two products per score forward; five backward, which also reads q, k, v again and writes their gradients.
+ProfileWork work_of(const SdpaProblem& problem, Pass pass) noexcept {
+  const double products = pass == Pass::backward ? 5 : 2;
+  return {problem.nbytes() * (pass == Pass::backward ? 2 : 1),
+          products * 2 * problem.visible_scores() * static_cast<double>(problem.dim),
+          {problem.args.q.shape[0], problem.heads, problem.dim}};
+}
+
 }  // namespace
 
 std::optional<SdpaBackend> parse_sdpa_backend(std::string_view name) noexcept {
@@ -124,6 +140,8 @@ SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
   const SdpaProblem problem(args);
   const SdpaBackend backend = take(context, problem, Pass::forward);
+  const ProfileRange range(context, range_name(backend, Pass::forward),
+                           [&] { return work_of(problem, Pass::forward); });
   switch (backend) {
     case SdpaBackend::math:
       sdpa_math(context, problem);
@@ -146,6 +164,8 @@ SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
   const SdpaProblem problem(args.forward);
   check_backward(problem, args);
   const SdpaBackend backend = take(context, problem, Pass::backward);
+  const ProfileRange range(context, range_name(backend, Pass::backward),
+                           [&] { return work_of(problem, Pass::backward); });
   if (args.dbias.data != nullptr) std::memset(args.dbias.data, 0, args.dbias.nbytes());
   if (backend == SdpaBackend::math) {
     sdpa_backward_math(context, problem, args);

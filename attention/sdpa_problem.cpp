@@ -161,6 +161,26 @@ cpu::DropoutRule SdpaProblem::dropout(std::int64_t b, std::int64_t head) const n
   return rule;
 }
 
+double SdpaProblem::visible_scores() const noexcept {
+  double scores = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const auto [from, until] = range(b);
+    for (std::int64_t i = 0; i < q_length(b); ++i) {
+      const std::int64_t first = std::max<std::int64_t>(0, i + from), last = std::min(k_length(b), i + until);
+      scores += static_cast<double>(std::max<std::int64_t>(0, last - first));
+    }
+  }
+  return scores * static_cast<double>(heads);
+}
+
+double SdpaProblem::nbytes() const noexcept {
+  std::int64_t keys = 0;
+  for (std::int64_t b = 0; b < batch; ++b) keys += k_length(b);
+  const auto queries = static_cast<double>(args.q.shape[0] * heads * dim);
+  return queries * static_cast<double>(dtype_size(args.q.dtype) + dtype_size(args.out.dtype)) +
+         2 * static_cast<double>(keys * kv_heads * dim) * static_cast<double>(dtype_size(kv_dtype));
+}
+
 std::string SdpaProblem::describe() const {
   return "B=" + std::to_string(batch) + " H=" + std::to_string(heads) + " Hkv=" + std::to_string(kv_heads) +
          " D=" + std::to_string(dim) + " Tq=" + std::to_string(longest_q()) +

@@ -41,6 +41,10 @@ struct SdpaProblem {
   Range range(std::int64_t b) const noexcept;
   cpu::ScoreMask score_mask(std::int64_t b, std::int64_t head) const noexcept;
   cpu::DropoutRule dropout(std::int64_t b, std::int64_t head) const noexcept;
+  /// Scores within range(), all heads: what a flop count goes by.
+  double visible_scores() const noexcept;
+  /// Bytes of q, k, v and out, read or written once.
+  double nbytes() const noexcept;
   /// "B=2 H=12 Hkv=12 D=64 Tq=37 Tk=1024 f32", the longest lengths.
   std::string describe() const;
 };

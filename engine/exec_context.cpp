@@ -34,7 +34,9 @@ int thread_count(int asked) {
 }  // namespace
 
 ExecContext::ExecContext(const ExecOptions& options)
-    : log_(options.log), isa_(choose_isa(options.isa ? options.isa : isa_from_environment())) {
+    : log_(options.log),
+      profiler_(options.profiler),
+      isa_(choose_isa(options.isa ? options.isa : isa_from_environment())) {
   require(options.device != Device::cuda, Code::device,
           [] { return "device: cuda was asked for, but " + cuda_unavailable_reason(); });
   pool_ = std::make_unique<ThreadPool>(thread_count(options.threads));

@@ -17,6 +17,8 @@
 
 namespace inkling {
 
+class Profiler;
+
 enum class Device : std::uint8_t { automatic, cpu, cuda };
 
 struct ExecOptions {
@@ -24,6 +26,8 @@ struct ExecOptions {
   int threads = 0;         ///< 0: INKLING's choice, the CPUs this process may run on
   std::optional<Isa> isa;  ///< unset: environment INKLING_CPU_ISA, else the best
   Log log;
+  Profiler* profiler = nullptr;  ///< records every op; not owned, outlives the context; null: nothing is
+                                 ///< recorded
 };
 
 class ExecContext {
@@ -40,6 +44,8 @@ class ExecContext {
   Isa isa() const noexcept { return isa_.isa; }
   const IsaChoice& isa_choice() const noexcept { return isa_; }
   const Log& log() const noexcept { return log_; }
+  /// Null when nothing is recorded.
+  Profiler* profiler() const noexcept { return profiler_; }
 
   /// What a higher layer keeps with this context (its policies, its workspace): one T per type, made on first
   /// use.
@@ -55,6 +61,7 @@ class ExecContext {
 
  private:
   Log log_;
+  Profiler* profiler_;
   IsaChoice isa_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Backend> backend_;

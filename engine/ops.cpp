@@ -3,6 +3,7 @@
 #include <string>
 
 #include "engine/exec_context.h"
+#include "engine/profiler.h"
 
 namespace inkling {
 namespace {
@@ -41,6 +42,19 @@ std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
   return rows.empty() ? x.shape[0] : static_cast<std::int64_t>(rows.size());
 }
 
+/// Reads and writes `touched` elements of f32.
+ProfileWork elementwise(const TensorView& x, double touched) {
+  return {4 * touched * static_cast<double>(x.numel()), 0, {x.shape[0], 0, 0}};
+}
+
+ProfileWork work_of(const LinearArgs& args) {
+  const PackedMatrix& w = *args.weight;
+  const auto m = static_cast<double>(args.out.shape[0]), k = static_cast<double>(w.k),
+             n = static_cast<double>(w.n);
+  const double rows = k + n + (args.residual.data != nullptr ? n : 0);
+  return {static_cast<double>(w.bytes) + 4 * m * rows, 2 * m * k * n, {args.out.shape[0], w.k, w.n}};
+}
+
 }  // namespace
 
 void linear(ExecContext& context, const LinearArgs& args) {
@@ -54,6 +68,7 @@ void linear(ExecContext& context, const LinearArgs& args) {
   check_indices(args.rows, args.x.shape[0], "linear: rows");
   check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out");
   if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
+  const ProfileRange range(context, "linear", [&] { return work_of(args); });
   if (args.out.shape[0] > 0) context.backend().linear(args);
 }
 
@@ -69,6 +84,7 @@ void embed(ExecContext& context, const EmbedArgs& args) {
   check_indices(args.ids, args.token_table->n, "embed: ids");
   check_indices(args.positions, args.position_table.shape[0], "embed: positions");
   check_shape(args.out, rows, args.token_table->k, "embed: out");
+  const ProfileRange range(context, "embed", [&] { return elementwise(args.out, 3); });
   if (rows > 0) context.backend().embed(args);
 }
 
@@ -76,21 +92,25 @@ void layer_norm(ExecContext& context, const NormArgs& args) {
   check_rows(args.x, "layer_norm: x");
   check_indices(args.rows, args.x.shape[0], "layer_norm: rows");
   check_shape(args.out, rows_of(args.x, args.rows), args.x.shape[1], "layer_norm: out");
+  const ProfileRange range(context, "layer_norm", [&] { return elementwise(args.out, 2); });
   if (args.out.numel() > 0) context.backend().layer_norm(args);
 }
 
 void softmax(ExecContext& context, TensorView x) {
   check_rows(x, "softmax: x");
+  const ProfileRange range(context, "softmax", [&] { return elementwise(x, 2); });
   if (x.numel() > 0) context.backend().softmax(x);
 }
 
 void log_softmax(ExecContext& context, TensorView x) {
   check_rows(x, "log_softmax: x");
+  const ProfileRange range(context, "log_softmax", [&] { return elementwise(x, 2); });
   if (x.numel() > 0) context.backend().log_softmax(x);
 }
 
 void activate(ExecContext& context, TensorView x, Activation activation) {
   check_rows(x, "activate: x");
+  const ProfileRange range(context, "activate", [&] { return elementwise(x, 2); });
   if (x.numel() > 0) context.backend().activate(x, activation);
 }
 
@@ -101,6 +121,14 @@ PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat
         [&] { return "[" + std::to_string(source.k) + ", " + std::to_string(source.n) + "]"; });
   check(source.dtype == DType::f32 || source.dtype == DType::f16 || source.dtype == DType::bf16,
         "pack: source: expected f32, f16 or bf16", [&] { return std::string(dtype_name(source.dtype)); });
+  const ProfileRange range(context, "pack", [&] {
+    const double read =
+        static_cast<double>(source.k * source.n) * static_cast<double>(dtype_size(source.dtype));
+    return ProfileWork{
+        read + static_cast<double>(context.backend().packed_nbytes(source.k, source.n, format)),
+        0,
+        {0, source.k, source.n}};
+  });
   return context.backend().pack(source, format, memory);
 }
 

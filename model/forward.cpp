@@ -5,6 +5,7 @@
 
 #include "attention/cached_attention.h"
 #include "engine/ops.h"
+#include "engine/profiler.h"
 
 namespace inkling {
 namespace {
@@ -88,6 +89,7 @@ void Forward::plan(std::int64_t tokens, std::int64_t wanted, Views& views) {
 }
 
 void Forward::run(const PackedBatch& batch) {
+  const ProfileRange range(context_, "forward");
   batch.validate(model_.config().vocab_size, model_.config().n_positions);
   wanted_ = batch.wanted();
   wanted_rows_.clear();
@@ -195,6 +197,7 @@ TensorView Forward::logits(std::int64_t begin, std::int64_t count) {
     return "forward: logits: expected rows within the " + std::to_string(wanted_) + " wanted, got [" +
            std::to_string(begin) + ", " + std::to_string(begin + count) + ")";
   });
+  const ProfileRange range(context_, "logits");
   logits_plan_.clear();
   const std::size_t out = logits_plan_.add("logits", count, model_.config().vocab_size);
   logits_arena_.use(logits_plan_);

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "engine/profiler.h"
+
 namespace inkling {
 
 // One sample under way. Until its prompt is in the cache a sequence stands for all samples of its request.
@@ -192,6 +194,7 @@ void Generator::fill_batch() {
 }
 
 bool Generator::step() {
+  const ProfileRange range(forward_.context(), "step");
   admit();
   if (active_.empty()) return false;
   fill_batch();
@@ -244,6 +247,7 @@ void Generator::draw_all() {
     fork(*stepped_[b], row);
   }
   if (draws_.empty()) return;
+  const ProfileRange range(forward_.context(), "sample");
   if (draws_.size() == 1) return draw(samplers_[0], draws_[0]);
   forward_.context().pool().run(
       static_cast<std::int64_t>(draws_.size()), [this](std::int64_t index, int worker) {

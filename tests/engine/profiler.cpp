@@ -1,0 +1,113 @@
+// Ranges nest, sums add up, the trace is bounded, and without a profiler nothing is computed or recorded.
+#include "engine/profiler.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "engine/ops.h"
+
+using namespace inkling;
+
+namespace {
+
+void wait(int milliseconds) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+}
+
+Profiler::Row row_of(const Profiler& profiler, std::string_view name) {
+  for (const Profiler::Row& row : profiler.rows()) {
+    if (row.name == name) return row;
+  }
+  FAIL("no range " << name);
+  return {};
+}
+
+std::string trace_of(const Profiler& profiler) {
+  std::string text;
+  profiler.write_trace([&](std::string_view piece) { text += piece; });
+  return text;
+}
+
+std::int64_t count(const std::string& text, std::string_view part) {
+  std::int64_t found = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("a range's self time is its total less the ranges inside") {
+  Profiler profiler;
+  ExecContext context({.threads = 1, .profiler = &profiler});
+  {
+    const ProfileRange outer(context, "outer");
+    wait(5);
+    for (int i = 0; i < 2; ++i) {
+      const ProfileRange inner(context, "inner", [] { return ProfileWork{100, 200, {}}; });
+      wait(10);
+    }
+  }
+  const Profiler::Row outer = row_of(profiler, "outer"), inner = row_of(profiler, "inner");
+  CHECK(outer.calls == 1);
+  CHECK(inner.calls == 2);
+  CHECK(inner.bytes == 200);
+  CHECK(inner.flops == 400);
+  CHECK(inner.total_seconds >= 0.020);
+  CHECK(inner.self_seconds == inner.total_seconds);
+  CHECK(outer.self_seconds == doctest::Approx(outer.total_seconds - inner.total_seconds));
+  CHECK(outer.self_seconds >= 0.005);
+  CHECK(outer.total_seconds >= outer.self_seconds + 0.020);
+}
+
+TEST_CASE("ops report their shapes, bytes and flops; without a profiler nothing is asked") {
+  Profiler profiler;
+  ExecContext context({.threads = 1, .profiler = &profiler});
+  std::vector<float> w(24, 1.0f), x(30, 1.0f), y(20);
+  const PackedMatrix packed = pack(context, {w.data(), DType::f32, 6, 4, 4, 1}, WeightFormat::f32);
+  LinearArgs args;
+  args.x = TensorView(x.data(), DType::f32, {5, 6});
+  args.weight = &packed;
+  args.out = TensorView(y.data(), DType::f32, {5, 4});
+  for (int i = 0; i < 3; ++i) linear(context, args);
+  const Profiler::Row row = row_of(profiler, "linear 6x4");
+  CHECK(row.calls == 3);
+  CHECK(row.flops == 3 * 2 * 5 * 6 * 4);
+  CHECK(row.bytes == 3.0 * (static_cast<double>(packed.bytes) + 4 * 5 * (6 + 4)));
+  CHECK(row_of(profiler, "pack 6x4").calls == 1);
+  CHECK(profiler.table().find("linear 6x4") != std::string::npos);
+  CHECK(profiler.table(1).find("and 1 more") != std::string::npos);
+
+  ExecContext silent({.threads = 1});
+  CHECK(silent.profiler() == nullptr);
+  bool asked = false;
+  {
+    const ProfileRange range(silent, "range", [&] { return asked = true, ProfileWork{}; });
+  }
+  CHECK_FALSE(asked);
+}
+
+TEST_CASE("a trace keeps the first ranges, counts the rest and loses no sum") {
+  Profiler profiler(3);
+  ExecContext context({.threads = 1, .profiler = &profiler});
+  for (int i = 0; i < 10; ++i) const ProfileRange range(context, "r");
+  CHECK(row_of(profiler, "r").calls == 10);
+  CHECK(profiler.left_out() == 7);
+  const std::string trace = trace_of(profiler);
+  CHECK(count(trace, "\"name\":\"r\"") == 3);
+  CHECK(trace.find("\"left_out\":7") != std::string::npos);
+}
+
+TEST_CASE("a failing op closes its range") {
+  Profiler profiler;
+  ExecContext context({.threads = 1, .profiler = &profiler});
+  try {
+    const ProfileRange range(context, "fails");
+    throw Error(Code::usage, "on purpose");
+  } catch (const Error&) {
+  }
+  CHECK(row_of(profiler, "fails").calls == 1);
+}
