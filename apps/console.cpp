@@ -13,6 +13,8 @@
 namespace inkling::app {
 namespace {
 
+constexpr std::size_t kTracePieces = std::size_t{1} << 16;  // bytes written at once
+
 // Writes what it can: standard error has nowhere to report its own failures to.
 void write_stderr(std::string_view bytes) noexcept {
   while (!bytes.empty()) {
@@ -33,6 +35,31 @@ bool wants_color(Color color) {
 
 Console::Console(const ConsoleOptions& options)
     : options_(options), log_(Log::to_stderr(options.quiet ? LogLevel::error : options.log_level)) {}
+
+void Console::start_recording() {
+  if (options_.profile || !options_.trace.empty()) profiler_ = std::make_unique<Profiler>();
+  if (!options_.trace.empty()) trace_.emplace(AtomicFile::create(options_.trace).value());
+}
+
+void Console::report() {
+  if (profiler_ == nullptr) return;
+  if (options_.profile) say(profiler_->table());
+  if (!trace_) return;
+  std::string pieces;
+  profiler_->write_trace([&](std::string_view piece) {
+    pieces += piece;
+    if (pieces.size() < kTracePieces) return;
+    trace_->write(pieces).value();
+    pieces.clear();
+  });
+  trace_->write(pieces).value();
+  trace_->commit().value();
+  trace_.reset();
+  if (profiler_->left_out() > 0) {
+    note("inkling: the trace has room for the first ranges only; " + std::to_string(profiler_->left_out()) +
+         " more are left out");
+  }
+}
 
 void Console::write(std::string_view bytes) {
   while (!bytes.empty()) {

@@ -5,11 +5,16 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "engine/base/error.h"
 #include "engine/base/log.h"
+#include "engine/profiler.h"
+#include "weights/atomic_file.h"
 
 namespace inkling::app {
 
@@ -23,6 +28,8 @@ struct ConsoleOptions {
   LogLevel log_level = LogLevel::warn;
   bool quiet = false;  ///< errors only
   Color color = Color::automatic;
+  bool profile = false;         ///< a table of where the time went, at the end
+  std::filesystem::path trace;  ///< the same, range by range, as a Chrome trace; empty: none
 };
 
 class Console {
@@ -40,10 +47,18 @@ class Console {
 
   bool quiet() const noexcept { return options_.quiet; }
   const Log& log() const noexcept { return log_; }
+  /// What contexts shall record into; null unless --profile or --trace asks for it.
+  Profiler* profiler() const noexcept { return profiler_.get(); }
+  /// Begins to record if the options ask for it. Throws Error{output} when the trace cannot be written.
+  void start_recording();
+  /// What was recorded: the table on standard error, the trace to its file. Throws Error{output}.
+  void report();
 
  private:
   ConsoleOptions options_;
   Log log_;
+  std::unique_ptr<Profiler> profiler_;
+  std::optional<AtomicFile> trace_;
 };
 
 bool stdout_is_terminal() noexcept;

@@ -106,6 +106,7 @@ ExecOptions exec_options(const ModelOptions& options, const Console& console) {
   exec.device = options.device;
   exec.threads = options.threads;
   exec.log = console.log();
+  exec.profiler = console.profiler();
   return exec;
 }
 

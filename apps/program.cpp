@@ -41,6 +41,17 @@ std::string in_words(const CLI::ParseError& error, const CLI::App& command) {
   return message;
 }
 
+// What was recorded is worth as much when the work was cut short.
+void run_and_report(const std::function<void(const Console&)>& run, Console& console) {
+  try {
+    run(console);
+  } catch (const Interrupted&) {
+    console.report();
+    throw;
+  }
+  console.report();
+}
+
 }  // namespace
 
 Program::Program() : app_(std::make_unique<CLI::App>("A small, fast GPT-2 engine.", "inkling")) {
@@ -68,6 +79,8 @@ Options& Program::command(const std::string& name, const std::string& help,
       refuse("trace, debug, info, warn, error or off", value);
   });
   options.flag("-q,--quiet", "", console_options_.quiet);
+  options.flag("--profile", "", console_options_.profile);
+  options.add("--trace", "FILE", "", path(console_options_.trace));
   options.add("--color", "WHEN", "",
               choice<Color>(console_options_.color,
                             {{"auto", Color::automatic}, {"on", Color::on}, {"off", Color::off}}));
@@ -129,7 +142,8 @@ int Program::run(int argc, const char* const* argv) {
     if (file) check_keys(*file);
     command.options.apply(file ? &*file : nullptr);
     console.emplace(console_options_);
-    command.run(*console);
+    console->start_recording();
+    run_and_report(command.run, *console);
     return 0;
   } catch (const Interrupted& interrupted) {
     return 128 + interrupted.signal();

@@ -300,6 +300,28 @@ class Others(Folder):
             self.assertIn(word, explained)
         self.assertIn("chosen", run("doctor").stdout)
 
+    def test_profile_and_trace_tell_where_the_time_went(self):
+        with tempfile.TemporaryDirectory() as folder:
+            trace = pathlib.Path(folder) / "trace.json"
+            done = run("generate", "-p", "ROMEO:", "-n", 5, "--profile", "--trace", trace)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(done.stdout, run("generate", "-p", "ROMEO:", "-n", 5, "-s", done.stderr.split("seed ")[1].split(",")[0]).stdout)
+            for name in ["range", "step", "forward", "linear", "attention", "sample", "pack"]:
+                self.assertIn(name, done.stderr)
+            events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"]
+            steps = [e for e in events if e["name"] == "step"]
+            self.assertEqual(len(steps), 5)
+            for e in events:  # every op of a step lies within one
+                if e["name"].startswith("linear"):
+                    self.assertTrue(any(s["ts"] <= e["ts"] and e["ts"] + e["dur"] <= s["ts"] + s["dur"] for s in steps))
+                    self.assertGreater(e["args"]["flops"], 0)
+            self.assertEqual(os.listdir(folder), ["trace.json"])
+            done = run("bench", "gemm", "--shapes", "8x8", "--rows", 1, "--formats", "f32", "-r", 1, "--profile")
+            self.assertIn("linear 8x8", done.stderr)
+        done = run("generate", "-p", "a", "--trace", "/nonexistent/trace.json")
+        self.assertEqual((done.returncode, done.stdout), (8, ""))
+        self.assertIn("/nonexistent/trace.json", done.stderr)
+
     def test_help_fits_a_screen(self):
         for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["bench", "gemm"], ["doctor"], ["completion"]):
             lines = run(*command, "--help").stdout.splitlines()
