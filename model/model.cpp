@@ -71,8 +71,6 @@ class ModelLoader {
     model.slab_ = Buffer(slab_bytes(model.config_));
     free_ = model.slab_.data();
 
-    model.embedding_ = rows_as_columns(t.wte);
-    if (t.lm_head.data != nullptr) model.head_ = rows_as_columns(t.lm_head);
     model.positions_ = small(t.wpe);
     for (const Gpt2Layer& layer : t.layers) {
       model.layers_.push_back({norm(layer.ln1_w, layer.ln1_b), linear(layer.attn_w, layer.attn_b),
@@ -80,11 +78,16 @@ class ModelLoader {
                                linear(layer.fc_w, layer.fc_b), linear(layer.fcproj_w, layer.fcproj_b)});
     }
     model.final_norm_ = norm(t.lnf_w, t.lnf_b);
+    // Last, since little of them is mapped at a time: the peak of memory is little more than the weights.
+    model.embedding_ = rows_as_columns(t.wte);
+    if (t.lm_head.data != nullptr) model.head_ = rows_as_columns(t.lm_head);
     if (options_.progress) options_.progress(1.0);
     return model;
   }
 
  private:
+  static constexpr std::int64_t kColumnsAtOnce = 1024;  // a multiple of every panel
+
   /// All packed matrices back to back.
   std::size_t slab_bytes(const ModelConfig& c) const {
     const auto bytes = [&](std::int64_t k, std::int64_t n) { return packed_nbytes(context_, k, n, format_); };
@@ -117,10 +120,29 @@ class ModelLoader {
     return packed(w, {w.data, w.dtype, w.shape[1], w.shape[0], w.stride[1], w.stride[0]});
   }
   PackedMatrix packed(const TensorView& w, const MatrixSource& m) {
-    PackedMatrix result = pack(context_, m, format_, free_);
-    free_ += result.bytes;
+    PackedMatrix whole = pack_columns(w, m, 0, std::min(m.n, kColumnsAtOnce));
+    for (std::int64_t n = whole.n; n < m.n; n += kColumnsAtOnce) {
+      whole.bytes += pack_columns(w, m, n, std::min(m.n - n, kColumnsAtOnce)).bytes;
+    }
+    whole.n = m.n;
     finish(w);
-    return result;
+    return whole;
+  }
+  /// Columns [begin, begin + count). Where a column's elements lie side by side in the file (an embedding)
+  /// its pages go at once: of a vocabulary in f32 that is more memory than int8 weights take in all.
+  PackedMatrix pack_columns(const TensorView& w, MatrixSource m, std::int64_t begin, std::int64_t count) {
+    const auto element = static_cast<std::int64_t>(dtype_size(m.dtype));
+    m.data = static_cast<const std::byte*>(m.data) + begin * m.n_stride * element;
+    m.n = count;
+    PackedMatrix part = pack(context_, m, format_, free_);
+    free_ += part.bytes;
+    if (m.k_stride == 1) {
+      TensorView read = w;
+      read.data = const_cast<void*>(m.data);
+      read.shape[0] = count;
+      source_.advise(Advice::dont_need, read);
+    }
+    return part;
   }
 
   Tensor small(const TensorView& view) {
