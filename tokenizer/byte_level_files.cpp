@@ -32,7 +32,10 @@ std::vector<Token> read_vocab(const JsonField& vocab, std::size_t extra) {
   for (const auto& [text, value] : members) {
     if (text.empty()) vocab.fail("tokens", "an empty one");
     const auto limit = static_cast<std::int64_t>(count) - 1;
-    add_token(tokens, text, vocab.child(value, text).integer(0, limit), vocab);
+    std::int64_t id = 0;
+    // A field is only made to complain: its path would cost more than all the rest.
+    if (!value.is_integer(0, limit, id)) vocab.child(value, text).integer(0, limit);
+    add_token(tokens, text, id, vocab);
   }
   return tokens;
 }
@@ -54,15 +57,17 @@ std::vector<std::pair<std::string, std::string>> read_json_merges(const JsonFiel
     merges.fail("at most " + std::to_string(BpeMerges::kMaxRules), std::to_string(items.size()));
   }
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const JsonField rule = merges.child(items[i], std::to_string(i));
-    if (items[i].type == JsonValue::Type::array) {  // since tokenizers 0.20
-      if (items[i].items.size() != 2) rule.fail("two tokens", std::to_string(items[i].items.size()));
-      pairs.emplace_back(rule.child(items[i].items[0], "0").string(),
-                         rule.child(items[i].items[1], "1").string());
-    } else {
-      pairs.push_back(split_merge(rule.string()));
+    if (const auto* rule = std::get_if<std::string>(&items[i].content)) {
+      pairs.push_back(split_merge(*rule));
+    } else {  // since tokenizers 0.20
+      const JsonField pair = merges.child(items[i], std::to_string(i));
+      if (pair.items().size() != 2) pair.fail("two tokens", std::to_string(pair.items().size()));
+      pairs.emplace_back(pair.child(pair.items()[0], "0").string(),
+                         pair.child(pair.items()[1], "1").string());
     }
-    if (!is_merge(pairs.back())) rule.fail("two tokens", "something else");
+    if (!is_merge(pairs.back())) {
+      merges.child(items[i], std::to_string(i)).fail("two tokens", "something else");
+    }
   }
   return pairs;
 }
@@ -70,7 +75,7 @@ std::vector<std::pair<std::string, std::string>> read_json_merges(const JsonFiel
 void refuse_unless_absent(const JsonField& owner, std::initializer_list<std::string_view> keys) {
   for (const std::string_view key : keys) {
     const auto field = owner.maybe(key);
-    const bool empty = field && field->value().type == JsonValue::Type::string && field->string().empty();
+    const bool empty = field && field->value().type() == JsonValue::Type::string && field->string().empty();
     if (field && !empty) field->fail("null (this setting is not supported)", "a value");
   }
 }

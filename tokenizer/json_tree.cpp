@@ -23,29 +23,25 @@ class TreeBuilder {
   using Json = nlohmann::json;
 
   bool null() { return add({}); }
-  bool boolean(bool value) { return add({.type = JsonValue::Type::boolean, .boolean = value}); }
-  bool number_integer(std::int64_t value) {
-    return add({.type = JsonValue::Type::integer, .integer = value});
-  }
+  bool boolean(bool value) { return add({value}); }
+  bool number_integer(std::int64_t value) { return add({value}); }
   bool number_unsigned(std::uint64_t value) {
     if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
       return number_float(0, {});
     return number_integer(static_cast<std::int64_t>(value));
   }
-  bool number_float(double, const std::string&) { return add({.type = JsonValue::Type::real}); }
-  bool string(std::string& value) {
-    return add({.type = JsonValue::Type::string, .string = std::move(value)});
-  }
+  bool number_float(double, const std::string&) { return add({JsonValue::Real{}}); }
+  bool string(std::string& value) { return add({std::move(value)}); }
   bool binary(Json::binary_t&) { return false; }  // not in text
-  bool start_object(std::size_t) { return open({.type = JsonValue::Type::object}); }
-  bool start_array(std::size_t) { return open({.type = JsonValue::Type::array}); }
+  bool start_object(std::size_t) { return open({JsonValue::Members{}}); }
+  bool start_array(std::size_t) { return open({JsonValue::Items{}}); }
   bool end_array() { return close(); }
   bool key(std::string& name) {
-    open_.back()->members.emplace_back(std::move(name), JsonValue{});
+    std::get<JsonValue::Members>(open_.back()->content).emplace_back(std::move(name), JsonValue{});
     return true;
   }
   bool end_object() {
-    const auto& members = open_.back()->members;
+    const auto& members = std::get<JsonValue::Members>(open_.back()->content);
     StringIndex keys(members.size());
     for (const auto& member : members) {
       if (!keys.insert(member.first, 0)) return refuse("the key \"" + member.first + "\" is there twice");
@@ -67,8 +63,10 @@ class TreeBuilder {
   JsonValue& place(JsonValue value) {
     if (open_.empty()) return root = std::move(value);
     JsonValue& parent = *open_.back();
-    if (parent.type == JsonValue::Type::object) return parent.members.back().second = std::move(value);
-    return parent.items.emplace_back(std::move(value));
+    if (auto* members = std::get_if<JsonValue::Members>(&parent.content)) {
+      return members->back().second = std::move(value);
+    }
+    return std::get<JsonValue::Items>(parent.content).emplace_back(std::move(value));
   }
   bool add(JsonValue value) { return place(std::move(value)), true; }
   bool open(JsonValue value) {
@@ -97,13 +95,12 @@ void JsonField::fail(std::string_view expected, std::string_view got) const {
   throw Error(Code::malformed, message + "expected " + std::string(expected) + ", got " + std::string(got));
 }
 
-const JsonValue& JsonField::want(JsonValue::Type type) const {
-  if (value_->type != type) fail(name_of(type), name_of(value_->type));
-  return *value_;
+void JsonField::fail_type(JsonValue::Type expected) const {
+  fail(name_of(expected), name_of(value_->type()));
 }
 
 std::int64_t JsonField::integer(std::int64_t low, std::int64_t high) const {
-  const std::int64_t got = want(JsonValue::Type::integer).integer;
+  const auto got = want<std::int64_t>(JsonValue::Type::integer);
   if (got < low || got > high) {
     fail("an integer in " + std::to_string(low) + ".." + std::to_string(high), std::to_string(got));
   }
@@ -118,7 +115,7 @@ JsonField JsonField::child(const JsonValue& value, std::string_view name) const 
 
 std::optional<JsonField> JsonField::maybe(std::string_view key) const {
   for (const auto& [name, value] : members()) {
-    if (name == key && value.type != JsonValue::Type::null) return child(value, key);
+    if (name == key && value.type() != JsonValue::Type::null) return child(value, key);
   }
   return std::nullopt;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "engine/base/error.h"
@@ -15,12 +16,17 @@ namespace inkling {
 
 struct JsonValue {
   enum class Type : std::uint8_t { null, boolean, integer, real, string, array, object };
-  Type type = Type::null;
-  bool boolean = false;
-  std::int64_t integer = 0;
-  std::string string{};
-  std::vector<JsonValue> items{};                            // of an array
-  std::vector<std::pair<std::string, JsonValue>> members{};  // of an object, in file order
+  struct Real {};  // a number that is no 64-bit integer: nothing here wants its value
+  using Items = std::vector<JsonValue>;
+  using Members = std::vector<std::pair<std::string, JsonValue>>;  // in file order
+  std::variant<std::monostate, bool, std::int64_t, Real, std::string, Items, Members> content;
+
+  Type type() const noexcept { return static_cast<Type>(content.index()); }
+  /// Whether it is an integer in [low, high], which is written to `value`.
+  bool is_integer(std::int64_t low, std::int64_t high, std::int64_t& value) const noexcept {
+    const auto* held = std::get_if<std::int64_t>(&content);
+    return held != nullptr && *held >= low && *held <= high && (value = *held, true);
+  }
 };
 
 /// Throws Code::malformed, naming the file, the byte and the reason.
@@ -32,14 +38,12 @@ class JsonField {
  public:
   JsonField(const JsonValue& value, std::string_view file) : value_(&value), file_(file) {}
 
-  bool is_null() const noexcept { return value_->type == JsonValue::Type::null; }
+  bool is_null() const noexcept { return value_->type() == JsonValue::Type::null; }
   const JsonValue& value() const noexcept { return *value_; }
-  const std::vector<JsonValue>& items() const { return want(JsonValue::Type::array).items; }
-  const std::vector<std::pair<std::string, JsonValue>>& members() const {
-    return want(JsonValue::Type::object).members;
-  }
-  const std::string& string() const { return want(JsonValue::Type::string).string; }
-  bool boolean() const { return want(JsonValue::Type::boolean).boolean; }
+  const JsonValue::Items& items() const { return want<JsonValue::Items>(JsonValue::Type::array); }
+  const JsonValue::Members& members() const { return want<JsonValue::Members>(JsonValue::Type::object); }
+  const std::string& string() const { return want<std::string>(JsonValue::Type::string); }
+  bool boolean() const { return want<bool>(JsonValue::Type::boolean); }
   /// An integer in [low, high].
   std::int64_t integer(std::int64_t low, std::int64_t high) const;
 
@@ -54,7 +58,13 @@ class JsonField {
   [[noreturn]] void fail(std::string_view expected, std::string_view got) const;
 
  private:
-  const JsonValue& want(JsonValue::Type type) const;
+  template <class T>
+  const T& want(JsonValue::Type type) const {
+    const T* held = std::get_if<T>(&value_->content);
+    if (held == nullptr) fail_type(type);
+    return *held;
+  }
+  [[noreturn]] void fail_type(JsonValue::Type expected) const;
 
   const JsonValue* value_;
   std::string file_;
