@@ -28,7 +28,8 @@ class [[nodiscard]] Result {
   /// The value. Throws the held Error when there is none.
   T& value() & { return check(), *std::get_if<0>(&state_); }
   const T& value() const& { return check(), *std::get_if<0>(&state_); }
-  T&& value() && { return check(), std::move(*std::get_if<0>(&state_)); }
+  // By value, so that `for (x : f().value())` holds what it walks over.
+  T value() && { return check(), std::move(*std::get_if<0>(&state_)); }
 
   /// The value, unchecked: has_value() must be true.
   T& operator*() & { return *std::get_if<0>(&state_); }
