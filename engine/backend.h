@@ -22,6 +22,8 @@ class Backend {
   virtual void unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const = 0;
 
   virtual void linear(const LinearArgs& args) = 0;
+  virtual void linear_backward(const LinearBackwardArgs& args) = 0;
+  virtual void dropout(const DropoutArgs& args) = 0;
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void layer_norm(const NormArgs& args) = 0;
   virtual void softmax(TensorView x) = 0;

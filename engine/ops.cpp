@@ -1,5 +1,6 @@
 #include "engine/ops.h"
 
+#include <algorithm>
 #include <string>
 
 #include "engine/exec_context.h"
@@ -70,6 +71,48 @@ void linear(ExecContext& context, const LinearArgs& args) {
   if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
   const ProfileRange range(context, "linear", [&] { return work_of(args); });
   if (args.out.shape[0] > 0) context.backend().linear(args);
+}
+
+void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
+  check_rows(args.dout, "linear_backward: dout");
+  const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
+  double products = 0, k = 0;
+  if (args.dx.data != nullptr) {
+    require(args.weight.rank == 2 && args.weight.dtype == DType::f32 && args.weight.shape[1] == n,
+            Code::usage, [&] {
+              return "linear_backward: weight: expected f32 (K, " + std::to_string(n) + "), got " +
+                     args.weight.shape_string();
+            });
+    check_shape(args.dx, m, args.weight.shape[0], "linear_backward: dx");
+    k = static_cast<double>(args.weight.shape[0]);
+    ++products;
+  }
+  if (args.dweight.data != nullptr) {
+    check_rows(args.x, "linear_backward: x");
+    check_shape(args.x, m, args.x.shape[1], "linear_backward: x");
+    check_shape(args.dweight, args.x.shape[1], n, "linear_backward: dweight");
+    k = static_cast<double>(args.x.shape[1]);
+    ++products;
+  }
+  const ProfileRange range(context, "linear_backward", [&] {
+    const auto rows = static_cast<double>(m), columns = static_cast<double>(n);
+    return ProfileWork{4 * (rows * (2 * k + columns) + products * k * columns),
+                       products * 2 * rows * k * columns,
+                       {m, static_cast<std::int64_t>(k), n}};
+  });
+  if (m > 0) context.backend().linear_backward(args);
+}
+
+void dropout(ExecContext& context, const DropoutArgs& args) {
+  check_rows(args.x, "dropout: x");
+  check(args.p >= 0.0f && args.p < 1.0f, "dropout: p: expected a rate in [0, 1)",
+        [&] { return std::to_string(args.p); });
+  check(!args.cu_seqlens.empty() && args.cu_seqlens.front() == 0 &&
+            args.cu_seqlens.back() == args.x.shape[0] && std::ranges::is_sorted(args.cu_seqlens),
+        "dropout: cu_seqlens: expected offsets rising from 0 to the rows of x",
+        [&] { return std::to_string(args.cu_seqlens.size()) + " of them for " + args.x.shape_string(); });
+  const ProfileRange range(context, "dropout", [&] { return elementwise(args.x, 2); });
+  if (args.p > 0.0f && args.x.numel() > 0) context.backend().dropout(args);
 }
 
 void embed(ExecContext& context, const EmbedArgs& args) {

@@ -39,6 +39,30 @@ struct LinearArgs {
 };
 void linear(ExecContext& context, const LinearArgs& args);
 
+/// Gradients of out = x · w + bias: dx = dout · wᵀ, dweight += xᵀ · dout, dbias += Σ_m dout[m].
+/// Sums over m run in order from row 0, so the bits depend on the rows and on nothing else.
+struct LinearBackwardArgs {
+  TensorView x;            ///< (M, K) f32, that of the forward pass; only dweight needs it
+  TensorView weight;       ///< (K, N) f32, any strides; only dx needs it
+  TensorView dout;         ///< (M, N) f32
+  TensorView dx;           ///< (M, K) f32, written; or empty
+  TensorView dweight;      ///< (K, N) f32, added to; or empty
+  float* dbias = nullptr;  ///< (N), added to; or null
+};
+void linear_backward(ExecContext& context, const LinearBackwardArgs& args);
+
+/// In place: x = kept ? x / (1 − p) : 0. Element c of row i (counted from the start of its sequence b) is
+/// kept when word c mod 4 of philox({c / 4, i, 2³¹ + b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a
+/// gradient it is its own backward pass. (Attention draws from the counters below 2³¹: attention/sdpa.h.)
+struct DropoutArgs {
+  TensorView x;                              ///< (N, C) f32
+  std::span<const std::int32_t> cu_seqlens;  ///< (B+1), rising from 0 to N
+  float p = 0.0f;                            ///< in [0, 1)
+  std::uint64_t seed = 0;
+  std::uint32_t offset = 0;  ///< differs per use and step
+};
+void dropout(ExecContext& context, const DropoutArgs& args);
+
 /// out[i] = token_table[ids[i]] + position_table[positions[i]].
 struct EmbedArgs {
   std::span<const std::int32_t> ids;          ///< (M), each in [0, token_table->n)

@@ -29,6 +29,28 @@ void linear(std::span<const float> x, std::span<const float> w, const float* bia
   }
 }
 
+void linear_backward(std::span<const float> x, std::span<const float> w, std::span<const float> dout,
+                     std::int64_t m, std::span<float> dx, std::span<float> dw, std::span<float> db) {
+  const auto rows = static_cast<std::size_t>(m), k = x.size() / rows, n = dout.size() / rows;
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t a = 0; a < k; ++a) {
+      double sum = 0.0;
+      for (std::size_t j = 0; j < n; ++j) sum += double{dout[i * n + j]} * double{w[a * n + j]};
+      dx[i * k + a] = static_cast<float>(sum);
+    }
+  }
+  for (std::size_t j = 0; j < n; ++j) {
+    for (std::size_t a = 0; a < k; ++a) {
+      double sum = dw[a * n + j];
+      for (std::size_t i = 0; i < rows; ++i) sum += double{x[i * k + a]} * double{dout[i * n + j]};
+      dw[a * n + j] = static_cast<float>(sum);
+    }
+    double sum = db[j];
+    for (std::size_t i = 0; i < rows; ++i) sum += double{dout[i * n + j]};
+    db[j] = static_cast<float>(sum);
+  }
+}
+
 void layer_norm(std::span<const float> x, const LayerNorm& norm, std::span<float> out) {
   const auto n = static_cast<double>(x.size());
   double mean = 0.0, variance = 0.0;

@@ -11,6 +11,9 @@ namespace inkling::reference {
 /// out[n] = residual[n] + act(Σ_k x[k]·w[k·N + n] + bias[n]) for one row; bias and residual may be null.
 void linear(std::span<const float> x, std::span<const float> w, const float* bias, Activation activation,
             const float* residual, std::span<float> out);
+/// dx = dout · wᵀ, dw += xᵀ · dout, db += Σ dout for (M, K) x, (K, N) w and (M, N) dout.
+void linear_backward(std::span<const float> x, std::span<const float> w, std::span<const float> dout,
+                     std::int64_t m, std::span<float> dx, std::span<float> dw, std::span<float> db);
 void layer_norm(std::span<const float> x, const LayerNorm& norm, std::span<float> out);
 void softmax(std::span<float> x);
 void log_softmax(std::span<float> x);

@@ -1,0 +1,204 @@
+// Gradients of a linear layer against the naive oracle, and dropout against its own rule, on every
+// instruction set; the same bits on any number of threads.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "engine/cpu/reference.h"
+#include "engine/exec_context.h"
+#include "engine/ops.h"
+#include "engine/philox.h"
+#include "tests/random.h"
+
+using namespace inkling;
+using test::Random;
+
+namespace {
+
+TensorView view(std::vector<float>& data, std::int64_t rows, std::int64_t columns) {
+  return TensorView(data.data(), DType::f32, {rows, columns});
+}
+
+struct Layer {
+  std::int64_t m, k, n;
+  std::vector<float> x, w, dout, dx, dw, db;
+  Layer(Random& random, std::int64_t rows, std::int64_t inputs, std::int64_t outputs)
+      : m(rows),
+        k(inputs),
+        n(outputs),
+        x(random.normals(m * k)),
+        w(random.normals(k * n)),
+        dout(random.normals(m * n)),
+        dx(x.size(), NAN),
+        dw(random.normals(k * n)),
+        db(random.normals(n)) {}
+  void run(ExecContext& context) {
+    LinearBackwardArgs args;
+    args.x = view(x, m, k);
+    args.weight = view(w, k, n);
+    args.dout = view(dout, m, n);
+    args.dx = view(dx, m, k);
+    args.dweight = view(dw, k, n);
+    args.dbias = db.data();
+    linear_backward(context, args);
+  }
+};
+
+double worst(const std::vector<float>& got, const std::vector<float>& want, std::int64_t terms) {
+  double most = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    most = std::max(most, std::fabs(double{got[i]} - double{want[i]}) /
+                              std::sqrt(static_cast<double>(terms) + std::fabs(double{want[i]})));
+  }
+  return most;
+}
+
+}  // namespace
+
+TEST_CASE("a linear layer's gradients equal the oracle's on every ISA and awkward shape") {
+  const std::int64_t shapes[][3] = {{1, 1, 1},     {2, 5, 7},      {17, 64, 130},
+                                    {65, 100, 33}, {128, 31, 192}, {257, 9, 3}};
+  for (const Isa isa : supported_isas()) {
+    ExecContext context({.threads = 2, .isa = isa});
+    Random random(7);
+    for (const auto& [m, k, n] : shapes) {
+      CAPTURE(isa_name(isa));
+      CAPTURE(m);
+      CAPTURE(k);
+      CAPTURE(n);
+      Layer layer(random, m, k, n);
+      std::vector<float> dx(layer.dx.size()), dw = layer.dw, db = layer.db;
+      reference::linear_backward(layer.x, layer.w, layer.dout, m, dx, dw, db);
+      layer.run(context);
+      CHECK(worst(layer.dx, dx, n) < 2e-6);
+      CHECK(worst(layer.dw, dw, m) < 2e-6);
+      CHECK(worst(layer.db, db, m) < 1e-6);
+    }
+  }
+}
+
+TEST_CASE("a linear layer's gradients have the same bits on any number of threads") {
+  std::vector<float> dx, dw, db;
+  for (const int threads : {1, 2, 3}) {
+    ExecContext context({.threads = threads});
+    Random random(8);
+    Layer layer(random, 150, 70, 200);
+    layer.run(context);
+    if (threads == 1) dx = layer.dx, dw = layer.dw, db = layer.db;
+    CHECK(layer.dx == dx);
+    CHECK(layer.dw == dw);
+    CHECK(layer.db == db);
+  }
+}
+
+TEST_CASE("gradients of strided views are right, and what lies between their rows stays as it is") {
+  ExecContext context({.threads = 2});
+  Random random(10);
+  for (int round = 0; round < 20; ++round) {
+    const std::int64_t m = random.range(1, 140), k = random.range(1, 140), n = random.range(1, 140);
+    const std::int64_t gap = random.range(1, 20);
+    auto x = random.normals(m * (k + gap)), dout = random.normals(m * (n + gap));
+    auto transposed = random.normals(n * (k + gap));
+    std::vector<float> dx(x.size(), 7.0f), dw(static_cast<std::size_t>(k * (n + gap)), 3.0f);
+    const auto strided = [&](std::vector<float>& data, std::int64_t rows, std::int64_t columns) {
+      TensorView v = view(data, rows, columns);
+      v.stride[0] = columns + gap;
+      return v;
+    };
+    LinearBackwardArgs args;
+    args.x = strided(x, m, k);
+    args.weight = view(transposed, k, n);
+    args.weight.stride = {1, k + gap, 0, 0};
+    args.dout = strided(dout, m, n);
+    args.dx = strided(dx, m, k);
+    args.dweight = strided(dw, k, n);
+    linear_backward(context, args);
+
+    const auto at = [](const TensorView& v, std::int64_t i, std::int64_t j) {
+      return double{static_cast<const float*>(v.data)[i * v.stride[0] + j * v.stride[1]]};
+    };
+    double most = 0;
+    for (std::int64_t i = 0; i < m; ++i) {
+      for (std::int64_t a = 0; a < k + gap; ++a) {
+        double want = a < k ? 0 : 7;
+        for (std::int64_t j = 0; a < k && j < n; ++j) want += at(args.dout, i, j) * at(args.weight, a, j);
+        most = std::max(most, std::fabs(at(args.dx, i, a) - want));
+      }
+    }
+    for (std::int64_t a = 0; a < k; ++a) {
+      for (std::int64_t j = 0; j < n + gap; ++j) {
+        double want = 3;
+        for (std::int64_t i = 0; j < n && i < m; ++i) want += at(args.x, i, a) * at(args.dout, i, j);
+        most = std::max(most, std::fabs(at(args.dweight, a, j) - want));
+      }
+    }
+    CHECK(most < 1e-4);
+  }
+}
+
+TEST_CASE("with no outputs dx is zero") {
+  ExecContext context({.threads = 1});
+  std::vector<float> dx(12, NAN), none(1);
+  LinearBackwardArgs args;
+  args.dout = view(none, 3, 0);
+  args.weight = view(none, 4, 0);
+  args.dx = view(dx, 3, 4);
+  linear_backward(context, args);
+  CHECK(dx == std::vector<float>(12, 0.0f));
+}
+
+TEST_CASE("what is not asked for is neither needed nor written; wrong shapes are refused by name") {
+  ExecContext context({.threads = 1});
+  Random random(9);
+  Layer layer(random, 3, 4, 5);
+  LinearBackwardArgs args;
+  args.dout = view(layer.dout, 3, 5);
+  CHECK_NOTHROW(linear_backward(context, args));
+  args.dx = view(layer.dx, 3, 4);
+  CHECK_THROWS_WITH_AS(linear_backward(context, args), "linear_backward: weight: expected f32 (K, 5), got []",
+                       Error);
+  args.weight = view(layer.w, 4, 5);
+  CHECK_NOTHROW(linear_backward(context, args));
+  args.dx.shape[1] = 3;
+  CHECK_THROWS_WITH_AS(linear_backward(context, args), "linear_backward: dx: expected [3, 4], got [3, 3]",
+                       Error);
+  args.dx = {};
+  args.dweight = view(layer.dw, 4, 5);
+  CHECK_THROWS_AS(linear_backward(context, args), Error);
+  args.x = view(layer.x, 2, 4);
+  CHECK_THROWS_WITH_AS(linear_backward(context, args), "linear_backward: x: expected [3, 4], got [2, 4]",
+                       Error);
+}
+
+TEST_CASE("dropout keeps what its rule keeps, alone as in a batch, and at the rate asked for") {
+  ExecContext context({.threads = 2});
+  constexpr std::int64_t kColumns = 1002;
+  const std::vector<std::int32_t> cu{0, 40, 40, 100};
+  std::vector<float> x(100 * kColumns, 1.0f);
+  dropout(context, {view(x, 100, kColumns), cu, 0.1f, 0x1234567890abcdef, 77});
+  const auto threshold = static_cast<std::uint32_t>(double{0.1f} * 0x1p32);
+  std::int64_t kept = 0;
+  bool same = true;
+  for (std::uint32_t b = 0; b < 3; ++b) {
+    for (std::int32_t m = cu[b]; m < cu[b + 1]; ++m) {
+      for (std::uint32_t c = 0; c < kColumns; ++c) {
+        const auto words =
+            philox({c / 4, static_cast<std::uint32_t>(m - cu[b]), 0x80000000u + b, 77}, 0x1234567890abcdef);
+        const bool keep = words[c % 4] >= threshold;
+        same &= x[static_cast<std::size_t>(m) * kColumns + c] == (keep ? 1.0f / (1.0f - 0.1f) : 0.0f);
+        kept += keep ? 1 : 0;
+      }
+    }
+  }
+  CHECK(same);
+  // 100 200 draws: five standard deviations are 0.0047.
+  CHECK(static_cast<double>(kept) / 100'200 == doctest::Approx(0.9).epsilon(0.005));
+
+  std::vector<float> alone(40 * kColumns, 1.0f);
+  dropout(context,
+          {view(alone, 40, kColumns), std::vector<std::int32_t>{0, 40}, 0.1f, 0x1234567890abcdef, 77});
+  CHECK(std::equal(alone.begin(), alone.end(), x.begin()));
+  CHECK_THROWS_AS(dropout(context, {view(x, 100, kColumns), cu, 1.0f, 0, 0}), Error);
+  CHECK_THROWS_AS(dropout(context, {view(x, 99, kColumns), cu, 0.5f, 0, 0}), Error);
+}
