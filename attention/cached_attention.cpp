@@ -5,6 +5,7 @@
 
 #include "attention/cpu/kernels.h"
 #include "attention/in_order.h"
+#include "attention/sdpa_problem.h"
 #include "engine/exec_context.h"
 #include "engine/profiler.h"
 
@@ -90,6 +91,16 @@ class Step {
   std::int64_t fresh(std::size_t b) const noexcept { return args_.cu_new[b + 1] - args_.cu_new[b]; }
   std::int64_t rows(std::size_t b) const noexcept { return (args_.cu_q[b + 1] - args_.cu_q[b]) * group_; }
   std::int64_t blocks(std::size_t b) const noexcept { return (rows(b) + kQueryRows - 1) / kQueryRows; }
+  std::int64_t most_rows() const noexcept {
+    std::int64_t most = 0;
+    for (std::size_t b = 0; b < args_.sequences.size(); ++b) most = std::max(most, rows(b));
+    return most;
+  }
+  /// Row of q: it has one per new token, or the queries alone.
+  std::int64_t first_query(std::size_t b) const noexcept {
+    const bool dense = args_.q.shape[0] == args_.cu_new.back();
+    return dense ? args_.cu_new[b + 1] - (args_.cu_q[b + 1] - args_.cu_q[b]) : args_.cu_q[b];
+  }
   bool single_job() const noexcept {
     for (std::size_t b = 0; b < args_.sequences.size(); ++b) {
       if (fresh(b) > kFewTokens || blocks(b) > 1) return false;
@@ -100,10 +111,9 @@ class Step {
   /// Key/value heads of one task of a single job: long runs of memory, and still a few tasks for every
   /// thread.
   std::int64_t heads_per_task(std::int64_t threads) const noexcept {
-    std::int64_t most_rows = 1;
-    for (std::size_t b = 0; b < args_.sequences.size(); ++b) most_rows = std::max(most_rows, rows(b));
     const std::int64_t share = static_cast<std::int64_t>(args_.sequences.size()) * heads() / (2 * threads);
-    return std::clamp<std::int64_t>(std::min(share, kQueryRows / most_rows), 1, heads());
+    return std::clamp<std::int64_t>(std::min(share, kQueryRows / std::max<std::int64_t>(1, most_rows())), 1,
+                                    heads());
   }
 
   // New keys and values are written, all are read once; a query sees the tokens up to itself.
@@ -136,9 +146,7 @@ class Step {
   void attend(std::size_t b, std::int64_t head, std::int64_t heads, std::int64_t block,
               std::byte* scratch) const {
     const std::int64_t queries = args_.cu_q[b + 1] - args_.cu_q[b];
-    // q holds a row per new token, or the queries alone.
-    const bool dense = args_.q.shape[0] == args_.cu_new.back();
-    const std::int64_t first = dense ? args_.cu_new[b + 1] - queries : args_.cu_q[b];
+    const std::int64_t first = first_query(b);
     cpu::ForwardTask task;
     task.kv = blocks_of(b, head);
     task.heads = heads;
@@ -180,6 +188,49 @@ class Step {
   std::int64_t group_;
 };
 
+// flash and decode run the same loops here and give the same bits; which of them it is, matters only to a
+// policy that leaves one out. Math answers for its memory itself.
+SdpaBackend choose_for(ExecContext& context, const Step& step) {
+  for (const SdpaBackend backend : sdpa_policy(context).order) {
+    if (backend != SdpaBackend::decode || step.most_rows() <= kDecodeRows) return backend;
+  }
+  throw Error(Code::usage, "cached_attention: no allowed backend can run the step; decode: Tq · H/Hkv = " +
+                               std::to_string(step.most_rows()) + " query rows, at most " +
+                               std::to_string(kDecodeRows));
+}
+
+void attend_by_math(ExecContext& context, const CachedAttentionArgs& args, const Step& step) {
+  const std::int64_t dim = args.sequences[0]->pool().shape().head_dim, heads = args.q.shape[1];
+  const SdpaScope scope(context, {SdpaBackend::math});
+  context.pool().run(static_cast<std::int64_t>(args.sequences.size()) * step.heads(),
+                     [&](std::int64_t i, int) {
+                       step.append(static_cast<std::size_t>(i / step.heads()), i % step.heads());
+                     });
+  for (std::size_t b = 0; b < args.sequences.size(); ++b) {
+    const std::int32_t queries = args.cu_q[b + 1] - args.cu_q[b];
+    if (queries == 0) continue;
+    const KvSequence* sequence = args.sequences[b];
+    const std::int32_t cu_q[] = {0, queries};
+    const std::int32_t cu_k[] = {0, static_cast<std::int32_t>(sequence->length() + step.fresh(b))};
+    const auto rows = [&](const TensorView& all, std::int64_t first, std::int64_t head_stride) {
+      TensorView view(static_cast<float*>(all.data) + first * all.stride[0], DType::f32,
+                      {queries, heads, dim});
+      view.stride = {all.stride[0], head_stride, 1, 0};
+      return view;
+    };
+    SdpaArgs one;
+    one.q = rows(args.q, step.first_query(b), args.q.stride[1]);
+    one.out = rows(args.out, args.cu_q[b], dim);
+    one.cache = std::span(&sequence, 1);
+    one.layer = args.layer;
+    one.cu_q = cu_q;
+    one.cu_k = cu_k;
+    one.scale = args.scale;
+    one.mask.kind = MaskKind::causal_lower_right;
+    sdpa(context, one);
+  }
+}
+
 }  // namespace
 
 void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
@@ -190,10 +241,11 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
   const auto batch = static_cast<std::int64_t>(args.sequences.size());
   const std::int64_t heads = step.heads();
 
-  const bool single = step.single_job();
-  const ProfileRange range(context, single ? "attention decode" : "attention flash",
+  const SdpaBackend backend = choose_for(context, step);
+  if (backend == SdpaBackend::math) return attend_by_math(context, args, step);
+  const ProfileRange range(context, backend == SdpaBackend::decode ? "attention decode" : "attention flash",
                            [&] { return step.work(); });
-  if (single) {
+  if (step.single_job()) {
     const std::int64_t together = step.heads_per_task(pool.size());
     const std::int64_t groups = (heads + together - 1) / together;
     run_in_order(pool, batch * groups, [&](std::int64_t i, int worker) {

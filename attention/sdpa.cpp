@@ -25,23 +25,35 @@ std::string mebibytes(std::size_t bytes) {
 
 enum class Pass : std::uint8_t { forward, backward };
 
-SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const SdpaProblem& p, Pass pass) {
-  if (backend == SdpaBackend::decode && pass == Pass::backward) return {false, "it has no backward pass"};
+// What keeps a backend from running a problem. Its reason in words is written only for those who ask.
+enum class Obstacle : std::uint8_t { none, no_backward, too_many_rows, too_much_memory };
+
+Obstacle obstacle(ExecContext& context, SdpaBackend backend, const SdpaProblem& p, Pass pass) {
   if (backend == SdpaBackend::decode) {
-    const std::int64_t rows = p.longest_q() * p.group;
-    if (rows > kDecodeRows) {
-      return {false, "Tq · H/Hkv = " + std::to_string(p.longest_q()) + " · " + std::to_string(p.group) +
-                         " = " + std::to_string(rows) + " query rows, at most " +
-                         std::to_string(kDecodeRows)};
-    }
+    if (pass == Pass::backward) return Obstacle::no_backward;
+    if (p.longest_q() * p.group > kDecodeRows) return Obstacle::too_many_rows;
   }
-  if (backend == SdpaBackend::math && pass == Pass::forward) {
-    const std::size_t bytes = sdpa_math_bytes(context, p), limit = policy_of(context).memory_limit;
-    if (bytes > limit) {
-      return {false, "the weights of Tq=" + std::to_string(p.longest_q()) +
-                         " Tk=" + std::to_string(p.longest_k()) + " take " + mebibytes(bytes) +
-                         ", memory_limit is " + mebibytes(limit)};
-    }
+  if (backend == SdpaBackend::math && pass == Pass::forward &&
+      sdpa_math_bytes(context, p) > policy_of(context).memory_limit) {
+    return Obstacle::too_much_memory;
+  }
+  return Obstacle::none;
+}
+
+SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const SdpaProblem& p, Pass pass) {
+  switch (obstacle(context, backend, p, pass)) {
+    case Obstacle::none:
+      break;
+    case Obstacle::no_backward:
+      return {false, "it has no backward pass"};
+    case Obstacle::too_many_rows:
+      return {false, "Tq · H/Hkv = " + std::to_string(p.longest_q()) + " · " + std::to_string(p.group) +
+                         " = " + std::to_string(p.longest_q() * p.group) + " query rows, at most " +
+                         std::to_string(kDecodeRows)};
+    case Obstacle::too_much_memory:
+      return {false, "the weights of Tq=" + std::to_string(p.longest_q()) + " Tk=" +
+                         std::to_string(p.longest_k()) + " take " + mebibytes(sdpa_math_bytes(context, p)) +
+                         ", memory_limit is " + mebibytes(policy_of(context).memory_limit)};
   }
   return {};
 }
@@ -68,12 +80,13 @@ SdpaChoice choose_for(ExecContext& context, const SdpaProblem& problem, Pass pas
   return choice;
 }
 
+// choose_for() without the reasons, which every call would pay for with a dozen allocations.
 SdpaBackend take(ExecContext& context, const SdpaProblem& problem, Pass pass) {
-  const SdpaChoice choice = choose_for(context, problem, pass);
-  require(choice.backend.has_value(), Code::usage, [&] {
-    return "sdpa: no allowed backend can run " + problem.describe() + ":\n" + choice.to_string();
-  });
-  return *choice.backend;
+  for (const SdpaBackend backend : policy_of(context).order) {
+    if (obstacle(context, backend, problem, pass) == Obstacle::none) return backend;
+  }
+  throw Error(Code::usage, "sdpa: no allowed backend can run " + problem.describe() + ":\n" +
+                               choose_for(context, problem, pass).to_string());
 }
 
 void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {

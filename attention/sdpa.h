@@ -71,9 +71,10 @@ struct SdpaArgs {
   std::span<const KvSequence* const> cache;  ///< (B) keys and values 0 … length−1 of each sequence instead
   int layer = 0;                             ///< of the cache
   std::span<const std::int32_t> cu_q;        ///< (B+1), rising from 0 to N
-  std::span<const std::int32_t> cu_k;        ///< (B+1), rising from 0 to S; empty with a cache
-  std::optional<float> scale;                ///< unset: 1/√D
-  Mask mask;  ///< upper-left or lower-right must be chosen: there is no "is_causal"
+  std::span<const std::int32_t> cu_k;        ///< (B+1), rising from 0 to S. With a cache empty, or sequence b
+                                       ///< has cu_k[b+1] − cu_k[b] keys, those behind length() included
+  std::optional<float> scale;  ///< unset: 1/√D
+  Mask mask;                   ///< upper-left or lower-right must be chosen: there is no "is_causal"
   Dropout dropout;
   TensorView out;  ///< (N, H, D), f32 or dtype of q
   TensorView lse;  ///< (H, N) f32 natural log of Σ e^score, or empty

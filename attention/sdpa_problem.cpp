@@ -2,12 +2,23 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 namespace inkling {
 namespace {
 
-void check(bool ok, const char* argument, const std::string& text) {
-  require(ok, Code::usage, [&] { return std::string("sdpa: ") + argument + ": " + text; });
+// `text` is a literal, or a callable where it has figures: a check that passes allocates nothing.
+template <class Text>
+void check(bool ok, const char* argument, const Text& text) {
+  require(ok, Code::usage, [&] {
+    std::string message = std::string("sdpa: ") + argument + ": ";
+    if constexpr (std::is_invocable_v<Text>) {
+      message += text();
+    } else {
+      message += text;
+    }
+    return message;
+  });
 }
 
 bool is_float(DType dtype) {
@@ -16,34 +27,46 @@ bool is_float(DType dtype) {
 
 void check_rows(const TensorView& view, const char* name, std::int64_t heads, std::int64_t dim) {
   check(view.rank == 3 && view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1),
-        name,
-        "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
-            ") with unit last stride, got " + view.shape_string());
+        name, [&] {
+          return "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
+                 ") with unit last stride, got " + view.shape_string();
+        });
 }
 
 void check_offsets(std::span<const std::int32_t> cu, const char* name, std::int64_t batch,
                    std::int64_t rows) {
   check(static_cast<std::int64_t>(cu.size()) == batch + 1 && cu.front() == 0 && cu.back() == rows &&
             std::ranges::is_sorted(cu),
-        name, "expected " + std::to_string(batch + 1) + " offsets rising from 0 to " + std::to_string(rows));
+        name, [&] {
+          return "expected " + std::to_string(batch + 1) + " offsets rising from 0 to " +
+                 std::to_string(rows);
+        });
 }
 
 void check_keys(const SdpaProblem& p, const SdpaArgs& args) {
   if (p.cached()) {
     check(static_cast<std::int64_t>(args.cache.size()) == p.batch, "cache",
           "expected one sequence per cu_q interval");
-    check(args.k.data == nullptr && args.v.data == nullptr && args.cu_k.empty(), "k, v, cu_k",
-          "expected none beside a cache");
+    check(args.k.data == nullptr && args.v.data == nullptr, "k, v", "expected none beside a cache");
+    check(args.cu_k.empty() || args.cu_k.size() == args.cu_q.size(), "cu_k",
+          "expected none beside a cache, or as many offsets as cu_q");
     const KvShape& shape = args.cache[0]->pool().shape();
-    check(args.layer >= 0 && args.layer < shape.layers, "layer", "got " + std::to_string(args.layer));
-    check(shape.head_dim == p.dim, "cache", "its head dim is " + std::to_string(shape.head_dim));
+    check(args.layer >= 0 && args.layer < shape.layers, "layer",
+          [&] { return "got " + std::to_string(args.layer); });
+    check(shape.head_dim == p.dim, "cache",
+          [&] { return "its head dim is " + std::to_string(shape.head_dim); });
     for (const KvSequence* sequence : args.cache) {
       check(&sequence->pool() == &args.cache[0]->pool(), "cache", "expected sequences of one pool");
+    }
+    for (std::int64_t b = 0; b < p.batch && !args.cu_k.empty(); ++b) {
+      const KvSequence& sequence = *args.cache[static_cast<std::size_t>(b)];
+      check(p.k_length(b) >= 0 && p.k_length(b) <= sequence.length() + sequence.room(), "cu_k",
+            [&] { return "expected at most the keys that sequence " + std::to_string(b) + " has room for"; });
     }
     return;
   }
   check(args.k.rank == 3 && args.k.dtype == args.q.dtype && args.v.dtype == args.q.dtype, "k, v",
-        "expected the dtype of q, " + std::string(dtype_name(args.q.dtype)));
+        [&] { return "expected the dtype of q, " + std::string(dtype_name(args.q.dtype)); });
   check_rows(args.k, "k", p.kv_heads, p.dim);
   check_rows(args.v, "v", p.kv_heads, p.dim);
   check(args.k.shape[0] == args.v.shape[0], "v", "expected as many rows as k");
@@ -65,28 +88,31 @@ void check_mask(const SdpaProblem& p, const Mask& mask) {
             (bias.shape[1] == 1 || bias.shape[1] == p.heads) &&
             (bias.shape[2] == 1 || bias.shape[2] >= p.longest_q()) &&
             (bias.shape[3] == 1 || bias.shape[3] >= p.longest_k()),
-        "mask.bias",
-        "expected " + std::string(dtype_name(dtype)) + " (B or 1, H or 1, Tq or 1, Tk or 1), got " +
-            std::string(dtype_name(bias.dtype)) + ' ' + bias.shape_string());
+        "mask.bias", [&] {
+          return "expected " + std::string(dtype_name(dtype)) + " (B or 1, H or 1, Tq or 1, Tk or 1), got " +
+                 std::string(dtype_name(bias.dtype)) + ' ' + bias.shape_string();
+        });
 }
 
 }  // namespace
 
 SdpaProblem::SdpaProblem(const SdpaArgs& arguments) : args(arguments) {
-  check(args.q.rank == 3 && is_float(args.q.dtype) && args.q.shape[1] > 0, "q",
-        "expected f32, bf16 or f16 (N, H, D), got " + std::string(dtype_name(args.q.dtype)) + ' ' +
-            args.q.shape_string());
+  check(args.q.rank == 3 && is_float(args.q.dtype) && args.q.shape[1] > 0, "q", [&] {
+    return "expected f32, bf16 or f16 (N, H, D), got " + std::string(dtype_name(args.q.dtype)) + ' ' +
+           args.q.shape_string();
+  });
   heads = args.q.shape[1];
   dim = args.q.shape[2];
   check(dim >= 1 && dim <= cpu::kMaxHeadDim, "q",
-        "expected a head dim of 1 to 256, got " + std::to_string(dim));
+        [&] { return "expected a head dim of 1 to 256, got " + std::to_string(dim); });
   check_rows(args.q, "q", heads, dim);
   batch = static_cast<std::int64_t>(args.cu_q.size()) - 1;
   check(batch >= 0, "cu_q", "expected B + 1 offsets");
   check_offsets(args.cu_q, "cu_q", batch, args.q.shape[0]);
   kv_heads = cached() ? args.cache[0]->pool().shape().heads : args.k.rank == 3 ? args.k.shape[1] : 0;
-  check(kv_heads > 0 && heads % kv_heads == 0, "k",
-        "expected Hkv to divide H = " + std::to_string(heads) + ", got " + std::to_string(kv_heads));
+  check(kv_heads > 0 && heads % kv_heads == 0, "k", [&] {
+    return "expected Hkv to divide H = " + std::to_string(heads) + ", got " + std::to_string(kv_heads);
+  });
   group = heads / kv_heads;
   check_keys(*this, args);
   kv_dtype = cached() ? args.cache[0]->pool().shape().dtype : args.k.dtype;
@@ -99,7 +125,7 @@ SdpaProblem::SdpaProblem(const SdpaArgs& arguments) : args(arguments) {
         "out", "expected (N, H, D) in f32 or the dtype of q");
   check(args.lse.data == nullptr || (args.lse.rank == 2 && args.lse.dtype == DType::f32 &&
                                      args.lse.shape[0] == heads && args.lse.shape[1] == args.q.shape[0]),
-        "lse", "expected f32 (H, N), got " + args.lse.shape_string());
+        "lse", [&] { return "expected f32 (H, N), got " + args.lse.shape_string(); });
 }
 
 std::int64_t SdpaProblem::longest_q() const noexcept {

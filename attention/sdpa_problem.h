@@ -29,7 +29,8 @@ struct SdpaProblem {
     return cached() ? 0 : args.cu_k[static_cast<std::size_t>(b)];
   }
   std::int64_t k_length(std::int64_t b) const noexcept {
-    return cached() ? args.cache[static_cast<std::size_t>(b)]->length() : k_begin(b + 1) - k_begin(b);
+    const auto i = static_cast<std::size_t>(b);
+    return args.cu_k.empty() ? args.cache[i]->length() : args.cu_k[i + 1] - args.cu_k[i];
   }
   std::int64_t longest_q() const noexcept;
   std::int64_t longest_k() const noexcept;

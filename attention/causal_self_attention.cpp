@@ -1,0 +1,242 @@
+#include "attention/causal_self_attention.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <numbers>
+
+#include "attention/sdpa_backward.h"
+#include "engine/exec_context.h"
+#include "engine/ops.h"
+#include "engine/philox.h"
+#include "engine/profiler.h"
+
+namespace inkling {
+namespace {
+
+enum : std::size_t { kAttnWeight, kProjWeight, kAttnBias, kProjBias };
+
+// `got` is a callable: a check that passes builds no string.
+template <class Got>
+void check(bool ok, const char* what, Got&& got) {
+  require(ok, Code::usage,
+          [&] { return std::string("causal_self_attention: ") + what + ", got " + std::string(got()); });
+}
+
+void check_rows(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* what) {
+  check(x.rank == 2 && x.dtype == DType::f32 && x.shape[0] == rows && x.shape[1] == columns, what,
+        [&] { return std::string(dtype_name(x.dtype)) + ' ' + x.shape_string(); });
+}
+
+// Box and Muller (1958), two words a value: element i of tensor t is philox({i, t, 2³² − 1, 2³² − 1}, seed),
+// counters that no dropout draws from: the same seed for both is a natural thing to write.
+void draw_normal(const Tensor& tensor, std::uint32_t number, std::uint64_t seed) {
+  constexpr double kDeviation = 0.02;
+  auto* to = tensor.as<float>();
+  for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+    const PhiloxWords words = philox({static_cast<std::uint32_t>(i), number, UINT32_MAX, UINT32_MAX}, seed);
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - philox_unit(words[0], words[1])));
+    const double angle = 2.0 * std::numbers::pi * philox_unit(words[2], words[3]);
+    to[i] = static_cast<float>(kDeviation * radius * std::cos(angle));
+  }
+}
+
+// Columns [begin, begin + H·D) of rows as (N, H, D).
+TensorView heads_of(const TensorView& rows, std::int64_t begin, std::int64_t heads, std::int64_t dim) {
+  TensorView view(static_cast<float*>(rows.data) + begin, DType::f32, {rows.shape[0], heads, dim});
+  view.stride = {rows.stride[0], dim, 1, 0};
+  return view;
+}
+
+std::string print(const char* pattern, auto... values) {
+  std::array<char, 160> text{};
+  std::snprintf(text.data(), text.size(), pattern, values...);
+  return text.data();
+}
+
+}  // namespace
+
+struct CausalSelfAttention::Views {
+  TensorView qkv;        // (N, 3C)
+  TensorView attended;   // (N, C)
+  TensorView lse;        // (H, N); training alone, like all below
+  TensorView dy;         // (N, C) gradient before the residual dropout
+  TensorView dattended;  // (N, C)
+  TensorView dqkv;       // (N, 3C)
+};
+
+CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfAttentionConfig& config,
+                                         std::uint64_t seed)
+    : context_(context), config_(config) {
+  check(config.n_embd > 0, "n_embd: expected at least 1", [&] { return std::to_string(config.n_embd); });
+  check(config.n_head > 0 && config.n_embd % config.n_head == 0, "n_head: expected a divisor of n_embd",
+        [&] { return std::to_string(config.n_head) + " for " + std::to_string(config.n_embd); });
+  check(config.n_embd / config.n_head <= 256, "n_head: expected heads of at most 256",
+        [&] { return std::to_string(config.n_embd / config.n_head); });
+  for (const auto& [p, what] :
+       {std::pair(config.attention_dropout, "attention_dropout: expected a rate in [0, 1)"),
+        std::pair(config.residual_dropout, "residual_dropout: expected a rate in [0, 1)")}) {
+    check(p >= 0.0f && p < 1.0f, what, [&] { return std::to_string(p); });
+  }
+  check(config.mask == MaskKind::none || config.mask == MaskKind::causal_lower_right ||
+            config.mask == MaskKind::causal_upper_left,
+        "mask: expected none or a causal one", [&] { return std::string(mask_kind_name(config.mask)); });
+  const std::int64_t c = config.n_embd;
+  draw_normal(add("c_attn.weight", {c, 3 * c}).value, 0, seed);
+  draw_normal(add("c_proj.weight", {c, c}).value, 1, seed);
+  if (config.bias) {
+    add("c_attn.bias", {3 * c});
+    add("c_proj.bias", {c});
+  }
+}
+
+CausalSelfAttention::Parameter& CausalSelfAttention::add(std::string_view name,
+                                                         std::initializer_list<std::int64_t> shape) {
+  parameters_.push_back({name, Tensor(DType::f32, shape), Tensor(DType::f32, shape)});
+  std::memset(parameters_.back().value.view().data, 0, parameters_.back().value.view().nbytes());
+  std::memset(parameters_.back().gradient.view().data, 0, parameters_.back().gradient.view().nbytes());
+  return parameters_.back();
+}
+
+void CausalSelfAttention::zero_gradients() noexcept {
+  for (const Parameter& p : parameters_) std::memset(p.gradient.view().data, 0, p.gradient.view().nbytes());
+}
+
+const float* CausalSelfAttention::bias(std::size_t index) const noexcept {
+  return config_.bias ? static_cast<const float*>(parameters_[index].value.view().data) : nullptr;
+}
+
+float* CausalSelfAttention::bias_gradient(std::size_t index) const noexcept {
+  return config_.bias ? static_cast<float*>(parameters_[index].gradient.view().data) : nullptr;
+}
+
+void CausalSelfAttention::pack_weights() {
+  if (packed_) return;
+  const auto repack = [&](PackedMatrix& packed, const Tensor& w) {
+    Buffer memory = std::move(packed.owned);
+    const std::int64_t k = w.size(0), n = w.size(1);
+    if (memory.empty()) memory = Buffer(packed_nbytes(context_, k, n, WeightFormat::f32));
+    packed = pack(context_, {w.view().data, DType::f32, k, n, n, 1}, WeightFormat::f32, memory.data());
+    packed.owned = std::move(memory);
+  };
+  repack(attn_, parameters_[kAttnWeight].value);
+  repack(proj_, parameters_[kProjWeight].value);
+  packed_ = true;
+}
+
+CausalSelfAttention::Views CausalSelfAttention::plan(std::int64_t tokens, Phase phase) {
+  const std::int64_t c = config_.n_embd;
+  const bool training = phase == Phase::training;
+  plan_.clear();
+  const std::size_t qkv = plan_.add("queries, keys, values", tokens, 3 * c);
+  const std::size_t attended = plan_.add("attention", tokens, c);
+  const std::size_t lse = plan_.add("log-sum-exp", training ? config_.n_head : 0, tokens);
+  const std::size_t dy = plan_.add("gradient of the projection", training ? tokens : 0, c);
+  const std::size_t dattended = plan_.add("gradient of attention", training ? tokens : 0, c);
+  const std::size_t dqkv = plan_.add("gradient of queries, keys, values", training ? tokens : 0, 3 * c);
+  arena_.use(plan_);
+  return {arena_.view(qkv), arena_.view(attended),  arena_.view(lse),
+          arena_.view(dy),  arena_.view(dattended), arena_.view(dqkv)};
+}
+
+// What sdpa() is to do with the qkv of `input`.
+SdpaArgs CausalSelfAttention::attention(const Views& v, const Input& input) const {
+  const std::int64_t c = config_.n_embd, heads = config_.n_head, dim = c / heads;
+  SdpaArgs args;
+  args.q = heads_of(v.qkv, 0, heads, dim);
+  args.k = heads_of(v.qkv, c, heads, dim);
+  args.v = heads_of(v.qkv, 2 * c, heads, dim);
+  args.cu_q = args.cu_k = input.cu_seqlens;
+  args.mask.kind = config_.mask;
+  args.out = heads_of(v.attended, 0, heads, dim);
+  if (input.phase == Phase::training) {
+    args.lse = v.lse;
+    args.dropout = {config_.attention_dropout, input.seed, input.offset};
+  }
+  return args;
+}
+
+void CausalSelfAttention::forward(const Input& input, const TensorView& out) {
+  const ProfileRange range(context_, "causal_self_attention");
+  const std::int64_t tokens = input.x.shape[0], c = config_.n_embd;
+  check_rows(input.x, tokens, c, "x: expected f32 (N, C)");
+  check_rows(out, tokens, c, "out: expected the shape of x");
+  const auto& cu = input.cu_seqlens;
+  check(!cu.empty() && cu.front() == 0 && cu.back() == tokens && std::ranges::is_sorted(cu),
+        "cu_seqlens: expected offsets rising from 0 to N",
+        [&] { return std::to_string(cu.size()) + " of them for N = " + std::to_string(tokens); });
+  last_ = {};  // what an earlier pass left is overwritten from here on, and this one may fail
+  pack_weights();
+  const Views v = plan(tokens, input.phase);
+  if (tokens == 0) {
+    last_ = input;
+    return;
+  }
+
+  linear(context_, {input.x, {}, {}, &attn_, bias(kAttnBias), Activation::none, {}, v.qkv});
+  sdpa(context_, attention(v, input));
+  linear(context_, {v.attended, {}, {}, &proj_, bias(kProjBias), Activation::none, {}, out});
+  if (input.phase == Phase::training) {
+    dropout(context_, {out, cu, config_.residual_dropout, input.seed, input.offset});
+  }
+  last_ = input;
+}
+
+void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx) {
+  check(last_.phase == Phase::training, "backward: expected a forward pass in training before",
+        [] { return std::string("none"); });
+  const ProfileRange range(context_, "causal_self_attention backward");
+  const std::int64_t tokens = last_.x.shape[0], c = config_.n_embd, heads = config_.n_head, dim = c / heads;
+  check_rows(dout, tokens, c, "dout: expected the shape of x");
+  if (dx.data != nullptr) check_rows(dx, tokens, c, "dx: expected the shape of x");
+  if (tokens == 0) return;
+  const Views v = plan(tokens, Phase::training);  // the same plan over the same memory
+
+  TensorView dy = dout;
+  if (config_.residual_dropout > 0.0f) {
+    dy = v.dy;
+    layer_norm(context_, {dout, {}, {}, dy});  // without a norm: a copy
+    dropout(context_, {dy, last_.cu_seqlens, config_.residual_dropout, last_.seed, last_.offset});
+  }
+  linear_backward(context_, {v.attended, parameters_[kProjWeight].value.view(), dy, v.dattended,
+                             parameters_[kProjWeight].gradient.view(), bias_gradient(kProjBias)});
+  SdpaBackwardArgs args;
+  args.forward = attention(v, last_);
+  args.dout = heads_of(v.dattended, 0, heads, dim);
+  args.dq = heads_of(v.dqkv, 0, heads, dim);
+  args.dk = heads_of(v.dqkv, c, heads, dim);
+  args.dv = heads_of(v.dqkv, 2 * c, heads, dim);
+  sdpa_backward(context_, args);
+  linear_backward(context_, {last_.x, parameters_[kAttnWeight].value.view(), v.dqkv, dx,
+                             parameters_[kAttnWeight].gradient.view(), bias_gradient(kAttnBias)});
+}
+
+void CausalSelfAttention::release() noexcept {
+  arena_ = Arena();
+  last_ = {};
+}
+
+std::string CausalSelfAttention::to_string() const {
+  const auto linear_line = [&](const char* name, std::int64_t outputs) {
+    return print("  (%s): Linear(in_features=%lld, out_features=%lld, bias=%s)\n", name,
+                 static_cast<long long>(config_.n_embd), static_cast<long long>(outputs),
+                 config_.bias ? "True" : "False");
+  };
+  // The shortest digits that give p back, as Python writes them: 0.1, 0.0.
+  const auto dropout_line = [](const char* name, float p) {
+    std::array<char, 64> digits{};  // 1e-45 has 45 places, and the rest of them stay zero
+    std::to_chars(digits.data(), digits.data() + digits.size() - 1, p, std::chars_format::fixed);
+    return print("  (%s): Dropout(p=%s%s, inplace=False)\n", name, digits.data(), p == 0.0f ? ".0" : "");
+  };
+  std::string text = "CausalSelfAttention(\n" + linear_line("c_attn", 3 * config_.n_embd) +
+                     linear_line("c_proj", config_.n_embd);
+  if (config_.attention_dropout != config_.residual_dropout) {
+    text += dropout_line("attn_dropout", config_.attention_dropout);
+  }
+  return text + dropout_line("resid_dropout", config_.residual_dropout) + ")";
+}
+
+}  // namespace inkling
