@@ -120,9 +120,10 @@ class ModelLoader {
     return packed(w, {w.data, w.dtype, w.shape[1], w.shape[0], w.stride[1], w.stride[0]});
   }
   PackedMatrix packed(const TensorView& w, const MatrixSource& m) {
-    PackedMatrix whole = pack_columns(w, m, 0, std::min(m.n, kColumnsAtOnce));
-    for (std::int64_t n = whole.n; n < m.n; n += kColumnsAtOnce) {
-      whole.bytes += pack_columns(w, m, n, std::min(m.n - n, kColumnsAtOnce)).bytes;
+    const std::int64_t at_once = m.k_stride == 1 ? kColumnsAtOnce : m.n;
+    PackedMatrix whole = pack_columns(w, m, 0, std::min(m.n, at_once));
+    for (std::int64_t n = whole.n; n < m.n; n += at_once) {
+      whole.bytes += pack_columns(w, m, n, std::min(m.n - n, at_once)).bytes;
     }
     whole.n = m.n;
     finish(w);
