@@ -16,6 +16,7 @@
 namespace inkling::app {
 
 Options& add_bench_gemm(Program& program, const Options& bench);
+Options& add_bench_sdpa(Program& program, const Options& bench);
 
 namespace {
 
@@ -262,6 +263,7 @@ void add_bench(Program& program) {
   options.flag("--ceiling", "measure the machine's limits, and show the share reached (md, csv)", o->ceiling);
   add_model_options(options, o->model);
   add_bench_gemm(program, options);
+  add_bench_sdpa(program, options);
 }
 
 }  // namespace inkling::app

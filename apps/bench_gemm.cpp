@@ -7,7 +7,7 @@
 #include "apps/json_text.h"
 #include "apps/model_options.h"
 #include "apps/program.h"
-#include "apps/signals.h"
+#include "apps/timing.h"
 #include "engine/ops.h"
 
 namespace inkling::app {
@@ -72,26 +72,6 @@ struct Product {
   double gb_s() const { return static_cast<double>(bytes) / seconds / 1e9; }
 };
 
-// The median of `repeats` samples of at least 10 ms each, so that the clock's grain does not show.
-double median_seconds(ExecContext& context, const LinearArgs& args, int repeats) {
-  std::vector<double> all;
-  linear(context, args);
-  for (int i = 0; i < repeats; ++i) {
-    const double start = now();
-    double passed = 0;
-    int calls = 0;
-    do {
-      linear(context, args);
-      ++calls;
-      passed = now() - start;
-    } while (passed < 0.01);
-    all.push_back(passed / calls);
-    check_interrupt();
-  }
-  std::sort(all.begin(), all.end());
-  return all[all.size() / 2];
-}
-
 template <class Visit>
 void measure(const GemmOptions& o, ExecContext& context, Visit&& visit) {
   std::mt19937 random(1);
@@ -107,7 +87,8 @@ void measure(const GemmOptions& o, ExecContext& context, Visit&& visit) {
         args.x = TensorView(x.data(), DType::f32, {m, k});
         args.weight = &packed;
         args.out = TensorView(y.data(), DType::f32, {m, n});
-        visit(Product{k, n, m, format, median_seconds(context, args, o.repeats), packed.bytes});
+        visit(Product{k, n, m, format, time_calls(o.repeats, [&] { linear(context, args); }).median,
+                      packed.bytes});
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <memory>
 
+#include "apps/attention_case.h"
 #include "apps/ceilings.h"
 #include "apps/model_options.h"
 #include "apps/program.h"
@@ -60,6 +61,40 @@ void sample(ExecContext& context) {
   }
 }
 
+struct DoctorOptions {
+  ModelOptions model;
+  std::string attn;
+};
+
+void print_choice(const std::string& pass, const SdpaChoice& choice) {
+  line(pass,
+       choice.backend ? std::string(sdpa_backend_name(*choice.backend)) + ": chosen" : "none can run it");
+  for (const SdpaChoice::Refusal& refusal : choice.refused) {
+    line("", std::string(sdpa_backend_name(refusal.backend)) + ": refused, " + refusal.reason);
+  }
+}
+
+// The decision alone: no tensor is made and nothing runs.
+void explain_attention(const DoctorOptions& o, const Console& console) {
+  SdpaPolicy policy;
+  if (!o.model.attn.empty()) policy.order = o.model.attn;
+  const AttentionCase shape = [&] {
+    try {
+      return parse_attention_case(o.attn, policy.memory_limit);
+    } catch (const Error& error) {
+      throw Error(error.code(), "--attn: " + error.message());
+    }
+  }();
+  ExecContext context(exec_options(o.model, console));
+  const SdpaScope scope(context, policy);
+  const AttentionData data(shape, AttentionData::Memory::none);
+  const SdpaChoice forward = choose(context, data.forward());
+  line("attention", shape.to_string());
+  line("memory limit", std::to_string(policy.memory_limit) + " bytes that grow with Tq x Tk");
+  print_choice("forward", forward);
+  if (shape.backward) print_choice("backward", choose_backward(context, data.backward()));
+}
+
 void doctor(const ModelOptions& options, const Console& console) {
   line("inkling", version_text());
   machine();
@@ -91,10 +126,16 @@ std::string version_text() {
 }
 
 void add_doctor(Program& program) {
-  auto o = std::make_shared<ModelOptions>();
-  Options& options = program.command("doctor", "what was built, found and chosen, and why",
-                                     [o](const Console& console) { doctor(*o, console); });
-  add_device_options(options, *o);
+  auto o = std::make_shared<DoctorOptions>();
+  Options& options =
+      program.command("doctor", "what was built, found and chosen, and why", [o](const Console& console) {
+        o->attn.empty() ? doctor(o->model, console) : explain_attention(*o, console);
+      });
+  options.group("What", Options::Layers::command_line);
+  options.add("--attn", "SHAPE", "how attention would run: B, H, Hkv, T (or Tq, Tk), D, dtype, mask, ..",
+              text(o->attn));
+  options.add("--attn-order", "NAME,..", "backends allowed, in this order [auto]", backends(o->model.attn));
+  add_device_options(options, o->model);
 }
 
 }  // namespace inkling::app

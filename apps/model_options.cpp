@@ -59,6 +59,22 @@ void add_tokenizer_options(Options& options, ModelOptions& model) {
   options.add("--tokenizer", "PATH", "tokenizer folder or file [the model's]", path(model.tokenizer));
 }
 
+Setter backends(std::vector<SdpaBackend>& target) {
+  return [&target](const std::string& value) {
+    target.clear();
+    if (value == "auto") return;
+    for (std::size_t at = 0; at <= value.size();) {
+      const std::size_t comma = std::min(value.find(',', at), value.size());
+      const auto backend = parse_sdpa_backend(std::string_view(value).substr(at, comma - at));
+      if (!backend || std::ranges::find(target, *backend) != target.end()) {
+        refuse("auto, or some of flash, decode and math, each once", value);
+      }
+      target.push_back(*backend);
+      at = comma + 1;
+    }
+  };
+}
+
 void add_device_options(Options& options, ModelOptions& model) {
   options.group("Model", Options::Layers::all);
   options.add("--device", "NAME", "auto, cpu or cuda[:N] [auto]", device(model.device));
@@ -79,6 +95,8 @@ void add_model_options(Options& options, ModelOptions& model) {
                                                  {"int4", Quantisation::int4}}));
   options.add("-c,--ctx-size", "N", "positions to use; 0: all that the model has [0]",
               whole<std::int64_t>(model.context, 0, kMaxPositions));
+  options.add("--attn", "NAME,..", "attention by flash, decode and math, in this order [auto]",
+              backends(model.attn));
   options.add("--verify", "HASH", "sha256:HEX or a sha256sum manifest that the weights must match",
               text(model.verify));
   options.add("--max-memory", "SIZE", "most bytes of weights, keys and values, e.g. 2G",
@@ -116,6 +134,7 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
       reading_(std::async(read == ReadTokenizer::at_once ? std::launch::async : std::launch::deferred,
                           [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
       context_(exec_options(options, console)) {
+  if (!options.attn.empty()) attn_.emplace(context_, SdpaPolicy{options.attn});
   const double start = now();
   model_ = load(path_, context_, options, console).value();
   load_ms_ = (now() - start) * 1e3;

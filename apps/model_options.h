@@ -6,9 +6,11 @@
 #include <future>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "apps/console.h"
 #include "apps/options.h"
+#include "attention/sdpa.h"
 #include "engine/exec_context.h"
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
@@ -22,11 +24,14 @@ struct ModelOptions {
   WeightType dtype = WeightType::automatic;
   Quantisation quant = Quantisation::none;
   int threads = 0;
-  std::int64_t context = 0;      ///< positions; 0: all
-  std::string verify;            ///< "sha256:HEX" or a manifest
-  std::uint64_t max_memory = 0;  ///< bytes of weights, keys and values; 0: no limit
+  std::int64_t context = 0;       ///< positions; 0: all
+  std::vector<SdpaBackend> attn;  ///< backends allowed, in order of preference; empty: automatic
+  std::string verify;             ///< "sha256:HEX" or a manifest
+  std::uint64_t max_memory = 0;   ///< bytes of weights, keys and values; 0: no limit
 };
 
+/// "flash,math", or "auto" for an empty list.
+Setter backends(std::vector<SdpaBackend>& target);
 void add_model_options(Options& options, ModelOptions& model);
 /// --device and --threads alone.
 void add_device_options(Options& options, ModelOptions& model);
@@ -69,6 +74,7 @@ class Workspace {
   std::filesystem::path path_;
   std::future<Result<Tokenizer>> reading_;  // a deferred one is read by get()
   ExecContext context_;
+  std::optional<SdpaScope> attn_;
   std::optional<Model> model_;
   std::optional<Result<Tokenizer>> tokenizer_;
   double load_ms_ = 0;

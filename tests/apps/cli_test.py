@@ -300,6 +300,91 @@ class Others(Folder):
             self.assertIn(word, explained)
         self.assertIn("chosen", run("doctor").stdout)
 
+    def test_the_caller_chooses_how_attention_is_computed(self):
+        texts = self.file("t.jsonl", json.dumps({"id": 0, "text": "ROMEO: But soft, what light through yonder window breaks? " * 3}))
+        def score(*args):
+            return run("eval", "--score", texts, "--output", "jsonl", "-q", "--dtype", "f32", *args)
+        default = score()
+        self.assertEqual(default.returncode, 0, default.stderr)
+        self.assertEqual(score("--attn", "flash").stdout, default.stdout)
+        self.assertEqual(score("--attn", "auto").stdout, default.stdout)
+        expected = json.loads(default.stdout)["logprobs"][1:]
+        oracle = json.loads(score("--attn", "math").stdout)["logprobs"][1:]
+        self.assertNotEqual(oracle, expected)
+        for a, b in zip(expected, oracle, strict=True):
+            self.assertAlmostEqual(a, b, delta=2e-4)
+        refused = score("--attn", "decode")
+        self.assertEqual((refused.returncode, refused.stdout), (2, ""))
+        self.assertIn("query rows, at most 16", refused.stderr)
+        self.assertEqual(score("--attn", "decode", "--prefill-chunk", 16).stdout, default.stdout)
+        self.assertEqual(score("--attn", "decode,flash").stdout, default.stdout)
+        for bad in ["fast", "flash,flash", "flash,", ""]:
+            done = score("--attn", bad)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("--attn: expected auto, or some of flash, decode and math, each once", done.stderr)
+
+    def test_doctor_tells_how_attention_would_run(self):
+        def ask(text, *args):
+            return run("doctor", "--attn", text, *args)
+        done = ask("B=2 H=12 T=1024 D=64")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"forward +flash: chosen")
+        self.assertIn("decode: refused, Tq · H/Hkv = 1024 · 1 = 1024 query rows, at most 16", done.stdout)
+        self.assertIn("math: refused, flash comes first", done.stdout)
+        done = ask("H=12 Tq=1 Tk=1000000 D=64 mask=causal-lower-right dtype=bf16")
+        self.assertRegex(done.stdout, r"forward +decode: chosen")
+        done = ask("H=4 T=64 D=8 mask=additive_bias dropout=0.1 backward=1", "--attn-order", "math,flash")
+        self.assertRegex(done.stdout, r"forward +math: chosen")
+        self.assertRegex(done.stdout, r"backward +math: chosen")
+        self.assertIn("decode: refused, not among the backends allowed here", done.stdout)
+        done = ask("T=4096 memory_limit=1M", "--attn-order", "math")
+        self.assertIn("none can run it", done.stdout)
+        self.assertIn("memory_limit is 1 MiB", done.stdout)
+        for text, part in [("T=0", "T: expected a whole number from 1"), ("T=8 T=9", "T: expected once"), ("Q=1", "expected one of B, H"),
+                           ("T", "expected KEY=VALUE"), ("mask=causal", "causal needs its alignment"), ("dtype=i8", "dtype: expected"),
+                           ("dropout=1", "dropout: expected a rate"), ("H=4 Hkv=3", "Hkv"), ("D=300", "D: expected")]:
+            done = ask(text)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), text)
+            self.assertIn(part, done.stderr)
+
+    def test_bench_sdpa_compares_backends_and_gives_reasons(self):
+        def bench(*args):
+            return run("bench", "sdpa", "-q", "-r", 1, "--output", "json", *args)
+        rows = json.loads(bench("--length", 64, "--heads", 2, "--backward").stdout)
+        self.assertEqual([r["what"] for r in rows], ["flash", "flash backward", "decode", "math", "math backward"])
+        for r in rows:
+            self.assertEqual(set(r), {"experiment", "shape", "what", "threads", "isa", "us", "gflop_per_s", "gb_per_s", "note"})
+            self.assertEqual(set(r["us"]), {"median", "min", "max"})
+            if r["what"] == "decode":
+                self.assertIn("refused: Tq", r["note"])
+                self.assertIsNone(r["us"]["median"])
+            else:
+                self.assertGreater(r["gflop_per_s"], 0)
+        # Flops are those of the scores to be seen: 64 · 65 / 2 under a causal mask.
+        flash = rows[0]
+        self.assertAlmostEqual(flash["gflop_per_s"] * flash["us"]["median"] * 1e3, 2 * 2 * 64 * 2 * 64 * 65 / 2, delta=1)
+        rows = json.loads(bench("--varlen", "1,30,64", "--heads", 4, "--kv-heads", 2, "--mask", "sliding-window", "--window", 8,
+                                "--dtype", "bf16", "--dropout", 0.1, "--backend", "flash").stdout)
+        self.assertEqual([r["what"] for r in rows], ["flash"])
+        self.assertEqual(rows[0]["shape"], "B=3 H=4 Hkv=2 T=1..64 D=64 bf16 sliding_window 8 dropout=0.1")
+        done = bench("--length", 64, "--backend", "decode")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("at most 16", done.stderr)
+        self.assertIn("| explore |", run("bench", "sdpa", "-r", 1, "--length", 8, "--heads", 1).stdout)
+
+    def test_bench_sdpa_runs_the_tutorial(self):
+        done = run("bench", "sdpa", "--suite", "tutorial", "--scale", 0.01, "-r", 1, "--output", "json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        rows = json.loads(done.stdout)
+        self.assertEqual(list(dict.fromkeys(r["experiment"] for r in rows)),
+                         ["backend comparison", "varlen vs dense, 50% padding", "module eager vs planned", "upper-left vs lower-right"])
+        notes = [r["note"] for r in rows if r["experiment"] == "upper-left vs lower-right"]
+        self.assertEqual(notes, ["", "differs from upper-left", "", "equal to upper-left"])
+        tokens = [int(r["shape"].split()[-2]) for r in rows if r["experiment"].startswith("varlen")]
+        self.assertEqual(tokens[0], 2 * tokens[1])
+        self.assertIn("1 1 1 1 1 1 1 1 1 0\n1 1 1 1 1 1 1 1 1 1", done.stderr)
+        self.assertIn("(c_attn): Linear(in_features=512, out_features=1536, bias=False)", done.stderr)
+
     def test_profile_and_trace_tell_where_the_time_went(self):
         with tempfile.TemporaryDirectory() as folder:
             trace = pathlib.Path(folder) / "trace.json"
