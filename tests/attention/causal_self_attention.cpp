@@ -4,38 +4,15 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <fstream>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "engine/exec_context.h"
+#include "tests/count_allocations.h"
 #include "tests/data.h"
 #include "tests/random.h"
-
-namespace {
-std::atomic<std::int64_t> allocations{0};
-}
-
-// Counted, to show that a warm call makes none. Not inlined, or g++ takes new and free for a mismatch.
-__attribute__((noinline)) void* operator new(std::size_t bytes) {
-  ++allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-__attribute__((noinline)) void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return std::malloc(bytes);
-}
-__attribute__((noinline)) void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 namespace inkling {
 namespace {
@@ -249,11 +226,11 @@ TEST_CASE("a warm call allocates nothing, forward or backward, for lengths no lo
   const std::vector<std::vector<std::int32_t>> batches{{0, 90}, {0, 20, 20, 61}, {0, 20, 90}, {0, 90}};
   for (int round = 0; round < 2; ++round) {
     for (const auto& cu : batches) {
-      const std::int64_t before = allocations;
+      const std::int64_t before = test::allocations;
       module.forward({first(x, cu.back()), cu, Phase::evaluation}, first(out, cu.back()));
       module.forward({first(x, cu.back()), cu, Phase::training, 3, 4}, first(out, cu.back()));
       module.backward(first(dout, cu.back()), first(dx, cu.back()));
-      if (round == 1) CHECK(allocations == before);
+      if (round == 1) CHECK(test::allocations == before);
     }
   }
 }

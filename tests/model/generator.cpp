@@ -4,36 +4,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <map>
-#include <new>
 #include <stdexcept>
 
 #include "model/score.h"
+#include "tests/count_allocations.h"
 #include "tests/model/random_gpt2.h"
-
-namespace {
-std::atomic<std::int64_t> allocations{0};
-}
-
-// Counted, to show that a decode step makes none. Not inlined, or g++ takes new and free for a mismatch.
-__attribute__((noinline)) void* operator new(std::size_t bytes) {
-  ++allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-__attribute__((noinline)) void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return std::malloc(bytes);
-}
-__attribute__((noinline)) void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 using namespace inkling;
 using test::Random;
@@ -261,9 +238,9 @@ TEST_CASE("a decode step allocates nothing, whatever is drawn") {
   }
   for (int i = 0; i < 5; ++i) generator.step();
   for (int i = 0; i < 30; ++i) {
-    const std::int64_t before = allocations;
+    const std::int64_t before = test::allocations;
     generator.step();
-    REQUIRE(allocations - before == 0);
+    REQUIRE(test::allocations - before == 0);
   }
 }
 
