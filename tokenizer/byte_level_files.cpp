@@ -115,7 +115,7 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
   }
   const auto& members = vocab.members();
   StringIndex known(members.size());
-  for (const auto& member : members) known.insert(member.first, 0);
+  for (const auto& member : members) known.insert(member.key, 0);
   std::size_t extra = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const JsonField field = list->child(list->items()[i], std::to_string(i));

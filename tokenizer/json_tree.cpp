@@ -37,14 +37,14 @@ class TreeBuilder {
   bool start_array(std::size_t) { return open({JsonValue::Items{}}); }
   bool end_array() { return close(); }
   bool key(std::string& name) {
-    std::get<JsonValue::Members>(open_.back()->content).emplace_back(std::move(name), JsonValue{});
+    std::get<JsonValue::Members>(open_.back()->content).push_back({std::move(name), {}});
     return true;
   }
   bool end_object() {
     const auto& members = std::get<JsonValue::Members>(open_.back()->content);
     StringIndex keys(members.size());
     for (const auto& member : members) {
-      if (!keys.insert(member.first, 0)) return refuse("the key \"" + member.first + "\" is there twice");
+      if (!keys.insert(member.key, 0)) return refuse("the key \"" + member.key + "\" is there twice");
     }
     return close();
   }
@@ -64,7 +64,7 @@ class TreeBuilder {
     if (open_.empty()) return root = std::move(value);
     JsonValue& parent = *open_.back();
     if (auto* members = std::get_if<JsonValue::Members>(&parent.content)) {
-      return members->back().second = std::move(value);
+      return members->back().value = std::move(value);
     }
     return std::get<JsonValue::Items>(parent.content).emplace_back(std::move(value));
   }

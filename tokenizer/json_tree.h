@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -14,11 +13,13 @@
 
 namespace inkling {
 
+struct JsonMember;
+
 struct JsonValue {
   enum class Type : std::uint8_t { null, boolean, integer, real, string, array, object };
   struct Real {};  // a number that is no 64-bit integer: nothing here wants its value
   using Items = std::vector<JsonValue>;
-  using Members = std::vector<std::pair<std::string, JsonValue>>;  // in file order
+  using Members = std::vector<JsonMember>;  // in file order
   std::variant<std::monostate, bool, std::int64_t, Real, std::string, Items, Members> content;
 
   Type type() const noexcept { return static_cast<Type>(content.index()); }
@@ -27,6 +28,11 @@ struct JsonValue {
     const auto* held = std::get_if<std::int64_t>(&content);
     return held != nullptr && *held >= low && *held <= high && (value = *held, true);
   }
+};
+
+struct JsonMember {
+  std::string key;
+  JsonValue value;
 };
 
 /// Throws Code::malformed, naming the file, the byte and the reason.
