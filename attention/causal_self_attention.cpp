@@ -76,11 +76,11 @@ CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfA
         [&] { return std::to_string(config.n_head) + " for " + std::to_string(config.n_embd); });
   check(config.n_embd / config.n_head <= 256, "n_head: expected heads of at most 256",
         [&] { return std::to_string(config.n_embd / config.n_head); });
-  for (const auto& [p, what] :
-       {std::pair(config.attention_dropout, "attention_dropout: expected a rate in [0, 1)"),
-        std::pair(config.residual_dropout, "residual_dropout: expected a rate in [0, 1)")}) {
+  const auto check_rate = [](float p, const char* what) {
     check(p >= 0.0f && p < 1.0f, what, [&] { return std::to_string(p); });
-  }
+  };
+  check_rate(config.attention_dropout, "attention_dropout: expected a rate in [0, 1)");
+  check_rate(config.residual_dropout, "residual_dropout: expected a rate in [0, 1)");
   check(config.mask == MaskKind::none || config.mask == MaskKind::causal_lower_right ||
             config.mask == MaskKind::causal_upper_left,
         "mask: expected none or a causal one", [&] { return std::string(mask_kind_name(config.mask)); });
