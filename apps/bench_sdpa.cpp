@@ -127,7 +127,7 @@ class SdpaBench {
     shape.heads = shape.kv_heads = 32;
     shape.dim = 32;
     shape.dtype = o_.shape.dtype;
-    shape.q_lengths.assign(static_cast<std::size_t>(scaled(32)), 1024);
+    shape.q_lengths.assign(static_cast<std::size_t>(scaled(32)), o_.length);
     shape.k_lengths = shape.q_lengths;
     for (const MaskKind mask : {MaskKind::none, MaskKind::causal_upper_left}) {
       shape.mask = mask;

@@ -373,7 +373,7 @@ class Others(Folder):
         self.assertIn("| explore |", run("bench", "sdpa", "-r", 1, "--length", 8, "--heads", 1).stdout)
 
     def test_bench_sdpa_runs_the_tutorial(self):
-        done = run("bench", "sdpa", "--suite", "tutorial", "--scale", 0.01, "-r", 1, "--output", "json")
+        done = run("bench", "sdpa", "--suite", "tutorial", "--scale", 0.01, "--length", 64, "-r", 1, "--output", "json")
         self.assertEqual(done.returncode, 0, done.stderr)
         rows = json.loads(done.stdout)
         self.assertEqual(list(dict.fromkeys(r["experiment"] for r in rows)),
