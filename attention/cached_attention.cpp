@@ -96,6 +96,15 @@ class Step {
     for (std::size_t b = 0; b < args_.sequences.size(); ++b) most = std::max(most, rows(b));
     return most;
   }
+  /// What sdpa_math_bytes() will be of the longest sequence: attend_by_math() takes one at a time.
+  std::size_t math_bytes(std::int64_t threads) const noexcept {
+    std::int64_t most = 0;
+    for (std::size_t b = 0; b < args_.sequences.size(); ++b) {
+      const std::int64_t queries = args_.cu_q[b + 1] - args_.cu_q[b];
+      most = std::max(most, queries * (args_.sequences[b]->length() + fresh(b)));
+    }
+    return static_cast<std::size_t>(std::min(threads, shape_.heads * group_) * most) * sizeof(double);
+  }
   /// Row of q: it has one per new token, or the queries alone.
   std::int64_t first_query(std::size_t b) const noexcept {
     const bool dense = args_.q.shape[0] == args_.cu_new.back();
@@ -189,14 +198,24 @@ class Step {
 };
 
 // flash and decode run the same loops here and give the same bits; which of them it is, matters only to a
-// policy that leaves one out. Math answers for its memory itself.
+// policy that leaves one out.
 SdpaBackend choose_for(ExecContext& context, const Step& step) {
-  for (const SdpaBackend backend : sdpa_policy(context).order) {
-    if (backend != SdpaBackend::decode || step.most_rows() <= kDecodeRows) return backend;
+  const SdpaPolicy& policy = sdpa_policy(context);
+  const int threads = context.pool().size();
+  for (const SdpaBackend backend : policy.order) {
+    if (backend == SdpaBackend::decode && step.most_rows() > kDecodeRows) continue;
+    if (backend == SdpaBackend::math && step.math_bytes(threads) > policy.memory_limit) continue;
+    return backend;
   }
-  throw Error(Code::usage, "cached_attention: no allowed backend can run the step; decode: Tq · H/Hkv = " +
-                               std::to_string(step.most_rows()) + " query rows, at most " +
-                               std::to_string(kDecodeRows));
+  std::string reasons;
+  for (const SdpaBackend backend : policy.order) {
+    reasons += backend == SdpaBackend::decode
+                   ? "; decode: Tq · H/Hkv = " + std::to_string(step.most_rows()) + " query rows, at most " +
+                         std::to_string(kDecodeRows)
+                   : "; math: its weights take " + std::to_string(step.math_bytes(threads)) +
+                         " bytes, memory_limit is " + std::to_string(policy.memory_limit);
+  }
+  throw Error(Code::usage, "cached_attention: no allowed backend can run the step" + reasons);
 }
 
 void attend_by_math(ExecContext& context, const CachedAttentionArgs& args, const Step& step) {

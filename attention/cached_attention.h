@@ -34,8 +34,9 @@ struct CachedAttentionArgs {
 /// Hkv must divide H. One synchronisation point when every sequence brings few tokens (a decode step), two
 /// otherwise. No heap allocation once the scratch of the pool is warm. Bits: see sdpa.h; equal for any
 /// chunking of the same tokens. Honours the policy of the context (SdpaScope): flash and decode are the same
-/// loops with the same bits, decode alone refuses more than 16 query rows, math is the oracle, slow. Throws
-/// Error{usage}.
+/// loops with the same bits, decode alone refuses more than 16 query rows, math is the oracle, slow, and
+/// refuses what passes memory_limit. Throws Error{usage}, with the reasons when no allowed backend can run
+/// the step.
 void cached_attention(ExecContext& context, const CachedAttentionArgs& args);
 
 }  // namespace inkling

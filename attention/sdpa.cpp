@@ -146,6 +146,11 @@ SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& 
   return supports_problem(context, backend, SdpaProblem(args), Pass::forward);
 }
 
+std::size_t sdpa_quadratic_bytes(ExecContext& context, SdpaBackend backend, const SdpaArgs& args) {
+  const SdpaProblem problem(args);
+  return backend == SdpaBackend::math ? sdpa_math_bytes(context, problem) : 0;
+}
+
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
   return choose_for(context, SdpaProblem(args), Pass::forward);
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/sdpa.h"
 #include "engine/exec_context.h"
 #include "tests/attention/random.h"
 
@@ -306,6 +307,43 @@ TEST_CASE("fork, truncate and append again give the bits of a fresh sequence") {
     CHECK(std::memcmp(got.data(), want_x.data(), want_x.size() * sizeof(float)) == 0);
     CHECK(std::memcmp(got.data() + want_x.size(), want_y.data(), want_y.size() * sizeof(float)) == 0);
   }
+}
+
+TEST_CASE("a policy goes on to the next backend where one refuses, and gives every reason at its end") {
+  ExecContext context = make_context(supported_isas().back(), 2);
+  Random random(6);
+  const Shape shape{4, 2, 16};
+  const Tokens x(random, shape, 40);
+  Cache cache(shape, DType::f32, 256);
+  // The prompt and one token more: under math 2 threads hold weights of 30 · 30 and of 1 · 31 keys.
+  const auto both = [&](const SdpaPolicy& policy) {
+    const SdpaScope scope(context, policy);
+    KvSequence sequence(cache.pool);
+    std::vector<float> out = run_step(context, 0, {{&x, &sequence, 30, 30}}, 0.3f);
+    const std::vector<float> more = run_step(context, 0, {{&x, &sequence, 1, 1}}, 0.3f);
+    out.insert(out.end(), more.begin(), more.end());
+    return out;
+  };
+  constexpr std::size_t kPrompt = 2 * 30 * 30 * sizeof(double), kToken = 2 * 31 * sizeof(double);
+  using enum SdpaBackend;
+  const auto by_flash = both({{flash}, 0}), by_math = both({{math}, kPrompt});
+  CHECK(by_flash != by_math);
+  CHECK(worst(by_math, x, 0, 31, DType::f32, 0.3f, 1e-4) < 1e-4);
+  CHECK(both({{math, flash}, kPrompt}) == by_math);
+  CHECK(both({{math, flash}, 0}) == by_flash);
+  auto mixed = by_flash;  // the prompt is too much for math, the token is not
+  std::copy(by_math.end() - 64, by_math.end(), mixed.end() - 64);
+  CHECK(both({{decode, math, flash}, kToken}) == by_flash);
+  CHECK(both({{math, decode, flash}, kToken}) == mixed);
+  std::string message;
+  try {
+    both({{decode, math}, kPrompt - 1});
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::usage);
+    message = error.what();
+  }
+  CHECK(message.find("decode: Tq · H/Hkv = 60 query rows, at most 16") != std::string::npos);
+  CHECK(message.find("math: its weights take 14400 bytes, memory_limit is 14399") != std::string::npos);
 }
 
 TEST_CASE("a decode step is one synchronisation point") {
