@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <set>
 
 #include "apps/options.h"
@@ -44,7 +45,7 @@ std::string lengths_text(const std::vector<std::int64_t>& lengths) {
 struct CaseParser {
   AttentionCase shape;
   std::int64_t batch = 1, tq = 1024, tk = 1024;
-  std::size_t memory_limit = 0;
+  std::optional<std::size_t> memory_limit;
   std::set<std::string, std::less<>> seen;
 
   void set(const std::string& key, const std::string& value) {
@@ -72,10 +73,24 @@ struct CaseParser {
     if (key == "memory_limit") {
       std::uint64_t limit = 0;
       bytes(limit)(value);
-      memory_limit = static_cast<std::size_t>(limit);
-      return;
+      return void(memory_limit = static_cast<std::size_t>(limit));
     }
     refuse("one of B, H, Hkv, T, Tq, Tk, D, dtype, mask, window, dropout, backward, memory_limit", key);
+  }
+
+  // Keys that mean something only beside others: none is left without effect.
+  void check() const {
+    if (seen.contains("Tq") != seen.contains("Tk")) {
+      const std::string given = seen.contains("Tq") ? "Tq" : "Tk", other = given == "Tq" ? "Tk" : "Tq";
+      throw Error(Code::usage, given + ": expected " + other + " beside it, got it alone");
+    }
+    if (seen.contains("T") && seen.contains("Tq")) {
+      throw Error(Code::usage, "T: expected either T or Tq and Tk, got all");
+    }
+    if (seen.contains("window")) check_window(shape.mask);
+    if (const std::int64_t tokens = batch * std::max(tq, tk); tokens > INT32_MAX) {
+      throw Error(Code::usage, "B: expected at most 2147483647 tokens in all, got " + std::to_string(tokens));
+    }
   }
 };
 
@@ -89,6 +104,12 @@ MaskKind parse_mask_kind(const std::string& name) {
     known += (known.empty() ? "" : ", ") + std::string(mask_kind_name(kind));
   }
   refuse("one of " + known + " (causal needs its alignment)", name);
+}
+
+void check_window(MaskKind mask) {
+  if (mask == MaskKind::sliding_window) return;
+  throw Error(Code::usage,
+              "window: expected the mask sliding_window beside it, got " + std::string(mask_kind_name(mask)));
 }
 
 DType parse_attention_dtype(const std::string& name) {
@@ -121,7 +142,7 @@ AttentionCase parse_attention_case(std::string_view text, std::size_t& memory_li
     text.remove_prefix(std::min(end + 1, text.size()));
     if (word.empty()) continue;
     const std::size_t equals = word.find('=');
-    if (equals == std::string::npos) refuse("KEY=VALUE", word);
+    if (equals == std::string::npos || equals == 0) refuse("KEY=VALUE", word);
     const std::string key = word.substr(0, equals);
     try {
       parser.set(key, word.substr(equals + 1));
@@ -132,13 +153,11 @@ AttentionCase parse_attention_case(std::string_view text, std::size_t& memory_li
       throw;
     }
   }
+  parser.check();
   if (!parser.seen.contains("Hkv")) parser.shape.kv_heads = parser.shape.heads;
-  if (parser.memory_limit != 0) memory_limit = parser.memory_limit;
+  memory_limit = parser.memory_limit.value_or(memory_limit);
   parser.shape.q_lengths.assign(static_cast<std::size_t>(parser.batch), parser.tq);
   parser.shape.k_lengths.assign(static_cast<std::size_t>(parser.batch), parser.tk);
-  if (parser.batch * std::max(parser.tq, parser.tk) > INT32_MAX) {
-    refuse("at most 2147483647 tokens in all", std::to_string(parser.batch * std::max(parser.tq, parser.tk)));
-  }
   return parser.shape;
 }
 
@@ -169,10 +188,13 @@ void AttentionData::set_mask(const AttentionCase& s, std::int64_t longest_q, std
     mask.left = s.window - 1;
     mask.right = 0;
   } else if (s.mask == MaskKind::document) {
-    documents_q_ = documents(s.q_lengths);
-    documents_k_ = documents(s.k_lengths);
-    mask.document_q = documents_q_;
-    mask.document_k = documents_k_;
+    if (memory_ == Memory::random) {
+      documents_q_ = documents(s.q_lengths);
+      documents_k_ = documents(s.k_lengths);
+    }
+    // Without memory the numbers have a count and no address, as the tensors do.
+    mask.document_q = {documents_q_.data(), static_cast<std::size_t>(cu_q_.back())};
+    mask.document_k = {documents_k_.data(), static_cast<std::size_t>(cu_k_.back())};
   } else if (s.mask == MaskKind::additive_bias) {
     mask.bias = tensor(DType::f32, {1, 1, longest_q, longest_k});
   } else if (s.mask == MaskKind::boolean) {

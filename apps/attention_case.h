@@ -30,6 +30,8 @@ AttentionCase parse_attention_case(std::string_view text, std::size_t& memory_li
 
 /// Throws Error{usage} "expected …, got …".
 MaskKind parse_mask_kind(const std::string& name);
+/// Throws Error{usage} unless the mask has a window whose width can be given.
+void check_window(MaskKind mask);
 DType parse_attention_dtype(const std::string& name);
 
 /// The arguments of a case, with memory of their own or none at all.

@@ -90,7 +90,9 @@ void explain_attention(const DoctorOptions& o, const Console& console) {
   const AttentionData data(shape, AttentionData::Memory::none);
   const SdpaChoice forward = choose(context, data.forward());
   line("attention", shape.to_string());
-  line("memory limit", std::to_string(policy.memory_limit) + " bytes that grow with Tq x Tk");
+  line("memory limit", std::to_string(policy.memory_limit) + " bytes that grow with Tq x Tk; math takes " +
+                           std::to_string(sdpa_quadratic_bytes(context, SdpaBackend::math, data.forward())) +
+                           ", flash and decode none");
   print_choice("forward", forward);
   if (shape.backward) print_choice("backward", choose_backward(context, data.backward()));
 }
@@ -133,7 +135,10 @@ void add_doctor(Program& program) {
       });
   options.group("What", Options::Layers::command_line);
   options.add("--attn", "SHAPE", "how attention would run: B, H, Hkv, T (or Tq, Tk), D, dtype, mask, ..",
-              text(o->attn));
+              [o](const std::string& value) {
+                if (value.empty()) refuse("a shape such as 'B=2 H=12 T=1024 D=64'", value);
+                o->attn = value;
+              });
   options.add("--attn-order", "NAME,..", "backends allowed, in this order [auto]", backends(o->model.attn));
   add_device_options(options, o->model);
 }

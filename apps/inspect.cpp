@@ -1,6 +1,7 @@
 // inkling inspect: what a model holds, what it would take, and how this machine would run it.
 #include <memory>
 
+#include "apps/attention_case.h"
 #include "apps/generation.h"
 #include "apps/json_text.h"
 #include "apps/program.h"
@@ -117,6 +118,24 @@ void memory(Workspace& workspace, Facts& facts) {
   facts.add("kv, whole context", pool.bytes_for(model.config().n_positions), " bytes");
 }
 
+// As cached_attention() decides under --attn, of which choose() knows the same limits.
+std::string attention_choice(Workspace& workspace, std::int64_t fresh, std::int64_t keys) {
+  const ModelConfig& config = workspace.model().config();
+  AttentionCase shape;
+  shape.q_lengths = {fresh};
+  shape.k_lengths = {keys};
+  shape.heads = shape.kv_heads = config.n_head;
+  shape.dim = config.n_embd / config.n_head;
+  shape.mask = MaskKind::causal_lower_right;
+  const AttentionData data(shape, AttentionData::Memory::none);
+  const SdpaChoice choice = choose(workspace.context(), data.forward());
+  std::string text = choice.backend ? std::string(sdpa_backend_name(*choice.backend)) : "none can run it";
+  for (const SdpaChoice::Refusal& refusal : choice.refused) {
+    text += "; " + std::string(sdpa_backend_name(refusal.backend)) + " refused: " + refusal.reason;
+  }
+  return text;
+}
+
 void explain(Workspace& workspace, Facts& facts) {
   const ExecContext& context = workspace.context();
   facts.section("how it runs here");
@@ -132,6 +151,9 @@ void explain(Workspace& workspace, Facts& facts) {
             std::to_string(context.pool().size()) + " of " + std::to_string(available_cpus()) + " CPUs");
   facts.add("matrices", std::string(weight_format_name(workspace.model().format())));
   facts.add("attention", "over cached pages of " + std::to_string(kKvPageTokens) + " tokens, in order");
+  const std::int64_t most = workspace.model().config().n_positions;
+  facts.add("prompt of " + std::to_string(most), attention_choice(workspace, most, most));
+  facts.add("one token more", attention_choice(workspace, 1, most));
   facts.add("load", format("%.0f ms", workspace.load_ms()));
 }
 

@@ -318,6 +318,11 @@ class Others(Folder):
         self.assertIn("query rows, at most 16", refused.stderr)
         self.assertEqual(score("--attn", "decode", "--prefill-chunk", 16).stdout, default.stdout)
         self.assertEqual(score("--attn", "decode,flash").stdout, default.stdout)
+        for name, first in (("flash", "flash"), ("math,flash", "math"), ("decode", "none can run it; decode refused: Tq")):
+            explained = json.loads(run("inspect", "--no-hash", "--explain", "--output", "json", "--attn", name).stdout)["how it runs here"]
+            prompt = next(text for key, text in explained.items() if key.startswith("prompt of "))
+            self.assertTrue(prompt.startswith(first), prompt)
+            self.assertIn("not among the backends allowed here", prompt)
         for bad in ["fast", "flash,flash", "flash,", ""]:
             done = score("--attn", bad)
             self.assertEqual(done.returncode, 2)
@@ -340,8 +345,17 @@ class Others(Folder):
         done = ask("T=4096 memory_limit=1M", "--attn-order", "math")
         self.assertIn("none can run it", done.stdout)
         self.assertIn("memory_limit is 1 MiB", done.stdout)
+        done = ask("H=1 Tq=30 Tk=40 memory_limit=0", "--attn-order", "math", "-t", 1)
+        self.assertIn("none can run it", done.stdout)
+        self.assertRegex(done.stdout, r"memory limit +0 bytes that grow with Tq x Tk; math takes 9600, flash and decode none")
+        start = time.monotonic()  # no memory goes to the documents of 10⁹ tokens
+        self.assertRegex(ask("B=64 T=16777216 mask=document").stdout, r"forward +flash: chosen")
+        self.assertLess(time.monotonic() - start, PATIENCE)
         for text, part in [("T=0", "T: expected a whole number from 1"), ("T=8 T=9", "T: expected once"), ("Q=1", "expected one of B, H"),
                            ("T", "expected KEY=VALUE"), ("mask=causal", "causal needs its alignment"), ("dtype=i8", "dtype: expected"),
+                           ("Tq=5", "Tq: expected Tk beside it"), ("Tk=7 T=5", "Tk: expected Tq beside it"), ("Tq=1 Tk=2 T=3", "T: expected either"),
+                           ("T=8 window=4", "window: expected the mask sliding_window"), ("B=1048576 T=4096", "B: expected at most 2147483647"),
+                           ("", "--attn: expected a shape"), ("=3", "expected KEY=VALUE"), ("backward=yes", "backward: expected one of 0, 1"),
                            ("dropout=1", "dropout: expected a rate"), ("H=4 Hkv=3", "Hkv"), ("D=300", "D: expected")]:
             done = ask(text)
             self.assertEqual((done.returncode, done.stdout), (2, ""), text)
