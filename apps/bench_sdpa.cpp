@@ -6,9 +6,9 @@
 #include <memory>
 
 #include "apps/attention_case.h"
+#include "apps/bench_sdpa_options.h"
 #include "apps/ceilings.h"
 #include "apps/json_text.h"
-#include "apps/model_options.h"
 #include "apps/program.h"
 #include "apps/timing.h"
 #include "attention/causal_bias.h"
@@ -21,21 +21,6 @@ Options& add_bench_sdpa(Program& program, const Options& bench);
 
 namespace {
 
-enum class Table : std::uint8_t { md, csv, json };
-
-struct SdpaOptions {
-  ModelOptions model;  // device and threads
-  std::vector<SdpaBackend> backends;
-  AttentionCase shape{.mask = MaskKind::causal_lower_right};
-  std::int64_t batch = 1, length = 1024, q_length = 0, k_length = 0, kv_heads = 0;
-  std::vector<std::int64_t> varlen;
-  std::uint64_t memory_limit = SdpaPolicy{}.memory_limit;
-  std::string suite;
-  float scale = 0.03125f;  // 1/32
-  int repeats = 5;
-  Table table = Table::md;
-};
-
 struct Row {
   std::string experiment, shape, what;
   Spread time;
@@ -47,27 +32,38 @@ class SdpaBench {
  public:
   SdpaBench(const SdpaOptions& options, const Console& console)
       : o_(options), console_(console), context_(exec()) {
-    if (o_.table == Table::md) ceilings_ = measure_ceilings(context_);
     SdpaPolicy policy;
-    policy.memory_limit = static_cast<std::size_t>(o_.memory_limit);
+    policy.memory_limit = o_.limit();
     limit_.emplace(context_, std::move(policy));
   }
 
+  // A backend that was asked for by name is refused before anything else is measured.
   void explore() {
+    const AttentionData none(o_.shape, AttentionData::Memory::none);
+    for (const SdpaBackend backend : o_.backends) {
+      if (const std::string reason = refusal(backend, none, o_.shape.backward); !reason.empty()) {
+        throw Error(Code::usage, "--backend: " + std::string(sdpa_backend_name(backend)) + " cannot run " +
+                                     o_.shape.to_string() + ": " + reason);
+      }
+    }
+    peak_ = measure_gflop_s(context_);
     const std::vector<SdpaBackend> all{SdpaBackend::flash, SdpaBackend::decode, SdpaBackend::math};
     const Row row{"explore", o_.shape.to_string(), "", {}, 0, 0, ""};
-    compare(row, o_.shape, o_.backends.empty() ? all : o_.backends, o_.backends.empty());
+    compare(row, o_.shape, o_.backends.empty() ? all : o_.backends);
   }
 
   // The experiments of PyTorch's SDPA tutorial, shapes first. `scale` cuts the batches.
   void tutorial() {
+    peak_ = measure_gflop_s(context_);
     backends();
     varlen();
     eager_or_planned();
     alignments();
   }
 
-  void print() const { o_.table == Table::json ? print_json() : print_table(o_.table == Table::csv); }
+  void print() const {
+    o_.table == SdpaOptions::Table::json ? print_json() : print_table(o_.table == SdpaOptions::Table::csv);
+  }
 
  private:
   ExecOptions exec() {
@@ -96,24 +92,30 @@ class SdpaBench {
     const Row after = sum();
     row.flops = after.flops - before.flops;
     row.bytes = after.bytes - before.bytes;
-    row.time = time_calls(o_.repeats, call);
+    check_interrupt();
+    row.time = time_calls(o_.samples(), call, WarmUp::done);
     rows_.push_back(std::move(row));
   }
 
-  void compare(Row row, const AttentionCase& shape, const std::vector<SdpaBackend>& backends, bool refusals) {
+  // Why `backend` cannot run a case; empty if it can.
+  std::string refusal(SdpaBackend backend, const AttentionData& data, bool backward) {
+    const SdpaScope scope(context_, {backend});
+    SdpaChoice choice = choose(context_, data.forward());
+    if (choice.backend && backward) choice = choose_backward(context_, data.backward());
+    return choice.backend ? "" : choice.refused.front().reason;
+  }
+
+  void compare(Row row, const AttentionCase& shape, const std::vector<SdpaBackend>& backends) {
     const AttentionData data(shape, AttentionData::Memory::random);
     for (const SdpaBackend backend : backends) {
-      const SdpaScope scope(context_, {backend});
       row.what = std::string(sdpa_backend_name(backend));
-      const SdpaChoice choice = choose(context_, data.forward());
-      const SdpaChoice back =
-          shape.backward && choice.backend ? choose_backward(context_, data.backward()) : choice;
-      if (refusals && !(choice.backend && back.backend)) {
-        row.note = "refused: " + (choice.backend ? back : choice).refused.front().reason;
+      row.note = refusal(backend, data, shape.backward);
+      if (!row.note.empty()) {
+        row.note.insert(0, "refused: ");
         rows_.push_back(row);
-        row.note.clear();
         continue;
       }
+      const SdpaScope scope(context_, {backend});
       add(row, [&] { sdpa(context_, data.forward()); });
       if (!shape.backward) continue;
       Row backward = row;
@@ -132,7 +134,7 @@ class SdpaBench {
     for (const MaskKind mask : {MaskKind::none, MaskKind::causal_upper_left}) {
       shape.mask = mask;
       compare({"backend comparison", shape.to_string(), "", {}, 0, 0, ""}, shape,
-              {SdpaBackend::flash, SdpaBackend::math, SdpaBackend::decode}, true);
+              {SdpaBackend::flash, SdpaBackend::math, SdpaBackend::decode});
     }
   }
 
@@ -203,6 +205,12 @@ class SdpaBench {
     }
   }
 
+  // Of the multiply-adds that this machine was seen to do; NaN, which JSON has as null, where it cannot be
+  // measured.
+  double share(const Row& row) const noexcept {
+    return peak_ > 0 ? row.flops / row.time.median / 1e9 / peak_ : std::nan("");
+  }
+
   void print_json() const {
     JsonRows out(JsonRows::Shape::array);
     for (const Row& r : rows_) {
@@ -213,14 +221,15 @@ class SdpaBench {
                 std::to_string(context_.pool().size()) + ",\"isa\":" + json_string(isa_name(context_.isa())) +
                 ",\"us\":{\"median\":" + number(r.time.median * 1e6) +
                 ",\"min\":" + number(r.time.min * 1e6) + ",\"max\":" + number(r.time.max * 1e6) +
-                "},\"gflop_per_s\":" + number(r.flops / r.time.median / 1e9) + ",\"gb_per_s\":" +
-                number(r.bytes / r.time.median / 1e9) + ",\"note\":" + json_string(r.note) + "}");
+                "},\"gflop_per_s\":" + number(r.flops / r.time.median / 1e9) +
+                ",\"gb_per_s\":" + number(r.bytes / r.time.median / 1e9) +
+                ",\"of_f32_peak\":" + number(share(r)) + ",\"note\":" + json_string(r.note) + "}");
     }
     out.finish();
   }
 
   void print_table(bool csv) const {
-    Console::write(csv ? "experiment,shape,what,us,min,max,gflop_per_s,gb_per_s,note\n"
+    Console::write(csv ? "experiment,shape,what,us,min,max,gflop_per_s,of_f32_peak,gb_per_s,note\n"
                        : "| experiment | shape | what | µs | min–max | GFLOP/s | of f32 peak | GB/s | |\n"
                          "|---|---|---|--:|--:|--:|--:|--:|---|\n");
     for (const Row& r : rows_) {
@@ -230,16 +239,17 @@ class SdpaBench {
         const auto figure = [&](double value) { return refused ? std::string(",") : format(",%.6g", value); };
         Console::write('"' + r.experiment + "\",\"" + r.shape + "\",\"" + r.what + '"' +
                        figure(r.time.median * 1e6) + figure(r.time.min * 1e6) + figure(r.time.max * 1e6) +
-                       figure(gflops) + figure(gb) + ",\"" + r.note + "\"\n");
+                       figure(gflops) + (peak_ > 0 ? figure(share(r)) : ",") + figure(gb) + ",\"" + r.note +
+                       "\"\n");
       } else if (refused) {
         Console::write("| " + r.experiment + " | " + r.shape + " | " + r.what + " | | | | | | " + r.note +
                        " |\n");
       } else {
-        const double peak = ceilings_.gflop_s > 0 ? gflops / ceilings_.gflop_s : 0;
         Console::write("| " + r.experiment + " | " + r.shape + " | " + r.what +
                        format(" | %.1f", r.time.median * 1e6) + format(" | %.1f", r.time.min * 1e6) +
                        format("–%.1f", r.time.max * 1e6) + format(" | %.1f", gflops) +
-                       format(" | %.2f", peak) + format(" | %.1f", gb) + " | " + r.note + " |\n");
+                       (peak_ > 0 ? format(" | %.2f", share(r)) : " | ") + format(" | %.1f", gb) + " | " +
+                       r.note + " |\n");
       }
     }
   }
@@ -249,33 +259,16 @@ class SdpaBench {
   Profiler own_{0};
   Profiler* profiler_ = nullptr;
   ExecContext context_;
-  Ceilings ceilings_;
+  double peak_ = 0;  // GFLOP/s; 0: unknown
   std::optional<SdpaScope> limit_;
   std::vector<Row> rows_;
 };
 
-void set_lengths(SdpaOptions& o) {
-  AttentionCase& s = o.shape;
-  s.kv_heads = o.kv_heads != 0 ? o.kv_heads : s.heads;
-  const auto batch = static_cast<std::size_t>(o.batch);
-  s.q_lengths.assign(batch, o.q_length != 0 ? o.q_length : o.length);
-  s.k_lengths.assign(batch, o.k_length != 0 ? o.k_length : o.length);
-  if (!o.varlen.empty()) s.q_lengths = s.k_lengths = o.varlen;
-}
-
 void bench_sdpa(SdpaOptions& o, const Console& console) {
-  set_lengths(o);
+  settle(o);
   SdpaBench bench(o, console);
-  o.suite.empty() ? bench.explore() : bench.tutorial();
+  o.tutorial() ? bench.tutorial() : bench.explore();
   bench.print();
-}
-
-Setter fraction(float& target, float least, float most, const std::string& expected) {
-  return [&target, least, most, expected](const std::string& value) {
-    float parsed = 0;
-    if (!parse_number(value, parsed) || !(parsed >= least && parsed < most)) refuse(expected, value);
-    target = parsed;
-  };
 }
 
 }  // namespace
@@ -285,37 +278,7 @@ Options& add_bench_sdpa(Program& program, const Options& bench) {
   Options& options = program.command(
       "sdpa", "attention by itself: backends side by side, medians",
       [o](const Console& console) { bench_sdpa(*o, console); }, &bench);
-  options.group("What", Options::Layers::command_line);
-  options.add("--suite", "NAME", "tutorial: the experiments of PyTorch's SDPA tutorial",
-              choice<std::string>(o->suite, {{"tutorial", "tutorial"}}));
-  options.add("--scale", "X", "share of the tutorial's batch of 32 [0.03125]",
-              fraction(o->scale, 0.001f, 1.001f, "a share from 0.001 to 1"));
-  options.add("--backend", "NAME,..", "all, or some of flash, decode and math [all]",
-              [o](const std::string& value) { backends(o->backends)(value == "all" ? "auto" : value); });
-  options.add("-b,--batch", "N", "sequences [1]", whole<std::int64_t>(o->batch, 1, 1 << 16));
-  options.add("--heads", "N", "query heads [12]", whole<std::int64_t>(o->shape.heads, 1, 1 << 12));
-  options.add("--kv-heads", "N", "heads of keys and values [as many]",
-              whole<std::int64_t>(o->kv_heads, 1, 1 << 12));
-  options.add("--length", "T", "queries and keys of a sequence [1024]",
-              whole<std::int64_t>(o->length, 1, 1 << 20));
-  options.add("--q-length", "T", "queries, if not as many", whole<std::int64_t>(o->q_length, 1, 1 << 20));
-  options.add("--k-length", "T", "keys, if not as many", whole<std::int64_t>(o->k_length, 1, 1 << 20));
-  options.add("--varlen", "T,..", "lengths of packed sequences, instead", numbers(o->varlen, 1, 1 << 20));
-  options.add("--head-dim", "D", "[64]", whole<std::int64_t>(o->shape.dim, 1, 256));
-  options.add("--dtype", "TYPE", "f32, bf16 or f16 [f32]",
-              [o](const std::string& value) { o->shape.dtype = parse_attention_dtype(value); });
-  options.add("--mask", "KIND",
-              "none, causal_upper_left, causal_lower_right, sliding_window, .. [lower right]",
-              [o](const std::string& value) { o->shape.mask = parse_mask_kind(value); });
-  options.add("--window", "N", "keys under sliding_window [256]",
-              whole<std::int64_t>(o->shape.window, 1, 1 << 20));
-  options.add("--dropout", "P", "[0]", fraction(o->shape.dropout, 0.0f, 1.0f, "a rate in [0, 1)"));
-  options.flag("--backward", "gradients too", o->shape.backward);
-  options.group("How", Options::Layers::command_line);
-  options.add("-r,--repeats", "N", "samples of each, at least 10 ms long [5]", whole(o->repeats, 1, 10'000));
-  options.add("--memory-limit", "SIZE", "most bytes that grow with Tq x Tk [64M]", bytes(o->memory_limit));
-  options.add("--output", "FORM", "md, csv or json [md]",
-              choice<Table>(o->table, {{"md", Table::md}, {"csv", Table::csv}, {"json", Table::json}}));
+  add_sdpa_options(options, o);
   add_device_options(options, o->model);
   return options;
 }

@@ -105,7 +105,11 @@ double fma_gflop_s(ThreadPool&, Isa) {
 }  // namespace
 
 Ceilings measure_ceilings(ExecContext& context) {
-  return {read_gb_s(context.pool()), fma_gflop_s(context.pool(), context.isa())};
+  return {read_gb_s(context.pool()), measure_gflop_s(context)};
+}
+
+double measure_gflop_s(ExecContext& context) {
+  return fma_gflop_s(context.pool(), context.isa());
 }
 
 double peak_rss_mb() {

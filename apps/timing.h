@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "apps/console.h"
@@ -13,12 +14,15 @@ struct Spread {
   double median = 0, min = 0, max = 0;  ///< seconds
 };
 
-/// Each sample is as many calls as take 10 ms, so that the clock's grain does not show. One call warms up.
+/// Whether the caller has made the call once already, which for a slow one is as long as a sample.
+enum class WarmUp : std::uint8_t { once, done };
+
+/// Each sample is as many calls as take 10 ms, so that the clock's grain does not show.
 template <class Call>
-Spread time_calls(int repeats, Call&& call) {
+Spread time_calls(int repeats, Call&& call, WarmUp warm_up = WarmUp::once) {
   constexpr double kSample = 0.01;
   std::vector<double> all;
-  call();
+  if (warm_up == WarmUp::once) call();
   for (int i = 0; i < repeats; ++i) {
     const double start = now();
     double passed = 0;
@@ -32,7 +36,9 @@ Spread time_calls(int repeats, Call&& call) {
     check_interrupt();
   }
   std::sort(all.begin(), all.end());
-  return {all[all.size() / 2], all.front(), all.back()};
+  const std::size_t half = all.size() / 2;
+  const double median = all.size() % 2 == 1 ? all[half] : (all[half - 1] + all[half]) / 2;
+  return {median, all.front(), all.back()};
 }
 
 }  // namespace inkling::app

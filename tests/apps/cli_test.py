@@ -3,6 +3,7 @@
     python3 tests/apps/cli_test.py INKLING SOURCE_DIR [TestCase.test_name ...]
 """
 
+import csv
 import json
 import os
 import pathlib
@@ -367,11 +368,11 @@ class Others(Folder):
         rows = json.loads(bench("--length", 64, "--heads", 2, "--backward").stdout)
         self.assertEqual([r["what"] for r in rows], ["flash", "flash backward", "decode", "math", "math backward"])
         for r in rows:
-            self.assertEqual(set(r), {"experiment", "shape", "what", "threads", "isa", "us", "gflop_per_s", "gb_per_s", "note"})
+            self.assertEqual(set(r), {"experiment", "shape", "what", "threads", "isa", "us", "gflop_per_s", "gb_per_s", "of_f32_peak", "note"})
             self.assertEqual(set(r["us"]), {"median", "min", "max"})
             if r["what"] == "decode":
                 self.assertIn("refused: Tq", r["note"])
-                self.assertIsNone(r["us"]["median"])
+                self.assertEqual((r["us"]["median"], r["of_f32_peak"]), (None, None))
             else:
                 self.assertGreater(r["gflop_per_s"], 0)
         # Flops are those of the scores to be seen: 64 · 65 / 2 under a causal mask.
@@ -381,10 +382,47 @@ class Others(Folder):
                                 "--dtype", "bf16", "--dropout", 0.1, "--backend", "flash").stdout)
         self.assertEqual([r["what"] for r in rows], ["flash"])
         self.assertEqual(rows[0]["shape"], "B=3 H=4 Hkv=2 T=1..64 D=64 bf16 sliding_window 8 dropout=0.1")
-        done = bench("--length", 64, "--backend", "decode")
-        self.assertEqual(done.returncode, 2)
-        self.assertIn("at most 16", done.stderr)
+        table = run("bench", "sdpa", "-q", "-r", 2, "--output", "csv", "--length", 40, "--heads", 1).stdout.splitlines()
+        self.assertEqual(table[0], "experiment,shape,what,us,min,max,gflop_per_s,of_f32_peak,gb_per_s,note")
+        self.assertEqual([len(list(csv.reader([line]))[0]) for line in table], [10] * 4)
+        median, least, most = map(float, list(csv.reader(table[1:2]))[0][3:6])
+        self.assertAlmostEqual(median, (least + most) / 2, delta=1e-4 * most)
         self.assertIn("| explore |", run("bench", "sdpa", "-r", 1, "--length", 8, "--heads", 1).stdout)
+
+    def test_bench_sdpa_refuses_what_would_have_no_effect(self):
+        many = ["--batch", 65536, "--length", 1048576]
+        for args, says in [
+            # What was asked for by name is refused before anything is measured.
+            (["--length", 64, "--backend", "flash,decode"], "--backend: decode cannot run B=1 H=12 T=64 D=64 f32 causal_lower_right: Tq · H/Hkv = 64"),
+            (["--q-length", 1, "--backend", "decode", "--backward"], "it has no backward pass"),
+            (["--length", 64, "--backend", "math", "--memory-limit", 8], "memory_limit"),
+            (["--backend", "all,flash"], "--backend: expected all, or some of flash, decode and math, each once, got 'all,flash'"),
+            (["--backend", "auto"], "--backend: expected all, or some"),
+            (many, "--batch: expected at most 2147483647 tokens in all, got 68719476736"),
+            (["--varlen", "3,5", "--batch", 2], "--batch: expected none beside --varlen"),
+            (["--q-length", 1, "--k-length", 2, "--length", 3], "--length: expected none beside --q-length and --k-length"),
+            (["--window", 8], "--window: expected the mask sliding_window beside it, got causal_lower_right"),
+            (["--scale", 1], "--scale: expected --suite beside it"),
+            (["--suite", "tutorial", "--heads", 3], "--heads: expected none beside --suite"),
+            (["--suite", "tutorial", "--backward"], "--backward: expected none beside --suite"),
+            (["--suite", "other"], "--suite: expected one of tutorial"),
+            (["--mask", "causal"], "causal needs its alignment"),
+            (["--heads", 6, "--kv-heads", 4, "--length", 8], "expected Hkv to divide H = 6, got 4"),
+        ]:
+            done = run("bench", "sdpa", *args)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), args)
+            self.assertIn(says, done.stderr)
+            self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+
+    def test_bench_sdpa_stops_when_asked(self):
+        process = subprocess.Popen([INKLING, "bench", "sdpa", "--length", "2048", "--backend", "math", "--memory-limit", "4G", "-r", "100"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.assertIn("2048", process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        self.assertEqual(process.communicate(timeout=60)[0], "")
+        self.assertEqual(process.returncode, 130)
+        self.assertLess(time.monotonic() - start, PATIENCE)
 
     def test_bench_sdpa_runs_the_tutorial(self):
         done = run("bench", "sdpa", "--suite", "tutorial", "--scale", 0.01, "--length", 64, "-r", 1, "--output", "json")
