@@ -91,19 +91,14 @@ class Step {
   std::int64_t fresh(std::size_t b) const noexcept { return args_.cu_new[b + 1] - args_.cu_new[b]; }
   std::int64_t rows(std::size_t b) const noexcept { return (args_.cu_q[b + 1] - args_.cu_q[b]) * group_; }
   std::int64_t blocks(std::size_t b) const noexcept { return (rows(b) + kQueryRows - 1) / kQueryRows; }
-  std::int64_t most_rows() const noexcept {
-    std::int64_t most = 0;
-    for (std::size_t b = 0; b < args_.sequences.size(); ++b) most = std::max(most, rows(b));
-    return most;
-  }
-  /// What sdpa_math_bytes() will be of the longest sequence: attend_by_math() takes one at a time.
-  std::size_t math_bytes(std::int64_t threads) const noexcept {
-    std::int64_t most = 0;
+  /// The longest sequence. A batch of one, for math takes one sequence at a time.
+  SdpaSizes sizes() const noexcept {
+    SdpaSizes sizes{1, shape_.heads * group_, shape_.heads, shape_.head_dim, 0, 0, DType::f32};
     for (std::size_t b = 0; b < args_.sequences.size(); ++b) {
-      const std::int64_t queries = args_.cu_q[b + 1] - args_.cu_q[b];
-      most = std::max(most, queries * (args_.sequences[b]->length() + fresh(b)));
+      sizes.longest_q = std::max<std::int64_t>(sizes.longest_q, args_.cu_q[b + 1] - args_.cu_q[b]);
+      sizes.longest_k = std::max(sizes.longest_k, args_.sequences[b]->length() + fresh(b));
     }
-    return static_cast<std::size_t>(std::min(threads, shape_.heads * group_) * most) * sizeof(double);
+    return sizes;
   }
   /// Row of q: it has one per new token, or the queries alone.
   std::int64_t first_query(std::size_t b) const noexcept {
@@ -121,8 +116,8 @@ class Step {
   /// thread.
   std::int64_t heads_per_task(std::int64_t threads) const noexcept {
     const std::int64_t share = static_cast<std::int64_t>(args_.sequences.size()) * heads() / (2 * threads);
-    return std::clamp<std::int64_t>(std::min(share, kQueryRows / std::max<std::int64_t>(1, most_rows())), 1,
-                                    heads());
+    return std::clamp<std::int64_t>(
+        std::min(share, kQueryRows / std::max<std::int64_t>(1, sizes().most_rows())), 1, heads());
   }
 
   // New keys and values are written, all are read once; a query sees the tokens up to itself.
@@ -197,27 +192,6 @@ class Step {
   std::int64_t group_;
 };
 
-// flash and decode run the same loops here and give the same bits; which of them it is, matters only to a
-// policy that leaves one out.
-SdpaBackend choose_for(ExecContext& context, const Step& step) {
-  const SdpaPolicy& policy = sdpa_policy(context);
-  const int threads = context.pool().size();
-  for (const SdpaBackend backend : policy.order) {
-    if (backend == SdpaBackend::decode && step.most_rows() > kDecodeRows) continue;
-    if (backend == SdpaBackend::math && step.math_bytes(threads) > policy.memory_limit) continue;
-    return backend;
-  }
-  std::string reasons;
-  for (const SdpaBackend backend : policy.order) {
-    reasons += backend == SdpaBackend::decode
-                   ? "; decode: Tq · H/Hkv = " + std::to_string(step.most_rows()) + " query rows, at most " +
-                         std::to_string(kDecodeRows)
-                   : "; math: its weights take " + std::to_string(step.math_bytes(threads)) +
-                         " bytes, memory_limit is " + std::to_string(policy.memory_limit);
-  }
-  throw Error(Code::usage, "cached_attention: no allowed backend can run the step" + reasons);
-}
-
 void attend_by_math(ExecContext& context, const CachedAttentionArgs& args, const Step& step) {
   const std::int64_t dim = args.sequences[0]->pool().shape().head_dim, heads = args.q.shape[1];
   const SdpaScope scope(context, {SdpaBackend::math});
@@ -260,7 +234,9 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
   const auto batch = static_cast<std::int64_t>(args.sequences.size());
   const std::int64_t heads = step.heads();
 
-  const SdpaBackend backend = choose_for(context, step);
+  // flash and decode run the same loops here and give the same bits; which of them it is, matters only to a
+  // policy that leaves one out.
+  const SdpaBackend backend = take_backend(context, step.sizes(), SdpaPass::forward);
   if (backend == SdpaBackend::math) return attend_by_math(context, args, step);
   const ProfileRange range(context, backend == SdpaBackend::decode ? "attention decode" : "attention flash",
                            [&] { return step.work(); });

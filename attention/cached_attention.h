@@ -35,8 +35,9 @@ struct CachedAttentionArgs {
 /// otherwise. No heap allocation once the scratch of the pool is warm. Bits: see sdpa.h; equal for any
 /// chunking of the same tokens. Honours the policy of the context (SdpaScope): flash and decode are the same
 /// loops with the same bits, decode alone refuses more than 16 query rows, math is the oracle, slow, and
-/// refuses what passes memory_limit. Throws Error{usage}, with the reasons when no allowed backend can run
-/// the step.
+/// refuses what passes memory_limit. Under an order with math before another, bits then depend on the step
+/// and the threads, since what math takes does. Throws Error{usage}, with the reasons when no allowed backend
+/// can run the step.
 void cached_attention(ExecContext& context, const CachedAttentionArgs& args);
 
 }  // namespace inkling

@@ -4,10 +4,10 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <numbers>
 
+#include "attention/heads.h"
 #include "attention/sdpa_backward.h"
 #include "engine/exec_context.h"
 #include "engine/ops.h"
@@ -42,19 +42,6 @@ void draw_normal(const Tensor& tensor, std::uint32_t number, std::uint64_t seed)
     const double angle = 2.0 * std::numbers::pi * philox_unit(words[2], words[3]);
     to[i] = static_cast<float>(kDeviation * radius * std::cos(angle));
   }
-}
-
-// Columns [begin, begin + H·D) of rows as (N, H, D).
-TensorView heads_of(const TensorView& rows, std::int64_t begin, std::int64_t heads, std::int64_t dim) {
-  TensorView view(static_cast<float*>(rows.data) + begin, DType::f32, {rows.shape[0], heads, dim});
-  view.stride = {rows.stride[0], dim, 1, 0};
-  return view;
-}
-
-std::string print(const char* pattern, auto... values) {
-  std::array<char, 160> text{};
-  std::snprintf(text.data(), text.size(), pattern, values...);
-  return text.data();
 }
 
 }  // namespace
@@ -171,11 +158,6 @@ void CausalSelfAttention::forward(const Input& input, const TensorView& out) {
   last_ = {};  // what an earlier pass left is overwritten from here on, and this one may fail
   pack_weights();
   const Views v = plan(tokens, input.phase);
-  if (tokens == 0) {
-    last_ = input;
-    return;
-  }
-
   linear(context_, {input.x, {}, {}, &attn_, bias(kAttnBias), Activation::none, {}, v.qkv});
   sdpa(context_, attention(v, input));
   linear(context_, {v.attended, {}, {}, &proj_, bias(kProjBias), Activation::none, {}, out});
@@ -192,7 +174,6 @@ void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx)
   const std::int64_t tokens = last_.x.shape[0], c = config_.n_embd, heads = config_.n_head, dim = c / heads;
   check_rows(dout, tokens, c, "dout: expected the shape of x");
   if (dx.data != nullptr) check_rows(dx, tokens, c, "dx: expected the shape of x");
-  if (tokens == 0) return;
   const Views v = plan(tokens, Phase::training);  // the same plan over the same memory
 
   TensorView dy = dout;
@@ -221,15 +202,16 @@ void CausalSelfAttention::release() noexcept {
 
 std::string CausalSelfAttention::to_string() const {
   const auto linear_line = [&](const char* name, std::int64_t outputs) {
-    return print("  (%s): Linear(in_features=%lld, out_features=%lld, bias=%s)\n", name,
-                 static_cast<long long>(config_.n_embd), static_cast<long long>(outputs),
-                 config_.bias ? "True" : "False");
+    return std::string("  (") + name + "): Linear(in_features=" + std::to_string(config_.n_embd) +
+           ", out_features=" + std::to_string(outputs) + ", bias=" + (config_.bias ? "True" : "False") +
+           ")\n";
   };
   // The shortest digits that give p back, as Python writes them: 0.1, 0.0.
   const auto dropout_line = [](const char* name, float p) {
     std::array<char, 64> digits{};  // 1e-45 has 45 places, and the rest of them stay zero
     std::to_chars(digits.data(), digits.data() + digits.size() - 1, p, std::chars_format::fixed);
-    return print("  (%s): Dropout(p=%s%s, inplace=False)\n", name, digits.data(), p == 0.0f ? ".0" : "");
+    return std::string("  (") + name + "): Dropout(p=" + digits.data() + (p == 0.0f ? ".0" : "") +
+           ", inplace=False)\n";
   };
   std::string text = "CausalSelfAttention(\n" + linear_line("c_attn", 3 * config_.n_embd) +
                      linear_line("c_proj", config_.n_embd);

@@ -19,50 +19,51 @@ SdpaPolicy& policy_of(ExecContext& context) {
   return context.attached<SdpaPolicy>();
 }
 
-std::string mebibytes(std::size_t bytes) {
-  return std::to_string((bytes + (std::size_t{1} << 20) - 1) >> 20) + " MiB";
+std::string amount(std::size_t bytes) {
+  return bytes % (std::size_t{1} << 20) == 0 ? std::to_string(bytes >> 20) + " MiB"
+                                             : std::to_string(bytes) + " bytes";
 }
-
-enum class Pass : std::uint8_t { forward, backward };
 
 // What keeps a backend from running a problem. Its reason in words is written only for those who ask.
 enum class Obstacle : std::uint8_t { none, no_backward, too_many_rows, too_much_memory };
 
-Obstacle obstacle(ExecContext& context, SdpaBackend backend, const SdpaProblem& p, Pass pass) {
+Obstacle obstacle(ExecContext& context, SdpaBackend backend, const SdpaSizes& sizes, SdpaPass pass) {
   if (backend == SdpaBackend::decode) {
-    if (pass == Pass::backward) return Obstacle::no_backward;
-    if (p.longest_q() * p.group > kDecodeRows) return Obstacle::too_many_rows;
+    if (pass == SdpaPass::backward) return Obstacle::no_backward;
+    if (sizes.most_rows() > kDecodeRows) return Obstacle::too_many_rows;
   }
-  if (backend == SdpaBackend::math && pass == Pass::forward &&
-      sdpa_math_bytes(context, p) > policy_of(context).memory_limit) {
+  if (backend == SdpaBackend::math && pass == SdpaPass::forward &&
+      sdpa_math_bytes(context, sizes) > policy_of(context).memory_limit) {
     return Obstacle::too_much_memory;
   }
   return Obstacle::none;
 }
 
-SdpaSupport supports_problem(ExecContext& context, SdpaBackend backend, const SdpaProblem& p, Pass pass) {
-  switch (obstacle(context, backend, p, pass)) {
+SdpaSupport supports_sizes(ExecContext& context, SdpaBackend backend, const SdpaSizes& sizes, SdpaPass pass) {
+  switch (obstacle(context, backend, sizes, pass)) {
     case Obstacle::none:
       break;
     case Obstacle::no_backward:
       return {false, "it has no backward pass"};
     case Obstacle::too_many_rows:
-      return {false, "Tq · H/Hkv = " + std::to_string(p.longest_q()) + " · " + std::to_string(p.group) +
-                         " = " + std::to_string(p.longest_q() * p.group) + " query rows, at most " +
+      return {false, "Tq · H/Hkv = " + std::to_string(sizes.longest_q) + " · " +
+                         std::to_string(sizes.heads / sizes.kv_heads) + " = " +
+                         std::to_string(sizes.most_rows()) + " query rows, at most " +
                          std::to_string(kDecodeRows)};
     case Obstacle::too_much_memory:
-      return {false, "the weights of Tq=" + std::to_string(p.longest_q()) + " Tk=" +
-                         std::to_string(p.longest_k()) + " take " + mebibytes(sdpa_math_bytes(context, p)) +
-                         ", memory_limit is " + mebibytes(policy_of(context).memory_limit)};
+      return {false, "the weights of Tq=" + std::to_string(sizes.longest_q) +
+                         " Tk=" + std::to_string(sizes.longest_k) + " take " +
+                         amount(sdpa_math_bytes(context, sizes)) + ", memory_limit is " +
+                         amount(policy_of(context).memory_limit)};
   }
   return {};
 }
 
-SdpaChoice choose_for(ExecContext& context, const SdpaProblem& problem, Pass pass) {
+SdpaChoice choose_for(ExecContext& context, const SdpaSizes& sizes, SdpaPass pass) {
   SdpaChoice choice;
   const SdpaPolicy& policy = policy_of(context);
   for (const SdpaBackend backend : policy.order) {
-    SdpaSupport support = supports_problem(context, backend, problem, pass);
+    SdpaSupport support = supports_sizes(context, backend, sizes, pass);
     if (choice.backend) {
       if (support.ok) support.reason = std::string(sdpa_backend_name(*choice.backend)) + " comes first";
       choice.refused.push_back({backend, support.reason});
@@ -78,15 +79,6 @@ SdpaChoice choose_for(ExecContext& context, const SdpaProblem& problem, Pass pas
     }
   }
   return choice;
-}
-
-// choose_for() without the reasons, which every call would pay for with a dozen allocations.
-SdpaBackend take(ExecContext& context, const SdpaProblem& problem, Pass pass) {
-  for (const SdpaBackend backend : policy_of(context).order) {
-    if (obstacle(context, backend, problem, pass) == Obstacle::none) return backend;
-  }
-  throw Error(Code::usage, "sdpa: no allowed backend can run " + problem.describe() + ":\n" +
-                               choose_for(context, problem, pass).to_string());
 }
 
 void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
@@ -110,17 +102,17 @@ void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
         "dbias", "expected the contiguous f32 shape of mask.bias");
 }
 
-std::string_view range_name(SdpaBackend backend, Pass pass) noexcept {
+std::string_view range_name(SdpaBackend backend, SdpaPass pass) noexcept {
   constexpr std::string_view kNames[][2] = {{"sdpa math", "sdpa_backward math"},
                                             {"sdpa flash", "sdpa_backward flash"},
                                             {"sdpa decode", "sdpa_backward decode"}};
-  return kNames[static_cast<std::size_t>(backend)][pass == Pass::backward ? 1 : 0];
+  return kNames[static_cast<std::size_t>(backend)][pass == SdpaPass::backward ? 1 : 0];
 }
 
 // Two products per score forward; five backward, which also reads q, k, v again and writes their gradients.
-ProfileWork work_of(const SdpaProblem& problem, Pass pass) noexcept {
-  const double products = pass == Pass::backward ? 5 : 2;
-  return {problem.nbytes() * (pass == Pass::backward ? 2 : 1),
+ProfileWork work_of(const SdpaProblem& problem, SdpaPass pass) noexcept {
+  const double products = pass == SdpaPass::backward ? 5 : 2;
+  return {problem.nbytes() * (pass == SdpaPass::backward ? 2 : 1),
           products * 2 * problem.visible_scores() * static_cast<double>(problem.dim),
           {problem.args.q.shape[0], problem.heads, problem.dim}};
 }
@@ -134,6 +126,15 @@ std::optional<SdpaBackend> parse_sdpa_backend(std::string_view name) noexcept {
   return std::nullopt;
 }
 
+// choose_for() without the reasons, which every call would pay for with a dozen allocations.
+SdpaBackend take_backend(ExecContext& context, const SdpaSizes& sizes, SdpaPass pass) {
+  for (const SdpaBackend backend : policy_of(context).order) {
+    if (obstacle(context, backend, sizes, pass) == Obstacle::none) return backend;
+  }
+  throw Error(Code::usage, "sdpa: no allowed backend can run " + sizes.to_string() + ":\n" +
+                               choose_for(context, sizes, pass).to_string());
+}
+
 std::string SdpaChoice::to_string() const {
   std::string text = backend ? std::string(sdpa_backend_name(*backend)) + ": chosen\n" : std::string();
   for (const Refusal& refusal : refused) {
@@ -143,23 +144,22 @@ std::string SdpaChoice::to_string() const {
 }
 
 SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& args) {
-  return supports_problem(context, backend, SdpaProblem(args), Pass::forward);
+  return supports_sizes(context, backend, SdpaProblem(args).sizes(), SdpaPass::forward);
 }
 
 std::size_t sdpa_quadratic_bytes(ExecContext& context, SdpaBackend backend, const SdpaArgs& args) {
-  const SdpaProblem problem(args);
-  return backend == SdpaBackend::math ? sdpa_math_bytes(context, problem) : 0;
+  return backend == SdpaBackend::math ? sdpa_math_bytes(context, SdpaProblem(args).sizes()) : 0;
 }
 
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
-  return choose_for(context, SdpaProblem(args), Pass::forward);
+  return choose_for(context, SdpaProblem(args).sizes(), SdpaPass::forward);
 }
 
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
   const SdpaProblem problem(args);
-  const SdpaBackend backend = take(context, problem, Pass::forward);
-  const ProfileRange range(context, range_name(backend, Pass::forward),
-                           [&] { return work_of(problem, Pass::forward); });
+  const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::forward);
+  const ProfileRange range(context, range_name(backend, SdpaPass::forward),
+                           [&] { return work_of(problem, SdpaPass::forward); });
   switch (backend) {
     case SdpaBackend::math:
       sdpa_math(context, problem);
@@ -175,15 +175,15 @@ SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
 }
 
 SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
-  return choose_for(context, SdpaProblem(args.forward), Pass::backward);
+  return choose_for(context, SdpaProblem(args.forward).sizes(), SdpaPass::backward);
 }
 
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
   const SdpaProblem problem(args.forward);
   check_backward(problem, args);
-  const SdpaBackend backend = take(context, problem, Pass::backward);
-  const ProfileRange range(context, range_name(backend, Pass::backward),
-                           [&] { return work_of(problem, Pass::backward); });
+  const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);
+  const ProfileRange range(context, range_name(backend, SdpaPass::backward),
+                           [&] { return work_of(problem, SdpaPass::backward); });
   if (args.dbias.data != nullptr) std::memset(args.dbias.data, 0, args.dbias.nbytes());
   if (backend == SdpaBackend::math) {
     sdpa_backward_math(context, problem, args);

@@ -188,9 +188,9 @@ void differentiate_head(const SdpaProblem& p, const SdpaBackwardArgs& args, std:
 
 }  // namespace
 
-std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaProblem& problem) {
-  const std::int64_t running = std::min<std::int64_t>(context.pool().size(), problem.batch * problem.heads);
-  return static_cast<std::size_t>(running * problem.longest_q() * problem.longest_k()) * sizeof(double);
+std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaSizes& sizes) {
+  const std::int64_t running = std::min<std::int64_t>(context.pool().size(), sizes.batch * sizes.heads);
+  return static_cast<std::size_t>(running * sizes.longest_q * sizes.longest_k) * sizeof(double);
 }
 
 void sdpa_math(ExecContext& context, const SdpaProblem& problem) {

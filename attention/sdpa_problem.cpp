@@ -4,6 +4,8 @@
 #include <cmath>
 #include <type_traits>
 
+#include "engine/philox.h"
+
 namespace inkling {
 namespace {
 
@@ -181,7 +183,7 @@ cpu::DropoutRule SdpaProblem::dropout(std::int64_t b, std::int64_t head) const n
   cpu::DropoutRule rule;
   rule.seed = args.dropout.seed;
   rule.offset = args.dropout.offset;
-  rule.threshold = static_cast<std::uint32_t>(static_cast<double>(args.dropout.p) * 0x1p32);
+  rule.threshold = dropout_threshold(args.dropout.p);
   rule.head = static_cast<std::uint32_t>(b * heads + head);
   rule.scale = 1.0f / (1.0f - args.dropout.p);
   return rule;
@@ -207,10 +209,10 @@ double SdpaProblem::nbytes() const noexcept {
          2 * static_cast<double>(keys * kv_heads * dim) * static_cast<double>(dtype_size(kv_dtype));
 }
 
-std::string SdpaProblem::describe() const {
+std::string SdpaSizes::to_string() const {
   return "B=" + std::to_string(batch) + " H=" + std::to_string(heads) + " Hkv=" + std::to_string(kv_heads) +
-         " D=" + std::to_string(dim) + " Tq=" + std::to_string(longest_q()) +
-         " Tk=" + std::to_string(longest_k()) + ' ' + std::string(dtype_name(args.q.dtype));
+         " D=" + std::to_string(dim) + " Tq=" + std::to_string(longest_q) +
+         " Tk=" + std::to_string(longest_k) + ' ' + std::string(dtype_name(dtype));
 }
 
 }  // namespace inkling

@@ -13,6 +13,23 @@
 
 namespace inkling {
 
+enum class SdpaPass : std::uint8_t { forward, backward };
+
+/// What a choice of backend goes by.
+struct SdpaSizes {
+  std::int64_t batch = 0, heads = 0, kv_heads = 0, dim = 0;
+  std::int64_t longest_q = 0, longest_k = 0;
+  DType dtype = DType::f32;
+
+  std::int64_t most_rows() const noexcept { return longest_q * (heads / kv_heads); }
+  /// "B=2 H=12 Hkv=12 D=64 Tq=37 Tk=1024 f32".
+  std::string to_string() const;
+};
+
+/// The first backend of the policy that can run a problem of these sizes. Allocates nothing. Throws
+/// Error{usage} with every refusal when there is none.
+SdpaBackend take_backend(ExecContext& context, const SdpaSizes& sizes, SdpaPass pass);
+
 struct SdpaProblem {
   const SdpaArgs& args;
   std::int64_t batch = 0, heads = 0, kv_heads = 0, group = 0, dim = 0;  // B, H, Hkv, H / Hkv, D
@@ -46,8 +63,9 @@ struct SdpaProblem {
   double visible_scores() const noexcept;
   /// Bytes of q, k, v and out, read or written once.
   double nbytes() const noexcept;
-  /// "B=2 H=12 Hkv=12 D=64 Tq=37 Tk=1024 f32", the longest lengths.
-  std::string describe() const;
+  SdpaSizes sizes() const noexcept {
+    return {batch, heads, kv_heads, dim, longest_q(), longest_k(), args.q.dtype};
+  }
 };
 
 /// Row `row`, head `head` of a strided (rows, heads, D) tensor.
@@ -63,7 +81,7 @@ void sdpa_decode(ExecContext& context, const SdpaProblem& problem);
 void sdpa_backward_math(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args);
 void sdpa_backward_flash(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args);
 /// Bytes that the math backend takes for weights.
-std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaProblem& problem);
+std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaSizes& sizes);
 /// Most query rows (queries × group) of a sequence that decode takes.
 inline constexpr std::int64_t kDecodeRows = 16;
 

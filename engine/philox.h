@@ -29,6 +29,11 @@ constexpr double philox_unit(std::uint32_t high, std::uint32_t low) noexcept {
   return static_cast<double>((std::uint64_t{high} << 32 | low) >> 11) * 0x1p-53;
 }
 
+/// Dropout keeps an element whose word is at least this: the rate is exact to 2⁻³².
+constexpr std::uint32_t dropout_threshold(float p) noexcept {
+  return static_cast<std::uint32_t>(static_cast<double>(p) * 0x1p32);
+}
+
 // Known answers of the authors' Random123 library.
 static_assert(philox({0, 0, 0, 0}, 0) == PhiloxWords{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
 static_assert(philox({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, 0xffffffffffffffff) ==

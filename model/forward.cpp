@@ -4,6 +4,7 @@
 #include <string>
 
 #include "attention/cached_attention.h"
+#include "attention/heads.h"
 #include "engine/ops.h"
 #include "engine/profiler.h"
 
@@ -12,13 +13,6 @@ namespace {
 
 LayerNorm norm_of(const NormWeights& weights, float epsilon) {
   return {weights.weight.as<float>(), static_cast<const float*>(weights.bias.view().data), epsilon};
-}
-
-/// Columns [begin, begin + heads · dim) of rows as (N, H, D).
-TensorView heads_of(const TensorView& rows, std::int64_t begin, std::int64_t heads, std::int64_t dim) {
-  TensorView view(static_cast<float*>(rows.data) + begin, DType::f32, {rows.shape[0], heads, dim});
-  view.stride = {rows.stride[0], dim, 1, 0};
-  return view;
 }
 
 /// Outputs [begin, begin + count) of a matrix as a matrix: whole panels of the same memory.

@@ -161,7 +161,7 @@ class CpuBackend final : public Backend {
   }
 
   void dropout(const DropoutArgs& args) override {
-    const auto threshold = static_cast<std::uint32_t>(static_cast<double>(args.p) * 0x1p32);
+    const std::uint32_t threshold = dropout_threshold(args.p);
     const float scale = 1.0f / (1.0f - args.p);
     pool_.run(args.x.shape[0], [&](std::int64_t m, int) {
       const auto next = std::ranges::upper_bound(args.cu_seqlens, static_cast<std::int32_t>(m));
