@@ -1,6 +1,8 @@
 // The flash and decode backends: SdpaArgs cut into the tasks of cpu/kernels.h. Keys and values of a cache are
-// read where they lie; packed ones are first copied into blocks of the cache's layout, O(Tk · D) bytes of the
-// context's workspace.
+// read where they lie; packed ones are first copied into blocks of the cache's layout. For flash and
+// backward, which come to them again and again, those are O(Tk · D) bytes of the context's workspace; a
+// decode task copies its own split into the scratch of its thread, so that memory is read once and nothing is
+// written.
 #include <algorithm>
 #include <vector>
 
@@ -33,11 +35,28 @@ class Plan {
       work_.first_block.push_back(work_.first_block.back() +
                                   (p_.k_length(b) + cpu::kKeyBlock - 1) / cpu::kKeyBlock);
     }
-    if (!p_.cached()) {
-      Workspace::sized(work_.blocks,
-                       static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads) * block_bytes_);
-    }
     context.pool().reserve_scratch(cpu::forward_scratch_bytes(p_.dim));
+  }
+
+  /// Room for the blocks of all packed keys.
+  void reserve_blocks() const {
+    if (p_.cached()) return;
+    Workspace::sized(work_.blocks,
+                     static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads) * block_bytes_);
+  }
+  /// Bytes of the blocks of one split.
+  std::size_t split_bytes() const noexcept {
+    return static_cast<std::size_t>(cpu::kKeySplit / cpu::kKeyBlock) * block_bytes_;
+  }
+  /// The blocks from that of key `begin` on, in memory of the caller's.
+  cpu::KvBlocks split_blocks(std::int64_t begin, std::byte* memory) const noexcept {
+    cpu::KvBlocks kv;
+    kv.dtype = p_.kv_dtype;
+    kv.head_dim = p_.dim;
+    kv.base = memory;
+    kv.stride = block_bytes_;
+    kv.first = begin / cpu::kKeyBlock;
+    return kv;
   }
 
   std::int64_t rows(std::int64_t b) const noexcept { return p_.q_length(b) * p_.group; }
@@ -48,11 +67,12 @@ class Plan {
     return (p_.k_length(b) + cpu::kKeySplit - 1) / cpu::kKeySplit;
   }
 
-  /// Copies keys begin … end−1 of one head into its blocks; nothing to do for a cache.
-  void pack(std::int64_t b, std::int64_t head, std::int64_t begin, std::int64_t end) const {
-    if (p_.cached() || begin >= end) return;
+  /// Copies keys begin … end−1 of one head into blocks.
+  void pack(std::int64_t b, std::int64_t head, std::int64_t begin, std::int64_t end,
+            const cpu::KvBlocks& to) const {
+    if (begin >= end) return;
     cpu::AppendTask task;
-    task.kv = blocks(b, head, work_.blocks);
+    task.kv = to;
     task.k = {row_address(p_.args.k, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.k.stride[0]};
     task.v = {row_address(p_.args.v, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.v.stride[0]};
     task.position = begin;
@@ -62,6 +82,7 @@ class Plan {
 
   /// For the backward pass: the same with k and v exchanged, and room for the sums of dk and dv.
   void prepare_backward() const {
+    reserve_blocks();
     const auto count = static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads);
     Workspace::sized(work_.swapped, count * block_bytes_);
     Workspace::sized(work_.sums, count * 2 * sum_floats() * sizeof(float));
@@ -73,10 +94,11 @@ class Plan {
     swap.k = {row_address(p_.args.v, p_.k_begin(b), head), p_.kv_dtype, p_.args.v.stride[0]};
     swap.v = {row_address(p_.args.k, p_.k_begin(b), head), p_.kv_dtype, p_.args.k.stride[0]};
     swap.count = keys;
-    pack(b, head, 0, keys);
+    const cpu::KvBlocks kv = blocks(b, head, work_.blocks);
+    pack(b, head, 0, keys, kv);
     kernels_.append(swap);
     cpu::BackwardTask task;
-    task.forward = forward(b, head, 0);
+    task.forward = forward(b, head, 0, kv);
     task.forward.row_end = rows(b);
     task.swapped = swap.kv;
     task.dout = matrix(args.dout, p_.q_begin(b), q_head);
@@ -95,10 +117,11 @@ class Plan {
     return task;
   }
 
-  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block) const {
+  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block,
+                           const cpu::KvBlocks& kv) const {
     const std::int64_t first = p_.q_begin(b), q_head = head * p_.group;
     cpu::ForwardTask task;
-    task.kv = blocks(b, head, work_.blocks);
+    task.kv = kv;
     task.q = row_address(p_.args.q, first, q_head);
     task.q_dtype = p_.args.q.dtype;
     task.q_row = p_.args.q.stride[0];
@@ -124,6 +147,9 @@ class Plan {
     task.dropout = p_.dropout(b, q_head);
     return task;
   }
+
+  /// Where the keys of one head lie: in the cache, or in the workspace.
+  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const { return blocks(b, head, work_.blocks); }
 
  private:
   std::int64_t block_index(std::int64_t b, std::int64_t head) const {
@@ -163,9 +189,10 @@ void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
   const auto& kernels = cpu::attention_kernels(context.isa());
   ThreadPool& pool = context.pool();
   if (!problem.cached()) {
+    plan.reserve_blocks();
     pool.run(problem.batch * problem.kv_heads, [&](std::int64_t i, int) {
-      const std::int64_t b = i / problem.kv_heads;
-      plan.pack(b, i % problem.kv_heads, 0, problem.k_length(b));
+      const std::int64_t b = i / problem.kv_heads, head = i % problem.kv_heads;
+      plan.pack(b, head, 0, problem.k_length(b), plan.blocks(b, head));
     });
   }
   // Sequence by sequence and head by head, so that keys and values stay in cache; in each the last rows
@@ -175,8 +202,9 @@ void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
   run_in_order(pool, tasks, [&](std::int64_t i, int worker) {
     std::int64_t b = 0;
     for (; i >= plan.row_blocks(b) * problem.kv_heads; ++b) i -= plan.row_blocks(b) * problem.kv_heads;
-    const std::int64_t blocks = plan.row_blocks(b);
-    kernels.forward(plan.forward(b, i / blocks, blocks - 1 - i % blocks), pool.scratch(worker));
+    const std::int64_t blocks = plan.row_blocks(b), head = i / blocks;
+    kernels.forward(plan.forward(b, head, blocks - 1 - i % blocks, plan.blocks(b, head)),
+                    pool.scratch(worker));
   });
 }
 
@@ -193,25 +221,34 @@ void sdpa_decode(ExecContext& context, const SdpaProblem& problem) {
   const std::int64_t padded = (problem.dim + 15) / 16 * 16, room = splits * kDecodeRows * (padded + 16);
   auto* partials = reinterpret_cast<float*>(
       Workspace::sized(work.partials, static_cast<std::size_t>(heads * room) * sizeof(float)));
-  const auto task_of = [&](std::int64_t i) {
-    cpu::ForwardTask task = plan.forward(i / problem.kv_heads, i % problem.kv_heads, 0);
+  const std::size_t own = (cpu::forward_scratch_bytes(problem.dim) + 63) / 64 * 64;
+  pool.reserve_scratch(own + (problem.cached() ? 0 : plan.split_bytes()));
+  const auto task_of = [&](std::int64_t i, const cpu::KvBlocks& kv) {
+    cpu::ForwardTask task = plan.forward(i / problem.kv_heads, i % problem.kv_heads, 0, kv);
     task.partials = partials + i * room;
     return task;
   };
   pool.run(heads * splits, [&](std::int64_t i, int worker) {
-    const std::int64_t b = i / splits / problem.kv_heads, split = i % splits;
+    const std::int64_t b = i / splits / problem.kv_heads, head = i / splits % problem.kv_heads;
+    const std::int64_t split = i % splits;
     if (split >= plan.splits(b) || plan.rows(b) == 0) return;
     const std::int64_t begin = split * cpu::kKeySplit,
                        end = std::min(begin + cpu::kKeySplit, problem.k_length(b));
-    plan.pack(b, i / splits % problem.kv_heads, begin, end);
-    cpu::ForwardTask task = task_of(i / splits);
+    cpu::KvBlocks kv;
+    if (problem.cached()) {
+      kv = plan.blocks(b, head);
+    } else {
+      kv = plan.split_blocks(begin, pool.scratch(worker) + own);
+      plan.pack(b, head, begin, end, kv);
+    }
+    cpu::ForwardTask task = task_of(i / splits, kv);
     task.split = split;
     kernels.forward_split(task, pool.scratch(worker));
   });
   pool.run(heads, [&](std::int64_t i, int worker) {
     const std::int64_t b = i / problem.kv_heads;
     if (plan.rows(b) == 0) return;
-    cpu::ForwardTask task = task_of(i);
+    cpu::ForwardTask task = task_of(i, plan.split_blocks(0, nullptr));  // keys are no longer looked at
     task.split = plan.splits(b);
     kernels.forward_combine(task, pool.scratch(worker));
   });

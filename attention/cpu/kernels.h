@@ -20,19 +20,20 @@ inline constexpr std::int64_t kKeySplit =
 inline constexpr std::int64_t kQueryRows = 48;  // most rows of a task: eight tiles of six
 inline constexpr std::int64_t kMaxHeadDim = 256;
 
-/// Where the blocks of one (sequence, key/value head) lie: pages[i] + offset, or base + i · stride without
-/// pages.
+/// Where the blocks of one (sequence, key/value head) lie: pages[i] + offset, or without pages base + (i −
+/// first) · stride.
 struct KvBlocks {
   std::byte* const* pages = nullptr;
   std::size_t offset = 0;
   std::byte* base = nullptr;
   std::size_t stride = 0;
+  std::int64_t first = 0;  // block at base
   DType dtype = DType::f32;
   std::int64_t head_dim = 0;  // D
 
   std::int64_t padded_dim() const noexcept { return (head_dim + 15) / 16 * 16; }
   std::byte* k(std::int64_t block) const noexcept {
-    return pages != nullptr ? pages[block] + offset : base + static_cast<std::size_t>(block) * stride;
+    return pages != nullptr ? pages[block] + offset : base + static_cast<std::size_t>(block - first) * stride;
   }
   std::byte* v(std::int64_t block) const noexcept {
     return k(block) + static_cast<std::size_t>(head_dim * kKeyBlock) * dtype_size(dtype);
