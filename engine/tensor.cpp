@@ -2,14 +2,13 @@
 
 #include <sys/mman.h>
 
-#include <cstdlib>
 #include <limits>
 #include <new>
 
 namespace inkling {
 namespace {
 
-constexpr std::size_t kAlign = 64;
+constexpr std::align_val_t kAlign{64};
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) {
@@ -61,7 +60,7 @@ Buffer::Buffer(std::size_t bytes) : size_(bytes) {
   };
   if (bytes > std::numeric_limits<std::size_t>::max() / 2) fail();
   if (bytes < kHugePage) {
-    data_ = static_cast<std::byte*>(std::aligned_alloc(kAlign, round_up(bytes, kAlign)));
+    data_ = static_cast<std::byte*>(::operator new(bytes, kAlign, std::nothrow));
     if (data_ == nullptr) fail();
     return;
   }
@@ -82,7 +81,7 @@ void Buffer::release() noexcept {
   if (mapped_ != 0) {
     ::munmap(data_, mapped_);
   } else {
-    std::free(data_);
+    ::operator delete(data_, kAlign);
   }
 }
 

@@ -1,7 +1,8 @@
-// Gradients of a linear layer against the naive oracle, and dropout against its own rule, on every
-// instruction set; the same bits on any number of threads.
+// Gradients of a linear layer against the naive oracle on every instruction set, the same bits on any number
+// of threads; dropout against its own rule.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -45,13 +46,18 @@ struct Layer {
   }
 };
 
-double worst(const std::vector<float>& got, const std::vector<float>& want, std::int64_t terms) {
+double worst(const std::vector<float>& got, const std::vector<float>& want) {
   double most = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    most = std::max(most, std::fabs(double{got[i]} - double{want[i]}) /
-                              std::sqrt(static_cast<double>(terms) + std::fabs(double{want[i]})));
+    most = std::max(most, std::fabs(double{got[i]} - double{want[i]}));
   }
   return most;
+}
+
+// A sum of n products of N(0, 1) passes through partial sums of about √i and rounds each by up to 2^-24 of
+// it: a standard deviation of 2^-24 · n / √6. Eight of them, and some room where n is small.
+double tolerance(std::int64_t terms) {
+  return 2e-7 * static_cast<double>(terms + 8);
 }
 
 }  // namespace
@@ -71,9 +77,9 @@ TEST_CASE("a linear layer's gradients equal the oracle's on every ISA and awkwar
       std::vector<float> dx(layer.dx.size()), dw = layer.dw, db = layer.db;
       reference::linear_backward(layer.x, layer.w, layer.dout, m, dx, dw, db);
       layer.run(context);
-      CHECK(worst(layer.dx, dx, n) < 2e-6);
-      CHECK(worst(layer.dw, dw, m) < 2e-6);
-      CHECK(worst(layer.db, db, m) < 1e-6);
+      CHECK(worst(layer.dx, dx) < tolerance(n));
+      CHECK(worst(layer.dw, dw) < tolerance(m));
+      CHECK(worst(layer.db, db) < tolerance(m));
     }
   }
 }
@@ -133,7 +139,7 @@ TEST_CASE("gradients of strided views are right, and what lies between their row
         most = std::max(most, std::fabs(at(args.dweight, a, j) - want));
       }
     }
-    CHECK(most < 1e-4);
+    CHECK(most < tolerance(std::max(m, n)));
   }
 }
 
@@ -193,7 +199,7 @@ TEST_CASE("dropout keeps what its rule keeps, alone as in a batch, and at the ra
   }
   CHECK(same);
   // 100 200 draws: five standard deviations are 0.0047.
-  CHECK(static_cast<double>(kept) / 100'200 == doctest::Approx(0.9).epsilon(0.005));
+  CHECK(std::fabs(static_cast<double>(kept) / 100'200 - 0.9) < 0.0047);
 
   std::vector<float> alone(40 * kColumns, 1.0f);
   dropout(context,
