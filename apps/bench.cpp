@@ -222,7 +222,7 @@ void print_table(const std::vector<Row>& rows, const Header& h, bool csv, bool c
 
 void bench(const BenchOptions& o, const Console& console) {
   Workspace workspace(o.model, ReadTokenizer::when_needed, console);
-  const std::int64_t most = workspace.model().config().n_positions;
+  const std::int64_t most = workspace.positions();
   for (const auto* lengths : {&o.prompts, &o.tokens}) {
     for (const std::int64_t n : *lengths) {
       if (n <= most) continue;

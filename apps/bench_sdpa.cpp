@@ -48,7 +48,7 @@ class SdpaBench {
     }
     peak_ = measure_gflop_s(context_);
     const std::vector<SdpaBackend> all{SdpaBackend::flash, SdpaBackend::decode, SdpaBackend::math};
-    const Row row{"explore", o_.shape.to_string(), "", {}, 0, 0, ""};
+    const Row row{"explore", o_.shape.to_string(), ""};
     compare(row, o_.shape, o_.backends.empty() ? all : o_.backends);
   }
 
@@ -133,7 +133,7 @@ class SdpaBench {
     shape.k_lengths = shape.q_lengths;
     for (const MaskKind mask : {MaskKind::none, MaskKind::causal_upper_left}) {
       shape.mask = mask;
-      compare({"backend comparison", shape.to_string(), "", {}, 0, 0, ""}, shape,
+      compare({"backend comparison", shape.to_string(), ""}, shape,
               {SdpaBackend::flash, SdpaBackend::math, SdpaBackend::decode});
     }
   }
@@ -168,18 +168,18 @@ class SdpaBench {
     for (std::int64_t b = 0; b < batch; ++b) packed.push_back(512 * (2 * b + 1) / (2 * batch));
     Module dense(context_, std::vector<std::int64_t>(static_cast<std::size_t>(batch), 512));
     Module varlen(context_, packed);
-    add({"varlen vs dense, 50% padding", dense.shape, "padded", {}, 0, 0, ""}, [&] { dense.run(); });
-    add({"varlen vs dense, 50% padding", varlen.shape, "packed", {}, 0, 0, ""}, [&] { varlen.run(); });
+    add({"varlen vs dense, 50% padding", dense.shape, "padded"}, [&] { dense.run(); });
+    add({"varlen vs dense, 50% padding", varlen.shape, "packed"}, [&] { varlen.run(); });
   }
 
   void eager_or_planned() {
     Module module(context_, std::vector<std::int64_t>(
                                 static_cast<std::size_t>(std::max<std::int64_t>(2, scaled(32))), 256));
-    add({"module eager vs planned", module.shape, "eager: fresh memory each call", {}, 0, 0, ""}, [&] {
+    add({"module eager vs planned", module.shape, "eager: fresh memory each call"}, [&] {
       module.attention.release();
       module.run();
     });
-    add({"module eager vs planned", module.shape, "planned: one arena", {}, 0, 0, ""}, [&] { module.run(); });
+    add({"module eager vs planned", module.shape, "planned: one arena"}, [&] { module.run(); });
     console_.note(module.attention.to_string());
   }
 
@@ -196,7 +196,7 @@ class SdpaBench {
         const AttentionData data(shape, AttentionData::Memory::random);
         if (queries == 2)
           console_.note(std::string(mask_kind_name(bias.kind())) + "(2, 10):\n" + bias.to_string());
-        add({"upper-left vs lower-right", shape.to_string(), "automatic", {}, 0, 0, ""},
+        add({"upper-left vs lower-right", shape.to_string(), "automatic"},
             [&] { sdpa(context_, data.forward()); });
         const TensorView& out = data.forward().out;
         outs.emplace_back(out.as<float>(), out.as<float>() + out.numel());

@@ -67,12 +67,7 @@ std::string line(const Scored& scored, const std::vector<float>& logprobs) {
 // A few hundred sequences at a time: results appear as they are made, and memory does not grow with the file.
 void score_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
   constexpr std::size_t kAtOnce = 256;
-  const std::int64_t positions = workspace.model().config().n_positions;
-  if (o.model.context > positions) {
-    throw Error(Code::usage, "--ctx-size: expected at most the model's " + std::to_string(positions) +
-                                 " positions, got " + std::to_string(o.model.context));
-  }
-  const std::int64_t most = o.model.context != 0 ? o.model.context : positions;
+  const std::int64_t most = workspace.positions();
   std::vector<Scored> all;
   std::int64_t total = 0, before = 0;
   for (const Record& record : read_records(o.score, {"id", "ids", "text"})) {
@@ -98,7 +93,7 @@ void score_file(const EvalOptions& o, Workspace& workspace, const Console& conso
 void perplexity_of_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
   const std::string text = read_text(o.perplexity);
   const auto ids = workspace.tokenizer().encode(text).value();
-  const std::int64_t window = o.model.context != 0 ? o.model.context : workspace.model().config().n_positions;
+  const std::int64_t window = workspace.positions();
   const std::int64_t stride = o.stride != 0 ? o.stride : window;
   Progress progress(console, "scoring");
   const Perplexity result = perplexity(workspace.model(), workspace.context(), ids, window, stride,

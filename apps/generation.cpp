@@ -28,7 +28,7 @@ Generation::Generation(const GenerateOptions& options, Workspace& workspace, con
       generator_(workspace.model(), workspace.context(),
                  {.max_batch = std::max<std::int64_t>(options.batch.batch, options.samples),
                   .prefill_chunk = options.batch.prefill_chunk,
-                  .context = options.model.context,
+                  .context = workspace.positions(),
                   .kv_max_bytes = workspace.kv_max_bytes()}),
       rows_(options.output == Output::jsonl ? JsonRows::Shape::lines : JsonRows::Shape::array) {
   // Ids alone can be continued without a tokenizer; text cannot be shown, nor stop strings seen.

@@ -118,14 +118,14 @@ void memory(Workspace& workspace, Facts& facts) {
   facts.add("kv, whole context", pool.bytes_for(model.config().n_positions), " bytes");
 }
 
-// As cached_attention() decides under --attn, of which choose() knows the same limits.
+// What cached_attention() will take under --attn: sdpa() chooses by the same rule.
 std::string attention_choice(Workspace& workspace, std::int64_t fresh, std::int64_t keys) {
   const ModelConfig& config = workspace.model().config();
   AttentionCase shape;
   shape.q_lengths = {fresh};
   shape.k_lengths = {keys};
   shape.heads = shape.kv_heads = config.n_head;
-  shape.dim = config.n_embd / config.n_head;
+  shape.dim = config.head_size();
   shape.mask = MaskKind::causal_lower_right;
   const AttentionData data(shape, AttentionData::Memory::none);
   const SdpaChoice choice = choose(workspace.context(), data.forward());

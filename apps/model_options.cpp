@@ -138,6 +138,14 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
   const double start = now();
   model_ = load(path_, context_, options, console).value();
   load_ms_ = (now() - start) * 1e3;
+  if (const std::int64_t most = model_->config().n_positions; options.context > most) {
+    throw Error(Code::usage, "--ctx-size: expected at most the model's " + std::to_string(most) +
+                                 " positions, got " + std::to_string(options.context));
+  }
+}
+
+std::int64_t Workspace::positions() const noexcept {
+  return options_.context != 0 ? options_.context : model_->config().n_positions;
 }
 
 std::string Workspace::name() const {

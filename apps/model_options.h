@@ -50,7 +50,7 @@ ExecOptions exec_options(const ModelOptions& options, const Console& console);
 /// one.
 enum class ReadTokenizer : std::uint8_t { at_once, when_needed };
 
-/// What every computing command needs.
+/// What every computing command needs. Throws Error{usage} when --ctx-size is more than the model has.
 class Workspace {
  public:
   Workspace(const ModelOptions& options, ReadTokenizer read, const Console& console);
@@ -58,6 +58,8 @@ class Workspace {
   ExecContext& context() noexcept { return context_; }
   const Model& model() const noexcept { return *model_; }
   double load_ms() const noexcept { return load_ms_; }
+  /// What --ctx-size asks for, or all that the model has.
+  std::int64_t positions() const noexcept;
   const std::filesystem::path& path() const noexcept { return path_; }
   /// For reports: the folder's or the file's name.
   std::string name() const;
