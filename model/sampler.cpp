@@ -86,7 +86,7 @@ void Sampler::reserve(std::size_t vocab, std::size_t history, const GenerationCo
   const auto within = [vocab](std::int64_t k) {
     return std::min(vocab, static_cast<std::size_t>(std::max<std::int64_t>(k, 0)));
   };
-  const std::size_t kept = config.top_k > 0 ? within(config.top_k) : vocab;
+  const std::size_t kept = config.temperature == 0.0 ? 0 : config.top_k > 0 ? within(config.top_k) : vocab;
   candidates_.reserve(std::max(kept, within(config.logprobs)));
   pool_.reserve(kept);
   blocks_.reserve(vocab / kBlock + 1);

@@ -7,8 +7,8 @@
 // by falling logit under top-k. e^x in f32 (relative error 2e-7), sums in f64 in a fixed order.
 //
 // V = 50257 on one thread of a shared two-core EPYC, best of 20 rounds: greedy 12 µs, the defaults 30 µs, the
-// whole distribution 80 µs, top-p without top-k 260 µs, typical-p without either 1.8 ms. One
-// thread at a time.
+// whole distribution 80 µs, top-p without top-k 260 µs, typical-p without either 1.8 ms. One thread at a
+// time.
 #pragma once
 
 #include <cstdint>
