@@ -49,7 +49,7 @@ std::size_t Profiler::sum_of(std::string_view name, const ProfileWork& work) {
 }
 
 void Profiler::begin(std::string_view name, const ProfileWork& work) {
-  open_.push_back({sum_of(name, work), 0, 0, work.shape[0], work});
+  open_.push_back({sum_of(name, work), 0, 0, work});
   open_.back().start_ns = now_ns();
 }
 
@@ -66,8 +66,8 @@ void Profiler::end() noexcept {
   sum.flops += range.work.flops;
   if (!open_.empty()) open_.back().inside_ns += length;
   if (events_.size() < max_events_) {
-    events_.push_back({static_cast<std::uint32_t>(range.sum), range.start_ns - origin_ns_, length, range.rows,
-                       range.work.bytes, range.work.flops});
+    events_.push_back({static_cast<std::uint32_t>(range.sum), range.start_ns - origin_ns_, length,
+                       range.work.shape[0], range.work.bytes, range.work.flops});
   } else {
     ++left_out_;
   }

@@ -37,7 +37,7 @@ struct ProfileWork {
 
 class Profiler {
  public:
-  /// Keeps the first `max_events` ranges one by one for the trace (56 bytes each); sums go on without end.
+  /// Keeps the first `max_events` ranges one by one for the trace (48 bytes each); sums go on without end.
   explicit Profiler(std::size_t max_events = std::size_t{1} << 18);
 
   /// All ranges of one name.
@@ -74,7 +74,6 @@ class Profiler {
   struct Open {
     std::size_t sum;
     std::uint64_t start_ns, inside_ns;
-    std::int64_t rows;
     ProfileWork work;
   };
   struct Event {

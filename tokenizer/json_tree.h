@@ -20,6 +20,7 @@ struct JsonValue {
   struct Real {};  // a number that is no 64-bit integer: nothing here wants its value
   using Items = std::vector<JsonValue>;
   using Members = std::vector<JsonMember>;  // in file order
+  // In the order of Type.
   std::variant<std::monostate, bool, std::int64_t, Real, std::string, Items, Members> content;
 
   Type type() const noexcept { return static_cast<Type>(content.index()); }

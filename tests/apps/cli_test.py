@@ -313,7 +313,7 @@ class Others(Folder):
         oracle = json.loads(score("--attn", "math").stdout)["logprobs"][1:]
         self.assertNotEqual(oracle, expected)
         for a, b in zip(expected, oracle, strict=True):
-            self.assertAlmostEqual(a, b, delta=2e-4)
+            self.assertAlmostEqual(a, b, delta=2e-5)
         refused = score("--attn", "decode")
         self.assertEqual((refused.returncode, refused.stdout), (2, ""))
         self.assertIn("query rows, at most 16", refused.stderr)
