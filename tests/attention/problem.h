@@ -1,4 +1,5 @@
 // An attention problem that owns its memory, and its f64 answer written from the contract alone.
+// Longer than a header: problem and answer read as one, and both are needed by every test.
 #pragma once
 
 #include <algorithm>
