@@ -7,7 +7,7 @@
 //
 // Every op opens a range; callers may open their own around them. Ranges nest: a range's self time is its
 // total less that of the ranges inside. Without a profiler a range costs one load and one branch, and the
-// work it would report is not even computed: 0.3 ns on a Zen 4, some 75 times in a decode step of GPT-2 124M,
+// work it would report is not even computed: 0.3 ns on a Zen 4, 66 times in a decode step of GPT-2 124M,
 // which takes milliseconds. With one it costs two readings of the clock, 0.1 µs.
 //
 // For the one thread that runs ops on the context; read it between ops.

@@ -5,6 +5,7 @@
 //
 // One walk per format; a row more or less changes no bit (tile.h says why for floats; integer sums are exact
 // within a group and f32 across groups in order).
+// Longer than a header: it is the source of one walk, compiled once per ISA.
 #pragma once
 
 #include "engine/cpu/rows.h"

@@ -1,5 +1,6 @@
 // Packing of one panel of weights from a file's layout, and reading a column back. See packed_matrix.h for
 // layouts. Include only from sources of one ISA.
+// Longer than a header: it is a source, compiled once per ISA.
 #pragma once
 
 #include <cstring>
