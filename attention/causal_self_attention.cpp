@@ -10,9 +10,9 @@
 #include "attention/heads.h"
 #include "attention/sdpa_backward.h"
 #include "engine/exec_context.h"
-#include "engine/ops.h"
 #include "engine/philox.h"
 #include "engine/profiler.h"
+#include "engine/training_ops.h"
 
 namespace inkling {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "engine/ops.h"
+#include "engine/training_ops.h"
 
 namespace inkling {
 
@@ -22,13 +22,27 @@ class Backend {
   virtual void unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const = 0;
 
   virtual void linear(const LinearArgs& args) = 0;
-  virtual void linear_backward(const LinearBackwardArgs& args) = 0;
-  virtual void dropout(const DropoutArgs& args) = 0;
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void layer_norm(const NormArgs& args) = 0;
   virtual void softmax(TensorView x) = 0;
   virtual void log_softmax(TensorView x) = 0;
   virtual void activate(TensorView x, Activation activation) = 0;
+
+  // Training: a device that only infers leaves these.
+  virtual void linear_backward(const LinearBackwardArgs&) { refuse("linear_backward"); }
+  virtual void layer_norm_backward(const LayerNormBackwardArgs&) { refuse("layer_norm_backward"); }
+  virtual void activate_backward(const ActivateBackwardArgs&) { refuse("activate_backward"); }
+  virtual void embed_backward(const EmbedBackwardArgs&) { refuse("embed_backward"); }
+  virtual void dropout(const DropoutArgs&) { refuse("dropout"); }
+  virtual void cross_entropy(const CrossEntropyArgs&) { refuse("cross_entropy"); }
+  virtual double sum_of_squares(std::span<const float>) { refuse("sum_of_squares"); }
+  virtual void add_scaled(std::span<float>, std::span<const float>, float) { refuse("add_scaled"); }
+  virtual void adamw(const AdamWArgs&) { refuse("adamw"); }
+
+ private:
+  [[noreturn]] void refuse(const char* op) const {
+    throw Error(Code::device, std::string(op) + ": expected a device that trains, got " + description());
+  }
 };
 
 }  // namespace inkling

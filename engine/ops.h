@@ -4,7 +4,7 @@
 // arguments once (Error{usage}: op, argument, expected, got) and makes one virtual call to the Backend of the
 // context. Activations are f32, rows contiguous ("row-major, any row stride"). Every output row is reduced in
 // one fixed order that depends on neither the number of rows, nor the threads, nor the chunking: bits are
-// equal alone and in any batch. Ops of one context must not run concurrently.
+// equal alone and in any batch. Ops of one context must not run concurrently. Gradients: training_ops.h.
 #pragma once
 
 #include <cstdint>
@@ -34,34 +34,11 @@ struct LinearArgs {
   const PackedMatrix* weight = nullptr;  ///< (K, N)
   const float* bias = nullptr;           ///< (N) or null
   Activation activation = Activation::none;
-  TensorView residual;  ///< (M, N) f32 or empty; may be `out` itself
-  TensorView out;       ///< (M, N) f32
+  TensorView residual;          ///< (M, N) f32 or empty; may be `out` itself
+  TensorView out;               ///< (M, N) f32
+  TensorView pre_activation{};  ///< (M, N) f32, written: what the activation is applied to; or empty
 };
 void linear(ExecContext& context, const LinearArgs& args);
-
-/// Gradients of out = x · w + bias: dx = dout · wᵀ, dweight += xᵀ · dout, dbias += Σ_m dout[m].
-/// Sums over m run in order from row 0, so the bits depend on the rows and on nothing else.
-struct LinearBackwardArgs {
-  TensorView x;            ///< (M, K) f32, that of the forward pass; only dweight needs it
-  TensorView weight;       ///< (K, N) f32, any strides; only dx needs it
-  TensorView dout;         ///< (M, N) f32
-  TensorView dx;           ///< (M, K) f32, written; or empty
-  TensorView dweight;      ///< (K, N) f32, added to; or empty
-  float* dbias = nullptr;  ///< (N), added to; or null
-};
-void linear_backward(ExecContext& context, const LinearBackwardArgs& args);
-
-/// In place: x = kept ? x / (1 − p) : 0. Element c of row i (counted from the start of its sequence b) is
-/// kept when word c mod 4 of philox({c / 4, i, 2³¹ + b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a
-/// gradient it is its own backward pass. (Attention draws from the counters below 2³¹: attention/sdpa.h.)
-struct DropoutArgs {
-  TensorView x;                              ///< (N, C) f32
-  std::span<const std::int32_t> cu_seqlens;  ///< (B+1), rising from 0 to N
-  float p = 0.0f;                            ///< in [0, 1)
-  std::uint64_t seed = 0;
-  std::uint32_t offset = 0;  ///< differs per use and step
-};
-void dropout(ExecContext& context, const DropoutArgs& args);
 
 /// out[i] = token_table[ids[i]] + position_table[positions[i]].
 struct EmbedArgs {

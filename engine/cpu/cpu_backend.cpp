@@ -1,33 +1,23 @@
 #include "engine/cpu/cpu_backend.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <vector>
 
-#include "engine/cpu/kernels.h"
-#include "engine/philox.h"
+#include "engine/cpu/cpu_training.h"
 
 namespace inkling {
 namespace {
 
-using cpu::CpuKernels;
 using cpu::InputKind;
+using cpu::mutable_row;
 using cpu::PrepareRow;
+using cpu::row;
+using cpu::row_stride;
 using cpu::Rows;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) {
   return (n + to - 1) / to * to;
-}
-
-std::ptrdiff_t row_stride(const TensorView& x) {
-  return x.stride[0];
-}
-const float* row(const TensorView& x, std::int64_t i) {
-  return static_cast<const float*>(x.data) + i * x.stride[0];
-}
-float* mutable_row(const TensorView& x, std::int64_t i) {
-  return static_cast<float*>(x.data) + i * x.stride[0];
 }
 
 // Memory for prepared rows: one block of scales, sums and values for a number of rows.
@@ -41,9 +31,9 @@ struct PreparedLayout {
   }
 };
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public CpuTraining {
  public:
-  CpuBackend(ThreadPool& pool, Isa isa) : pool_(pool), table_(cpu::kernels(isa)) {}
+  CpuBackend(ThreadPool& pool, Isa isa) : CpuTraining(pool, cpu::kernels(isa)) {}
 
   std::string description() const override {
     return "cpu: " + std::string(isa_name(table_.isa)) + ", " + std::to_string(pool_.size()) + " threads";
@@ -119,6 +109,8 @@ class CpuBackend final : public Backend {
       block.row_end = std::min(rows, block.row_begin + block_rows);
       block.panel = task % w.panels();
       block.bias = args.bias;
+      block.pre_activation = static_cast<float*>(args.pre_activation.data);
+      block.pre_activation_stride = args.pre_activation.stride[0];
       block.activation = args.activation;
       block.residual = static_cast<const float*>(args.residual.data);
       block.residual_stride = args.residual.data != nullptr ? row_stride(args.residual) : 0;
@@ -126,55 +118,6 @@ class CpuBackend final : public Backend {
       block.out_stride = row_stride(args.out);
       block.scratch = scratch;
       table_.linear_block(block);
-    });
-  }
-
-  // Both gradients are products that linear() already is: dx = dout · wᵀ, and dwᵀ's rows are those of xᵀ
-  // times dout. Packing the right-hand sides costs M·N + K·N moves beside 4·M·K·N flops.
-  void linear_backward(const LinearBackwardArgs& args) override {
-    const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
-    if (n == 0) {  // dx is a sum of nothing
-      for (std::int64_t i = 0; args.dx.data != nullptr && i < m; ++i) {
-        std::fill_n(mutable_row(args.dx, i), args.dx.shape[1], 0.0f);
-      }
-      return;
-    }
-    if (args.dx.data != nullptr) {
-      const TensorView& w = args.weight;
-      LinearArgs product;
-      const PackedMatrix transposed =
-          pack_right({w.data, DType::f32, n, w.shape[0], w.stride[1], w.stride[0]});
-      product.x = args.dout;
-      product.weight = &transposed;
-      product.out = args.dx;
-      linear(product);
-    }
-    if (args.dweight.data != nullptr) {
-      LinearArgs product;
-      const PackedMatrix right = pack_right({args.dout.data, DType::f32, m, n, row_stride(args.dout), 1});
-      product.x = transpose(args.x);
-      product.weight = &right;
-      product.residual = product.out = args.dweight;
-      linear(product);
-    }
-    if (args.dbias != nullptr) add_column_sums(args.dout, args.dbias);
-  }
-
-  void dropout(const DropoutArgs& args) override {
-    const std::uint32_t threshold = dropout_threshold(args.p);
-    const float scale = 1.0f / (1.0f - args.p);
-    pool_.run(args.x.shape[0], [&](std::int64_t m, int) {
-      const auto next = std::ranges::upper_bound(args.cu_seqlens, static_cast<std::int32_t>(m));
-      const auto b = static_cast<std::uint32_t>(next - args.cu_seqlens.begin() - 1);
-      const auto i = static_cast<std::uint32_t>(m - args.cu_seqlens[b]);
-      const std::span x(mutable_row(args.x, m), static_cast<std::size_t>(args.x.shape[1]));
-      for (std::size_t c = 0; c < x.size(); c += 4) {
-        const PhiloxWords words = philox(
-            {static_cast<std::uint32_t>(c / 4), i, (std::uint32_t{1} << 31) + b, args.offset}, args.seed);
-        for (std::size_t j = c; j < std::min(c + 4, x.size()); ++j) {
-          x[j] = words[j - c] >= threshold ? x[j] * scale : 0.0f;
-        }
-      }
     });
   }
 
@@ -282,61 +225,13 @@ class CpuBackend final : public Backend {
   };
   std::uint64_t& seen_op(int worker) { return seen_[static_cast<std::size_t>(worker)].op; }
 
-  // The right-hand side of a product, packed into memory that is kept for the next one.
-  PackedMatrix pack_right(const MatrixSource& source) {
-    const std::size_t bytes = packed_nbytes(source.k, source.n, WeightFormat::f32);
-    if (right_.size() < bytes) right_ = Buffer(bytes);
-    return pack(source, WeightFormat::f32, right_.data());
-  }
-
-  // (M, K) → (K, M), in squares that fit the L1 cache.
-  TensorView transpose(const TensorView& x) {
-    constexpr std::int64_t kSide = 32;
-    const std::int64_t m = x.shape[0], k = x.shape[1];
-    const std::int64_t lines = (m + 15) / 16,
-                       stride = (lines + (lines + 1) % 2) * 16;  // an odd number of lines
-    const std::size_t bytes = static_cast<std::size_t>(k * stride) * sizeof(float);
-    if (transposed_.size() < bytes) transposed_ = Buffer(bytes);
-    auto* to = reinterpret_cast<float*>(transposed_.data());
-    pool_.run((k + kSide - 1) / kSide, [&](std::int64_t block, int) {
-      const std::int64_t first = block * kSide, last = std::min(k, first + kSide);
-      for (std::int64_t from = 0; from < m; from += kSide) {
-        for (std::int64_t c = first; c < last; ++c) {
-          for (std::int64_t i = from; i < std::min(m, from + kSide); ++i) to[c * stride + i] = row(x, i)[c];
-        }
-      }
-    });
-    TensorView view(to, DType::f32, {k, m});
-    view.stride[0] = stride;
-    return view;
-  }
-
-  // Over rows in order, in f64.
-  void add_column_sums(const TensorView& x, float* sums) {
-    constexpr std::int64_t kColumns = 1024;  // wide: rows far apart are read in long runs
-    const std::int64_t n = x.shape[1];
-    pool_.run((n + kColumns - 1) / kColumns, [&](std::int64_t block, int) {
-      const std::int64_t first = block * kColumns, count = std::min(kColumns, n - first);
-      std::array<double, kColumns> total{};
-      for (std::int64_t m = 0; m < x.shape[0]; ++m) {
-        const float* from = row(x, m) + first;
-        for (std::int64_t j = 0; j < count; ++j) total[static_cast<std::size_t>(j)] += double{from[j]};
-      }
-      for (std::int64_t j = 0; j < count; ++j) {
-        sums[first + j] += static_cast<float>(total[static_cast<std::size_t>(j)]);
-      }
-    });
-  }
-
   // Blocks of nearly equal height, so that the last is no sliver.
   std::int64_t balanced_block(std::int64_t rows) const {
     const std::int64_t blocks = (rows + table_.block_rows - 1) / table_.block_rows;
     return (rows + blocks - 1) / blocks;
   }
 
-  ThreadPool& pool_;
-  const CpuKernels& table_;
-  Buffer prepared_, right_, transposed_;
+  Buffer prepared_;
   std::uint64_t op_ = 0;
   std::vector<Seen> seen_{static_cast<std::size_t>(pool_.size())};
 };

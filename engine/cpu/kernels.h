@@ -9,7 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "engine/ops.h"
+#include "engine/philox.h"
+#include "engine/training_ops.h"
 
 namespace inkling::cpu {
 
@@ -44,12 +45,48 @@ struct LinearBlock {
   Rows rows;  // rows.data is row 0 of the matrix, not of the block
   std::int64_t row_begin = 0, row_end = 0, panel = 0;
   const float* bias = nullptr;
+  float* pre_activation = nullptr;
+  std::ptrdiff_t pre_activation_stride = 0;
   Activation activation = Activation::none;
   const float* residual = nullptr;
   std::ptrdiff_t residual_stride = 0;
   float* out = nullptr;
   std::ptrdiff_t out_stride = 0;
   std::byte* scratch = nullptr;  // linear_scratch bytes
+};
+
+/// One row of layer_norm_backward. Everything is (N).
+struct LayerNormBackwardRow {
+  const float* x = nullptr;
+  const float* dout = nullptr;
+  const float* weight = nullptr;
+  float epsilon = 0;
+  std::int64_t n = 0;
+  float* dx = nullptr;       // added to, like the sums below
+  float* dweight = nullptr;  // of a few rows
+  float* dbias = nullptr;
+};
+
+/// One row of dropout: counter[0] counts blocks of four elements from 0.
+struct DropoutRow {
+  float* x = nullptr;  // (N)
+  std::int64_t n = 0;
+  PhiloxWords counter{};
+  std::uint64_t seed = 0;
+  std::uint32_t threshold = 0;
+  float scale = 0;
+};
+
+/// What one step of AdamW is for every element (training_ops.h).
+struct AdamWStep {
+  float gradient_scale = 0;
+  float decay = 0;         // 1 − learning_rate · weight_decay
+  float to_m = 0;          // 1 − beta1
+  float beta2 = 0;         //
+  float to_v = 0;          // 1 − beta2
+  float rate = 0;          // learning_rate / (1 − beta1^step)
+  float inverse_root = 0;  // 1 / √(1 − beta2^step)
+  float epsilon = 0;
 };
 
 struct CpuKernels {
@@ -68,6 +105,15 @@ struct CpuKernels {
   void (*softmax)(float* x, std::int64_t n);
   void (*log_softmax)(float* x, std::int64_t n);
   void (*activate)(float* x, std::int64_t n, Activation activation);
+
+  void (*layer_norm_backward)(const LayerNormBackwardRow& row);
+  void (*activate_backward)(const float* x, float* dx, std::int64_t n, Activation activation);
+  void (*dropout)(const DropoutRow& row);
+  float (*cross_entropy)(float* logits, std::int64_t n, std::int64_t target, float scale);
+  double (*sum_of_squares)(const float* x, std::int64_t n);
+  void (*add_scaled)(float* to, const float* from, std::int64_t n, float scale);
+  void (*adamw)(const AdamWStep& step, float* parameter, const float* gradient, float* m, float* v,
+                std::int64_t n);
 };
 
 /// Scratch that one linear_block of any shape needs.

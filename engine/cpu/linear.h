@@ -208,6 +208,10 @@ struct LinearKernels {
     const std::int64_t columns = b.weight->n - first < NR ? b.weight->n - first : NR;
     for (std::int64_t m = b.row_begin; m < b.row_end; ++m, c += NR) {
       if (b.bias != nullptr) RowKernels<V>::add_row(b.bias + first, c, columns);
+      if (b.pre_activation != nullptr) {
+        std::memcpy(b.pre_activation + m * b.pre_activation_stride + first, c,
+                    static_cast<std::size_t>(columns) * sizeof(float));
+      }
       RowKernels<V>::activate(c, columns, b.activation);
       if (b.residual != nullptr)
         RowKernels<V>::add_row(b.residual + m * b.residual_stride + first, c, columns);

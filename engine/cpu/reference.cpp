@@ -76,4 +76,64 @@ void softmax(std::span<float> x) {
   for (float& v : x) v = static_cast<float>(std::exp(double{v}));
 }
 
+void layer_norm_backward(std::span<const float> x, const LayerNorm& norm, std::span<const float> dout,
+                         std::span<double> dx, std::span<double> dweight, std::span<double> dbias) {
+  const auto n = static_cast<double>(x.size());
+  double mean = 0.0, variance = 0.0;
+  for (const float v : x) mean += v / n;
+  for (const float v : x) variance += (v - mean) * (v - mean) / n;
+  const double inverse = 1.0 / std::sqrt(variance + double{norm.epsilon});
+  double g_mean = 0.0, gy_mean = 0.0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double g = double{dout[i]} * double{norm.weight[i]}, y = (x[i] - mean) * inverse;
+    g_mean += g / n;
+    gy_mean += g * y / n;
+    dweight[i] += dout[i] * y;
+    dbias[i] += dout[i];
+  }
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double g = double{dout[i]} * double{norm.weight[i]}, y = (x[i] - mean) * inverse;
+    dx[i] += (g - g_mean - y * gy_mean) * inverse;
+  }
+}
+
+double activate_derivative(double x, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      return 1.0;
+    case Activation::relu:
+      return x > 0.0 ? 1.0 : 0.0;
+    case Activation::gelu_erf:
+      return 0.5 * (1.0 + std::erf(x / std::numbers::sqrt2)) +
+             x * std::exp(-0.5 * x * x) / std::sqrt(2.0 * std::numbers::pi);
+    case Activation::gelu_tanh: {
+      const double root = std::sqrt(2.0 / std::numbers::pi);
+      const double t = std::tanh(root * (x + 0.044715 * x * x * x));
+      return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3 * 0.044715 * x * x);
+    }
+  }
+  return 1.0;
+}
+
+double cross_entropy(std::span<const float> logits, std::int32_t target, std::span<double> gradient) {
+  std::ranges::fill(gradient, 0.0);
+  if (target < 0) return 0.0;
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0.0;
+  for (const float v : logits) sum += std::exp(v - top);
+  for (std::size_t i = 0; i < logits.size(); ++i) gradient[i] = std::exp(logits[i] - top) / sum;
+  const auto at = static_cast<std::size_t>(target);
+  gradient[at] -= 1.0;
+  return std::log(sum) + top - logits[at];
+}
+
+void adamw(const AdamWArgs& args, double gradient, double& parameter, double& m, double& v) {
+  const double g = gradient * double{args.gradient_scale}, step = static_cast<double>(args.step);
+  parameter -= args.learning_rate * args.weight_decay * parameter;
+  m = args.beta1 * m + (1.0 - args.beta1) * g;
+  v = args.beta2 * v + (1.0 - args.beta2) * g * g;
+  const double m_hat = m / (1.0 - std::pow(args.beta1, step)), v_hat = v / (1.0 - std::pow(args.beta2, step));
+  parameter -= args.learning_rate * m_hat / (std::sqrt(v_hat) + args.epsilon);
+}
+
 }  // namespace inkling::reference

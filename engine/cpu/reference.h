@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "engine/ops.h"
+#include "engine/training_ops.h"
 
 namespace inkling::reference {
 
@@ -18,5 +18,15 @@ void layer_norm(std::span<const float> x, const LayerNorm& norm, std::span<float
 void softmax(std::span<float> x);
 void log_softmax(std::span<float> x);
 double activate(double x, Activation activation);
+
+/// One row: dx += d norm(x)/dx · dout, dweight += dout · (x − mean)/σ, dbias += dout. The norm's bias is not
+/// looked at.
+void layer_norm_backward(std::span<const float> x, const LayerNorm& norm, std::span<const float> dout,
+                         std::span<double> dx, std::span<double> dweight, std::span<double> dbias);
+double activate_derivative(double x, Activation activation);
+/// The loss of one row and its gradient; target −1: zeros.
+double cross_entropy(std::span<const float> logits, std::int32_t target, std::span<double> gradient);
+/// One step of one element; args' spans are not looked at.
+void adamw(const AdamWArgs& args, double gradient, double& parameter, double& m, double& v);
 
 }  // namespace inkling::reference

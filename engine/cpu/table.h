@@ -3,6 +3,7 @@
 
 #include "engine/cpu/linear.h"
 #include "engine/cpu/panels.h"
+#include "engine/cpu/training_rows.h"
 
 namespace inkling::cpu {
 
@@ -10,6 +11,7 @@ template <class V>
 CpuKernels make_kernels(Isa isa) {
   using Row = RowKernels<V>;
   using Panel = PanelKernels<V>;
+  using Training = TrainingKernels<V>;
   CpuKernels table;
   table.isa = isa;
   table.panel = Panel::NR;
@@ -27,6 +29,13 @@ CpuKernels make_kernels(Isa isa) {
   table.softmax = &Row::softmax;
   table.log_softmax = &Row::log_softmax;
   table.activate = &Row::activate;
+  table.layer_norm_backward = &Training::layer_norm_backward;
+  table.activate_backward = &Training::activate_backward;
+  table.dropout = &Training::dropout;
+  table.cross_entropy = &Training::cross_entropy;
+  table.sum_of_squares = &Training::sum_of_squares;
+  table.add_scaled = &Training::add_scaled;
+  table.adamw = &Training::adamw;
   return table;
 }
 

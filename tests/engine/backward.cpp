@@ -3,13 +3,14 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
 #include "engine/cpu/reference.h"
 #include "engine/exec_context.h"
-#include "engine/ops.h"
 #include "engine/philox.h"
+#include "engine/training_ops.h"
 #include "tests/random.h"
 
 using namespace inkling;
@@ -34,7 +35,7 @@ struct Layer {
         dx(x.size(), NAN),
         dw(random.normals(k * n)),
         db(random.normals(n)) {}
-  void run(ExecContext& context) {
+  void run(ExecContext& context, WeightFormat format = WeightFormat::f32) {
     LinearBackwardArgs args;
     args.x = view(x, m, k);
     args.weight = view(w, k, n);
@@ -42,6 +43,7 @@ struct Layer {
     args.dx = view(dx, m, k);
     args.dweight = view(dw, k, n);
     args.dbias = db.data();
+    args.format = format;
     linear_backward(context, args);
   }
 };
@@ -172,39 +174,78 @@ TEST_CASE("what is not asked for is neither needed nor written; wrong shapes are
   args.dx = {};
   args.dweight = view(layer.dw, 4, 5);
   CHECK_THROWS_AS(linear_backward(context, args), Error);
+  args.format = WeightFormat::int8;
+  CHECK_THROWS_WITH_AS(linear_backward(context, args),
+                       "linear_backward: format: expected f32 or bf16, got int8", Error);
+  args.format = WeightFormat::f32;
   args.x = view(layer.x, 2, 4);
   CHECK_THROWS_WITH_AS(linear_backward(context, args), "linear_backward: x: expected [3, 4], got [2, 4]",
                        Error);
 }
 
-TEST_CASE("dropout keeps what its rule keeps, alone as in a batch, and at the rate asked for") {
-  ExecContext context({.threads = 2});
-  constexpr std::int64_t kColumns = 1002;
-  const std::vector<std::int32_t> cu{0, 40, 40, 100};
-  std::vector<float> x(100 * kColumns, 1.0f);
-  dropout(context, {view(x, 100, kColumns), cu, 0.1f, 0x1234567890abcdef, 77});
-  const auto threshold = static_cast<std::uint32_t>(double{0.1f} * 0x1p32);
-  std::int64_t kept = 0;
-  bool same = true;
-  for (std::uint32_t b = 0; b < 3; ++b) {
-    for (std::int32_t m = cu[b]; m < cu[b + 1]; ++m) {
-      for (std::uint32_t c = 0; c < kColumns; ++c) {
-        const auto words =
-            philox({c / 4, static_cast<std::uint32_t>(m - cu[b]), 0x80000000u + b, 77}, 0x1234567890abcdef);
-        const bool keep = words[c % 4] >= threshold;
-        same &= x[static_cast<std::size_t>(m) * kColumns + c] == (keep ? 1.0f / (1.0f - 0.1f) : 0.0f);
-        kept += keep ? 1 : 0;
+TEST_CASE("bf16 products are exact on what bf16 holds, and off by its roundings elsewhere") {
+  for (const Isa isa : supported_isas()) {
+    CAPTURE(isa_name(isa));
+    ExecContext context({.threads = 2, .isa = isa});
+    Random random(11);
+    for (const auto& [m, k, n] :
+         std::vector<std::array<std::int64_t, 3>>{{1, 3, 5}, {65, 100, 33}, {130, 31, 192}}) {
+      Layer layer(random, m, k, n);
+      const std::vector<float> dw0 = layer.dw, db0 = layer.db;
+      const auto check = [&](double room) {
+        std::vector<float> dx(layer.dx.size()), dw = layer.dw = dw0, db = layer.db = db0;
+        reference::linear_backward(layer.x, layer.w, layer.dout, m, dx, dw, db);
+        layer.run(context, WeightFormat::bf16);
+        CHECK(worst(layer.dx, dx) < tolerance(n) + room * static_cast<double>(n));
+        CHECK(worst(layer.dw, dw) < tolerance(m) + room * static_cast<double>(m));
+        CHECK(worst(layer.db, db) < tolerance(m));
+        return worst(layer.dx, dx);
+      };
+      // Each factor of a product, below 5, is off by up to 2^-9 of it, and most of the sum's errors cancel.
+      CHECK(check(2 * 5.0 * 5.0 * 0x1p-9) > 1e-4);
+      for (auto* values : {&layer.x, &layer.w, &layer.dout}) {
+        for (float& v : *values) v = static_cast<float>(bf16(v));
       }
+      check(0);
     }
   }
-  CHECK(same);
-  // 100 200 draws: five standard deviations are 0.0047.
-  CHECK(std::fabs(static_cast<double>(kept) / 100'200 - 0.9) < 0.0047);
+}
 
-  std::vector<float> alone(40 * kColumns, 1.0f);
-  dropout(context,
-          {view(alone, 40, kColumns), std::vector<std::int32_t>{0, 40}, 0.1f, 0x1234567890abcdef, 77});
-  CHECK(std::equal(alone.begin(), alone.end(), x.begin()));
-  CHECK_THROWS_AS(dropout(context, {view(x, 100, kColumns), cu, 1.0f, 0, 0}), Error);
-  CHECK_THROWS_AS(dropout(context, {view(x, 99, kColumns), cu, 0.5f, 0, 0}), Error);
+TEST_CASE(
+    "dropout keeps what its rule keeps on every ISA and width, alone as in a batch, at the rate asked for") {
+  const std::vector<std::int32_t> cu{0, 7, 7, 20};
+  const auto threshold = static_cast<std::uint32_t>(double{0.1f} * 0x1p32);
+  for (const Isa isa : supported_isas()) {
+    ExecContext context({.threads = 2, .isa = isa});
+    std::int64_t kept = 0;
+    for (const std::int64_t columns : {1, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 5010}) {
+      std::vector<float> x(static_cast<std::size_t>(20 * columns), 1.0f);
+      dropout(context, {view(x, 20, columns), cu, 0.1f, 0x1234567890abcdef, 77});
+      bool same = true;
+      for (std::uint32_t b = 0; b < 3; ++b) {
+        for (std::int32_t m = cu[b]; m < cu[b + 1]; ++m) {
+          for (std::uint32_t c = 0; c < columns; ++c) {
+            const auto words = philox({c / 4, static_cast<std::uint32_t>(m - cu[b]), 0x80000000u + b, 77},
+                                      0x1234567890abcdef);
+            const bool keep = words[c % 4] >= threshold;
+            same &= x[static_cast<std::size_t>(m * columns) + c] == (keep ? 1.0f / (1.0f - 0.1f) : 0.0f);
+            kept += keep && columns == 5010 ? 1 : 0;
+          }
+        }
+      }
+      CAPTURE(isa_name(isa));
+      CAPTURE(columns);
+      CHECK(same);
+      std::vector<float> alone(static_cast<std::size_t>(7 * columns), 1.0f);
+      dropout(context,
+              {view(alone, 7, columns), std::vector<std::int32_t>{0, 7}, 0.1f, 0x1234567890abcdef, 77});
+      CHECK(std::equal(alone.begin(), alone.end(), x.begin()));
+    }
+    // 100 200 draws: five standard deviations are 0.0047.
+    CHECK(std::fabs(static_cast<double>(kept) / 100'200 - 0.9) < 0.0047);
+  }
+  ExecContext context({.threads = 1});
+  std::vector<float> x(20);
+  CHECK_THROWS_AS(dropout(context, {view(x, 20, 1), cu, 1.0f, 0, 0}), Error);
+  CHECK_THROWS_AS(dropout(context, {view(x, 19, 1), cu, 0.5f, 0, 0}), Error);
 }

@@ -53,6 +53,8 @@ struct Avx2 {
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  static F where_positive(F x, F v) { return _mm256_and_ps(_mm256_cmp_ps(x, zero(), _CMP_GT_OQ), v); }
   static F copysign(F magnitude, F sign) {
     const F bit = _mm256_set1_ps(-0.0f);
     return _mm256_or_ps(_mm256_and_ps(bit, sign), _mm256_andnot_ps(bit, magnitude));
@@ -106,6 +108,22 @@ struct Avx2 {
                                      _mm256_srai_epi16(_mm256_slli_epi16(activations, 8), 8));
     const I odd = _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), _mm256_srai_epi16(activations, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+  }
+
+  static I counters() { return _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0); }
+  static I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I ixor(I a, I b) { return _mm256_xor_si256(a, b); }
+  static I mul_wide(I a, I b) { return _mm256_mul_epu32(a, b); }
+  static I high_half(I a) { return _mm256_srli_epi64(a, 32); }
+  static void interleave(I w0, I w1, I w2, I w3, I& first_half, I& second_half) {
+    const I p01 = _mm256_blend_epi32(w0, _mm256_slli_epi64(w1, 32), 0xaa);
+    const I p23 = _mm256_blend_epi32(w2, _mm256_slli_epi64(w3, 32), 0xaa);
+    first_half = _mm256_unpacklo_epi64(p01, p23);
+    second_half = _mm256_unpackhi_epi64(p01, p23);
+  }
+  static F keep_from(F x, I words, I threshold) {
+    const I keep = _mm256_cmpeq_epi32(_mm256_max_epu32(words, threshold), words);
+    return _mm256_and_ps(_mm256_castsi256_ps(keep), x);
   }
 
  private:

@@ -51,6 +51,11 @@ struct Avx512 {
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F abs(F a) { return _mm512_abs_ps(a); }
+  static F sqrt(F a) { return _mm512_sqrt_ps(a); }
+  /// Lanes where x > 0 keep v, the others are 0.
+  static F where_positive(F x, F v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, zero(), _CMP_GT_OQ), v);
+  }
   static F copysign(F magnitude, F sign) {
     return _mm512_castsi512_ps(
         _mm512_ternarylogic_epi32(_mm512_castps_si512(magnitude), _mm512_castps_si512(sign),
@@ -94,6 +99,26 @@ struct Avx512 {
                                      _mm512_srai_epi16(_mm512_slli_epi16(activations, 8), 8));
     const I odd = _mm512_madd_epi16(_mm512_srli_epi16(weights, 8), _mm512_srai_epi16(activations, 8));
     return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+  }
+
+  // Philox: one counter in each 64-bit lane, its words in the lane's low half; what the high half holds is
+  // never looked at.
+  /// 0, 1, 2, … in the order in which interleave() wants the counters.
+  static I counters() { return _mm512_setr_epi32(0, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 0, 7, 0); }
+  static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I ixor(I a, I b) { return _mm512_xor_si512(a, b); }
+  static I mul_wide(I a, I b) { return _mm512_mul_epu32(a, b); }
+  static I high_half(I a) { return _mm512_srli_epi64(a, 32); }
+  /// The words of all counters as they follow one another: the first half of them, then the second.
+  static void interleave(I w0, I w1, I w2, I w3, I& first_half, I& second_half) {
+    const I p01 = _mm512_mask_shuffle_epi32(w0, 0xaaaa, w1, _MM_PERM_CCAA);
+    const I p23 = _mm512_mask_shuffle_epi32(w2, 0xaaaa, w3, _MM_PERM_CCAA);
+    first_half = _mm512_unpacklo_epi64(p01, p23);
+    second_half = _mm512_unpackhi_epi64(p01, p23);
+  }
+  /// Lanes whose word is at least `threshold`, both unsigned, keep x; the others are 0.
+  static F keep_from(F x, I words, I threshold) {
+    return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(words, threshold), x);
   }
 
  private:

@@ -50,6 +50,13 @@ struct Portable {
   static F abs(F a) {
     return each(a, [](float x) { return std::fabs(x); });
   }
+  static F sqrt(F a) {
+    return each(a, [](float x) { return std::sqrt(x); });
+  }
+  static F where_positive(F x, F v) {
+    for (int i = 0; i < kLanes; ++i) v[i] = x[i] > 0.0f ? v[i] : 0.0f;
+    return v;
+  }
   static F copysign(F magnitude, F sign) {
     F v{};
     for (int i = 0; i < kLanes; ++i) v[i] = std::copysign(magnitude[i], sign[i]);
@@ -98,7 +105,27 @@ struct Portable {
   }
   static I dot_u4(I acc, I weights, I activations) { return dot_u8(acc, weights, activations); }
 
+  static I counters() { return I{0, 0, 1, 0}; }
+  static I iadd(I a, I b) { return reinterpret_cast<I>(reinterpret_cast<U>(a) + reinterpret_cast<U>(b)); }
+  static I ixor(I a, I b) { return a ^ b; }
+  static I mul_wide(I a, I b) { return reinterpret_cast<I>((wide(a) & kLow) * (wide(b) & kLow)); }
+  static I high_half(I a) { return reinterpret_cast<I>(wide(a) >> 32); }
+  static void interleave(I w0, I w1, I w2, I w3, I& first_half, I& second_half) {
+    first_half = I{w0[0], w1[0], w2[0], w3[0]};
+    second_half = I{w0[2], w1[2], w2[2], w3[2]};
+  }
+  static F keep_from(F x, I words, I threshold) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (static_cast<std::uint32_t>(words[i]) < static_cast<std::uint32_t>(threshold[i])) x[i] = 0.0f;
+    }
+    return x;
+  }
+
  private:
+  typedef std::uint32_t U __attribute__((vector_size(16)));
+  typedef std::uint64_t U64 __attribute__((vector_size(16)));
+  static constexpr U64 kLow = {0xffffffff, 0xffffffff};
+  static U64 wide(I a) { return reinterpret_cast<U64>(a); }
   template <class Fn>
   static F each(F a, Fn fn) {
     for (int i = 0; i < kLanes; ++i) a[i] = fn(a[i]);

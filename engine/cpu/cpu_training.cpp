@@ -1,0 +1,231 @@
+#include "engine/cpu/cpu_training.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "engine/philox.h"
+
+namespace inkling {
+namespace {
+
+using cpu::mutable_row;
+using cpu::row;
+using cpu::row_stride;
+
+// Elements of one task: some microseconds of work, so that handing it out costs little. What is summed within
+// a task depends on it, so it never depends on the number of threads.
+constexpr std::int64_t kTask = 4096;
+constexpr std::int64_t kRun = 16384;  // of ops on long vectors
+
+/// fn(m) for every row of x, several to a task where they are short.
+template <class Fn>
+void each_row(ThreadPool& pool, const TensorView& x, Fn&& fn) {
+  const std::int64_t rows = x.shape[0], group = kTask / std::clamp<std::int64_t>(x.shape[1], 1, kTask);
+  pool.run((rows + group - 1) / group, [&](std::int64_t task, int) {
+    for (std::int64_t m = task * group; m < std::min(rows, (task + 1) * group); ++m) fn(m);
+  });
+}
+
+/// fn(first, count) for runs of `total` elements.
+template <class Fn>
+void each_run(ThreadPool& pool, std::size_t total, Fn&& fn) {
+  const auto n = static_cast<std::int64_t>(total);
+  pool.run((n + kRun - 1) / kRun,
+           [&](std::int64_t task, int) { fn(task * kRun, std::min(kRun, n - task * kRun)); });
+}
+
+void use(Buffer& buffer, std::size_t bytes) {
+  if (buffer.size() < bytes) buffer = Buffer(bytes);
+}
+
+}  // namespace
+
+// Both gradients are products that linear() already is: dx = dout · wᵀ, and dwᵀ's rows are those of xᵀ
+// times dout. Packing the right-hand sides costs M·N + K·N moves beside 4·M·K·N flops.
+void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
+  const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
+  if (n == 0) {  // dx is a sum of nothing
+    for (std::int64_t i = 0; args.dx.data != nullptr && i < m; ++i) {
+      std::fill_n(mutable_row(args.dx, i), args.dx.shape[1], 0.0f);
+    }
+    return;
+  }
+  if (args.dx.data != nullptr) {
+    const TensorView& w = args.weight;
+    LinearArgs product;
+    const PackedMatrix transposed =
+        pack_right({w.data, DType::f32, n, w.shape[0], w.stride[1], w.stride[0]}, args.format);
+    product.x = args.dout;
+    product.weight = &transposed;
+    product.out = args.dx;
+    linear(product);
+  }
+  if (args.dweight.data != nullptr) {
+    LinearArgs product;
+    const PackedMatrix right =
+        pack_right({args.dout.data, DType::f32, m, n, row_stride(args.dout), 1}, args.format);
+    product.x = transpose(args.x);
+    product.weight = &right;
+    product.residual = product.out = args.dweight;
+    linear(product);
+  }
+  if (args.dbias != nullptr) add_column_sums(args.dout, args.dbias);
+}
+
+// The right-hand side of a product, packed into memory that is kept for the next one.
+PackedMatrix CpuTraining::pack_right(const MatrixSource& source, WeightFormat format) {
+  const std::size_t bytes = packed_nbytes(source.k, source.n, format);
+  if (right_.size() < bytes) right_ = Buffer(bytes);
+  return pack(source, format, right_.data());
+}
+
+// (M, K) → (K, M), in squares that fit the L1 cache.
+TensorView CpuTraining::transpose(const TensorView& x) {
+  constexpr std::int64_t kSide = 32;
+  const std::int64_t m = x.shape[0], k = x.shape[1];
+  const std::int64_t lines = (m + 15) / 16,
+                     stride = (lines + (lines + 1) % 2) * 16;  // an odd number of lines
+  const std::size_t bytes = static_cast<std::size_t>(k * stride) * sizeof(float);
+  if (transposed_.size() < bytes) transposed_ = Buffer(bytes);
+  auto* to = reinterpret_cast<float*>(transposed_.data());
+  pool_.run((k + kSide - 1) / kSide, [&](std::int64_t block, int) {
+    const std::int64_t first = block * kSide, last = std::min(k, first + kSide);
+    for (std::int64_t from = 0; from < m; from += kSide) {
+      for (std::int64_t c = first; c < last; ++c) {
+        for (std::int64_t i = from; i < std::min(m, from + kSide); ++i) to[c * stride + i] = row(x, i)[c];
+      }
+    }
+  });
+  TensorView view(to, DType::f32, {k, m});
+  view.stride[0] = stride;
+  return view;
+}
+
+// Over rows in order, in f64.
+void CpuTraining::add_column_sums(const TensorView& x, float* sums) {
+  constexpr std::int64_t kColumns = 1024;  // wide: rows far apart are read in long runs
+  const std::int64_t n = x.shape[1];
+  pool_.run((n + kColumns - 1) / kColumns, [&](std::int64_t block, int) {
+    const std::int64_t first = block * kColumns, count = std::min(kColumns, n - first);
+    std::array<double, kColumns> total{};
+    for (std::int64_t m = 0; m < x.shape[0]; ++m) {
+      const float* from = row(x, m) + first;
+      for (std::int64_t j = 0; j < count; ++j) total[static_cast<std::size_t>(j)] += double{from[j]};
+    }
+    for (std::int64_t j = 0; j < count; ++j) {
+      sums[first + j] += static_cast<float>(total[static_cast<std::size_t>(j)]);
+    }
+  });
+}
+
+// Rows in groups: dx row by row, and each group's sums apart; these are then added up in order.
+void CpuTraining::layer_norm_backward(const LayerNormBackwardArgs& args) {
+  constexpr std::int64_t kGroup = 32;
+  const std::int64_t rows = args.x.shape[0], n = args.x.shape[1];
+  const std::int64_t groups = (rows + kGroup - 1) / kGroup;
+  const std::int64_t stride = (n + 15) / 16 * 16;  // whole cache lines
+  use(partial_, static_cast<std::size_t>(groups * 2 * stride) * sizeof(float));
+  auto* partial = reinterpret_cast<float*>(partial_.data());
+  pool_.run(groups, [&](std::int64_t group, int) {
+    cpu::LayerNormBackwardRow r;
+    r.weight = args.norm.weight;
+    r.epsilon = args.norm.epsilon;
+    r.n = n;
+    r.dweight = partial + group * 2 * stride;
+    r.dbias = r.dweight + stride;
+    std::fill_n(r.dweight, 2 * stride, 0.0f);
+    for (std::int64_t m = group * kGroup; m < std::min(rows, (group + 1) * kGroup); ++m) {
+      r.x = row(args.x, m);
+      r.dout = row(args.dout, m);
+      r.dx = mutable_row(args.dx, m);
+      table_.layer_norm_backward(r);
+    }
+  });
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const float* sums = partial + group * 2 * stride;
+    if (args.dweight != nullptr) table_.add_row(sums, args.dweight, n);
+    if (args.dbias != nullptr) table_.add_row(sums + stride, args.dbias, n);
+  }
+}
+
+void CpuTraining::activate_backward(const ActivateBackwardArgs& args) {
+  each_row(pool_, args.x, [&](std::int64_t m) {
+    table_.activate_backward(row(args.x, m), mutable_row(args.dx, m), args.x.shape[1], args.activation);
+  });
+}
+
+// Threads share the columns, so that every element adds its rows in order.
+void CpuTraining::embed_backward(const EmbedBackwardArgs& args) {
+  constexpr std::int64_t kColumns = 64;
+  const std::int64_t rows = args.dout.shape[0], width = args.dout.shape[1];
+  pool_.run((width + kColumns - 1) / kColumns, [&](std::int64_t block, int) {
+    const std::int64_t first = block * kColumns, count = std::min(kColumns, width - first);
+    for (std::int64_t m = 0; m < rows; ++m) {
+      const auto i = static_cast<std::size_t>(m);
+      table_.add_row(row(args.dout, m) + first, mutable_row(args.dtoken, args.ids[i]) + first, count);
+      table_.add_row(row(args.dout, m) + first, mutable_row(args.dposition, args.positions[i]) + first,
+                     count);
+    }
+  });
+}
+
+void CpuTraining::dropout(const DropoutArgs& args) {
+  each_row(pool_, args.x, [&](std::int64_t m) {
+    const auto next = std::ranges::upper_bound(args.cu_seqlens, static_cast<std::int32_t>(m));
+    const auto b = static_cast<std::uint32_t>(next - args.cu_seqlens.begin() - 1);
+    cpu::DropoutRow r;
+    r.x = mutable_row(args.x, m);
+    r.n = args.x.shape[1];
+    r.counter = {0, static_cast<std::uint32_t>(m - args.cu_seqlens[b]), (std::uint32_t{1} << 31) + b,
+                 args.offset};
+    r.seed = args.seed;
+    r.threshold = dropout_threshold(args.p);
+    r.scale = 1.0f / (1.0f - args.p);
+    table_.dropout(r);
+  });
+}
+
+void CpuTraining::cross_entropy(const CrossEntropyArgs& args) {
+  each_row(pool_, args.logits, [&](std::int64_t m) {
+    const auto i = static_cast<std::size_t>(m);
+    args.losses[i] =
+        table_.cross_entropy(mutable_row(args.logits, m), args.logits.shape[1], args.targets[i], args.scale);
+  });
+}
+
+double CpuTraining::sum_of_squares(std::span<const float> x) {
+  use(partial_, (x.size() / static_cast<std::size_t>(kRun) + 1) * sizeof(double));
+  auto* partial = reinterpret_cast<double*>(partial_.data());
+  each_run(pool_, x.size(), [&](std::int64_t first, std::int64_t count) {
+    partial[first / kRun] = table_.sum_of_squares(x.data() + first, count);
+  });
+  double sum = 0.0;
+  for (std::size_t first = 0; first < x.size(); first += static_cast<std::size_t>(kRun)) sum += *partial++;
+  return sum;
+}
+
+void CpuTraining::add_scaled(std::span<float> to, std::span<const float> from, float scale) {
+  each_run(pool_, to.size(), [&](std::int64_t first, std::int64_t count) {
+    table_.add_scaled(to.data() + first, from.data() + first, count, scale);
+  });
+}
+
+void CpuTraining::adamw(const AdamWArgs& args) {
+  const auto step = static_cast<double>(args.step);
+  cpu::AdamWStep s;
+  s.gradient_scale = args.gradient_scale;
+  s.decay = static_cast<float>(1.0 - args.learning_rate * args.weight_decay);
+  s.to_m = static_cast<float>(1.0 - args.beta1);
+  s.beta2 = static_cast<float>(args.beta2);
+  s.to_v = static_cast<float>(1.0 - args.beta2);
+  s.rate = static_cast<float>(args.learning_rate / (1.0 - std::pow(args.beta1, step)));
+  s.inverse_root = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(args.beta2, step)));
+  s.epsilon = static_cast<float>(args.epsilon);
+  each_run(pool_, args.parameter.size(), [&](std::int64_t first, std::int64_t count) {
+    table_.adamw(s, args.parameter.data() + first, args.gradient.data() + first, args.m.data() + first,
+                 args.v.data() + first, count);
+  });
+}
+
+}  // namespace inkling

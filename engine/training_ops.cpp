@@ -1,0 +1,141 @@
+#include "engine/training_ops.h"
+
+#include <algorithm>
+#include <string>
+
+#include "engine/exec_context.h"
+#include "engine/op_checks.h"
+
+namespace inkling {
+
+using op::check;
+using op::check_indices;
+using op::check_rows;
+using op::check_shape;
+using op::check_size;
+using op::elementwise;
+
+void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
+  check_rows(args.dout, "linear_backward: dout");
+  const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
+  check(args.format == WeightFormat::f32 || args.format == WeightFormat::bf16,
+        "linear_backward: format: expected f32 or bf16",
+        [&] { return std::string(weight_format_name(args.format)); });
+  double products = 0, k = 0;
+  if (args.dx.data != nullptr) {
+    require(args.weight.rank == 2 && args.weight.dtype == DType::f32 && args.weight.shape[1] == n,
+            Code::usage, [&] {
+              return "linear_backward: weight: expected f32 (K, " + std::to_string(n) + "), got " +
+                     args.weight.shape_string();
+            });
+    check_shape(args.dx, m, args.weight.shape[0], "linear_backward: dx");
+    k = static_cast<double>(args.weight.shape[0]);
+    ++products;
+  }
+  if (args.dweight.data != nullptr) {
+    check_shape(args.x, m, args.x.shape[1], "linear_backward: x");
+    check_shape(args.dweight, args.x.shape[1], n, "linear_backward: dweight");
+    k = static_cast<double>(args.x.shape[1]);
+    ++products;
+  }
+  const ProfileRange range(context, "linear_backward", [&] {
+    const auto rows = static_cast<double>(m), columns = static_cast<double>(n);
+    return ProfileWork{4 * (rows * (2 * k + columns) + products * k * columns),
+                       products * 2 * rows * k * columns,
+                       {m, static_cast<std::int64_t>(k), n}};
+  });
+  if (m > 0) context.backend().linear_backward(args);
+}
+
+void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args) {
+  check_rows(args.x, "layer_norm_backward: x");
+  check(args.norm.weight != nullptr, "layer_norm_backward: norm: expected a weight", [] { return "null"; });
+  check_shape(args.dout, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dout");
+  check_shape(args.dx, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dx");
+  const ProfileRange range(context, "layer_norm_backward", [&] { return elementwise(args.x, 4); });
+  if (args.x.numel() > 0) context.backend().layer_norm_backward(args);
+}
+
+void activate_backward(ExecContext& context, const ActivateBackwardArgs& args) {
+  check_rows(args.x, "activate_backward: x");
+  check_shape(args.dx, args.x.shape[0], args.x.shape[1], "activate_backward: dx");
+  const ProfileRange range(context, "activate_backward", [&] { return elementwise(args.x, 3); });
+  if (args.x.numel() > 0) context.backend().activate_backward(args);
+}
+
+void embed_backward(ExecContext& context, const EmbedBackwardArgs& args) {
+  check_rows(args.dout, "embed_backward: dout");
+  const std::int64_t rows = args.dout.shape[0], width = args.dout.shape[1];
+  check_size(args.ids.size(), static_cast<std::size_t>(rows), "embed_backward: ids");
+  check_size(args.positions.size(), static_cast<std::size_t>(rows), "embed_backward: positions");
+  check_shape(args.dtoken, args.dtoken.shape[0], width, "embed_backward: dtoken");
+  check_shape(args.dposition, args.dposition.shape[0], width, "embed_backward: dposition");
+  check_indices(args.ids, args.dtoken.shape[0], "embed_backward: ids");
+  check_indices(args.positions, args.dposition.shape[0], "embed_backward: positions");
+  const ProfileRange range(context, "embed_backward", [&] { return elementwise(args.dout, 5); });
+  if (args.dout.numel() > 0) context.backend().embed_backward(args);
+}
+
+void dropout(ExecContext& context, const DropoutArgs& args) {
+  check_rows(args.x, "dropout: x");
+  check(args.p >= 0.0f && args.p < 1.0f, "dropout: p: expected a rate in [0, 1)",
+        [&] { return std::to_string(args.p); });
+  check(!args.cu_seqlens.empty() && args.cu_seqlens.front() == 0 &&
+            args.cu_seqlens.back() == args.x.shape[0] && std::ranges::is_sorted(args.cu_seqlens),
+        "dropout: cu_seqlens: expected offsets rising from 0 to the rows of x",
+        [&] { return std::to_string(args.cu_seqlens.size()) + " of them for " + args.x.shape_string(); });
+  const ProfileRange range(context, "dropout", [&] { return elementwise(args.x, 2); });
+  if (args.p > 0.0f && args.x.numel() > 0) context.backend().dropout(args);
+}
+
+void cross_entropy(ExecContext& context, const CrossEntropyArgs& args) {
+  check_rows(args.logits, "cross_entropy: logits");
+  const std::int64_t rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
+  check_size(args.targets.size(), static_cast<std::size_t>(rows), "cross_entropy: targets");
+  check_size(args.losses.size(), static_cast<std::size_t>(rows), "cross_entropy: losses");
+  for (const std::int32_t target : args.targets) {
+    check(target >= -1 && target < vocabulary, "cross_entropy: targets: expected columns of logits or -1",
+          [&] { return std::to_string(target) + " of " + std::to_string(vocabulary); });
+  }
+  const ProfileRange range(context, "cross_entropy",
+                           [&] { return elementwise(args.logits, args.scale != 0.0f ? 2 : 1); });
+  if (rows > 0) context.backend().cross_entropy(args);
+}
+
+double sum_of_squares(ExecContext& context, std::span<const float> x) {
+  const ProfileRange range(context, "sum_of_squares", [&] {
+    const auto n = static_cast<double>(x.size());
+    return ProfileWork{4 * n, 2 * n, {}};
+  });
+  return x.empty() ? 0.0 : context.backend().sum_of_squares(x);
+}
+
+void add_scaled(ExecContext& context, std::span<float> to, std::span<const float> from, float scale) {
+  check_size(from.size(), to.size(), "add_scaled: from");
+  const ProfileRange range(context, "add_scaled", [&] {
+    const auto n = static_cast<double>(to.size());
+    return ProfileWork{12 * n, 2 * n, {}};
+  });
+  if (!to.empty()) context.backend().add_scaled(to, from, scale);
+}
+
+void adamw(ExecContext& context, const AdamWArgs& args) {
+  check_size(args.gradient.size(), args.parameter.size(), "adamw: gradient");
+  check_size(args.m.size(), args.parameter.size(), "adamw: m");
+  check_size(args.v.size(), args.parameter.size(), "adamw: v");
+  const auto check_beta = [](double beta, const char* what) {
+    check(beta >= 0.0 && beta < 1.0, what, [&] { return std::to_string(beta); });
+  };
+  check_beta(args.beta1, "adamw: beta1: expected a rate in [0, 1)");
+  check_beta(args.beta2, "adamw: beta2: expected a rate in [0, 1)");
+  check(args.epsilon >= 0.0, "adamw: epsilon: expected at least 0",
+        [&] { return std::to_string(args.epsilon); });
+  check(args.step >= 1, "adamw: step: expected at least 1", [&] { return std::to_string(args.step); });
+  const ProfileRange range(context, "adamw", [&] {
+    const auto n = static_cast<double>(args.parameter.size());
+    return ProfileWork{28 * n, 16 * n, {}};
+  });
+  if (!args.parameter.empty()) context.backend().adamw(args);
+}
+
+}  // namespace inkling
