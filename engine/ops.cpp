@@ -18,22 +18,43 @@ std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
   return rows.empty() ? x.shape[0] : static_cast<std::int64_t>(rows.size());
 }
 
-ProfileWork work_of(const LinearArgs& args) {
-  const PackedMatrix& w = *args.weight;
+/// (K, N) of what x is multiplied with, and its bytes.
+struct Right {
+  std::int64_t k, n;
+  double bytes;
+};
+
+Right check_right(const ExecContext& context, const LinearArgs& args) {
+  if (const PackedMatrix* w = args.weight; w != nullptr) {
+    check(args.matrix.data == nullptr, "linear: matrix: expected nothing beside weight",
+          [&] { return args.matrix.shape_string(); });
+    check(w->isa == context.isa(), "linear: weight: expected the layout of this context's kernels",
+          [&] { return std::string(isa_name(w->isa)); });
+    return {w->k, w->n, static_cast<double>(w->bytes)};
+  }
+  const TensorView& w = args.matrix;
+  check(w.data != nullptr, "linear: weight: expected a packed matrix", [] { return "null"; });
+  check(w.rank == 2 && w.dtype == DType::f32 && w.numel() > 0,
+        "linear: matrix: expected f32 (K, N) above zero",
+        [&] { return std::string(dtype_name(w.dtype)) + " " + w.shape_string(); });
+  check(args.matrix_format == WeightFormat::f32 || args.matrix_format == WeightFormat::bf16,
+        "linear: matrix_format: expected f32 or bf16",
+        [&] { return std::string(weight_format_name(args.matrix_format)); });
+  return {w.shape[0], w.shape[1], 4.0 * static_cast<double>(w.numel())};
+}
+
+ProfileWork work_of(const LinearArgs& args, const Right& w) {
   const auto m = static_cast<double>(args.out.shape[0]), k = static_cast<double>(w.k),
              n = static_cast<double>(w.n);
   const double rows =
       k + n + (args.residual.data != nullptr ? n : 0) + (args.pre_activation.data != nullptr ? n : 0);
-  return {static_cast<double>(w.bytes) + 4 * m * rows, 2 * m * k * n, {args.out.shape[0], w.k, w.n}};
+  return {w.bytes + 4 * m * rows, 2 * m * k * n, {args.out.shape[0], w.k, w.n}};
 }
 
 }  // namespace
 
 void linear(ExecContext& context, const LinearArgs& args) {
-  check(args.weight != nullptr, "linear: weight: expected a packed matrix", [&] { return "null"; });
-  const PackedMatrix& w = *args.weight;
-  check(w.isa == context.isa(), "linear: weight: expected the layout of this context's kernels",
-        [&] { return std::string(isa_name(w.isa)); });
+  const Right w = check_right(context, args);
   check_rows(args.x, "linear: x");
   check(args.x.shape[1] == w.k, "linear: x: expected as many columns as the weight has inputs",
         [&] { return args.x.shape_string() + " and K = " + std::to_string(w.k); });
@@ -43,22 +64,28 @@ void linear(ExecContext& context, const LinearArgs& args) {
   if (args.pre_activation.data != nullptr) {
     check_shape(args.pre_activation, args.out.shape[0], w.n, "linear: pre_activation");
   }
-  const ProfileRange range(context, "linear", [&] { return work_of(args); });
+  const ProfileRange range(context, "linear", [&] { return work_of(args, w); });
   if (args.out.shape[0] > 0) context.backend().linear(args);
 }
 
 void embed(ExecContext& context, const EmbedArgs& args) {
-  check(args.token_table != nullptr, "embed: token_table: expected a packed matrix", [&] { return "null"; });
+  const bool packed = args.token_table != nullptr;
+  if (!packed) {
+    check(args.token_rows.data != nullptr, "embed: token_table: expected a packed matrix",
+          [] { return "null"; });
+    check_rows(args.token_rows, "embed: token_rows");
+  }
+  const std::int64_t vocabulary = packed ? args.token_table->n : args.token_rows.shape[0],
+                     width = packed ? args.token_table->k : args.token_rows.shape[1];
   const auto rows = static_cast<std::int64_t>(args.ids.size());
   check(args.positions.size() == args.ids.size(), "embed: positions: expected one per id",
         [&] { return std::to_string(args.positions.size()) + " for " + std::to_string(args.ids.size()); });
   check_rows(args.position_table, "embed: position_table");
-  check(args.position_table.shape[1] == args.token_table->k,
-        "embed: position_table: expected the table's width",
+  check(args.position_table.shape[1] == width, "embed: position_table: expected the table's width",
         [&] { return args.position_table.shape_string(); });
-  check_indices(args.ids, args.token_table->n, "embed: ids");
+  check_indices(args.ids, vocabulary, "embed: ids");
   check_indices(args.positions, args.position_table.shape[0], "embed: positions");
-  check_shape(args.out, rows, args.token_table->k, "embed: out");
+  check_shape(args.out, rows, width, "embed: out");
   const ProfileRange range(context, "embed", [&] { return elementwise(args.out, 3); });
   if (rows > 0) context.backend().embed(args);
 }

@@ -31,12 +31,15 @@ struct LinearArgs {
   TensorView x;                          ///< (M', K) f32
   std::span<const std::int32_t> rows;    ///< the M rows of x to take, in order; empty: all of them
   LayerNorm norm;                        ///< applied to each row of x first
-  const PackedMatrix* weight = nullptr;  ///< (K, N)
+  const PackedMatrix* weight = nullptr;  ///< (K, N); or null and `matrix` instead
   const float* bias = nullptr;           ///< (N) or null
   Activation activation = Activation::none;
   TensorView residual;          ///< (M, N) f32 or empty; may be `out` itself
   TensorView out;               ///< (M, N) f32
   TensorView pre_activation{};  ///< (M, N) f32, written: what the activation is applied to; or empty
+  TensorView matrix{};  ///< (K, N) f32, any strides, in the place of `weight`: packed on the way, block by
+                        ///< block, for weights that change from step to step and rows enough to pay for it
+  WeightFormat matrix_format = WeightFormat::f32;  ///< f32 or bf16: what it is packed to
 };
 void linear(ExecContext& context, const LinearArgs& args);
 
@@ -44,9 +47,11 @@ void linear(ExecContext& context, const LinearArgs& args);
 struct EmbedArgs {
   std::span<const std::int32_t> ids;          ///< (M), each in [0, token_table->n)
   std::span<const std::int32_t> positions;    ///< (M), each in [0, rows of position_table)
-  const PackedMatrix* token_table = nullptr;  ///< (C, V): column id is the token's vector, as in a tied head
-  TensorView position_table;                  ///< (T, C) f32
-  TensorView out;                             ///< (M, C) f32
+  const PackedMatrix* token_table = nullptr;  ///< (C, V): column id is the token's vector, as in a tied
+  ///< head; or null and `token_rows` instead
+  TensorView position_table;  ///< (T, C) f32
+  TensorView out;             ///< (M, C) f32
+  TensorView token_rows{};    ///< (V, C) f32 in the place of token_table
 };
 void embed(ExecContext& context, const EmbedArgs& args);
 

@@ -72,7 +72,7 @@ class CpuBackend final : public CpuTraining {
 
   void linear(const LinearArgs& args) override {
     const std::int64_t rows = args.out.shape[0];
-    const PackedMatrix& w = *args.weight;
+    const Right w = right_of(args);
     const InputKind kind = cpu::input_kind(table_, w.format);
     const bool as_is = kind == InputKind::f32 && args.norm.weight == nullptr && args.rows.empty();
     const PreparedLayout layout = prepared_layout(w, kind);
@@ -96,27 +96,16 @@ class CpuBackend final : public CpuTraining {
     }
 
     ++op_;
-    const std::int64_t block_rows = balanced_block(rows);
+    const cpu::LinearBlock shape = block_of(args, w);
+    const std::int64_t block_rows = balanced_block(rows, w);
     const std::int64_t blocks = (rows + block_rows - 1) / block_rows;
-    pool_.run(blocks * w.panels(), [&](std::int64_t task, int worker) {
-      std::byte* scratch = pool_.scratch(worker);
-      Rows mine = all;
-      if (own != 0) mine = own_rows(args, kind, layout, worker);
-      cpu::LinearBlock block;
-      block.weight = &w;
-      block.rows = mine;
-      block.row_begin = task / w.panels() * block_rows;
+    pool_.run(blocks * w.panels, [&](std::int64_t task, int worker) {
+      cpu::LinearBlock block = shape;
+      block.rows = own != 0 ? own_rows(args, kind, layout, worker) : all;
+      block.row_begin = task / w.panels * block_rows;
       block.row_end = std::min(rows, block.row_begin + block_rows);
-      block.panel = task % w.panels();
-      block.bias = args.bias;
-      block.pre_activation = static_cast<float*>(args.pre_activation.data);
-      block.pre_activation_stride = args.pre_activation.stride[0];
-      block.activation = args.activation;
-      block.residual = static_cast<const float*>(args.residual.data);
-      block.residual_stride = args.residual.data != nullptr ? row_stride(args.residual) : 0;
-      block.out = static_cast<float*>(args.out.data);
-      block.out_stride = row_stride(args.out);
-      block.scratch = scratch;
+      block.panel = task % w.panels;
+      block.scratch = pool_.scratch(worker);
       table_.linear_block(block);
     });
   }
@@ -125,7 +114,11 @@ class CpuBackend final : public CpuTraining {
     const std::int64_t width = args.out.shape[1];
     pool_.run(args.out.shape[0], [&](std::int64_t m, int) {
       const auto i = static_cast<std::size_t>(m);
-      table_.unpack_column(*args.token_table, args.ids[i], mutable_row(args.out, m));
+      if (args.token_table != nullptr) {
+        table_.unpack_column(*args.token_table, args.ids[i], mutable_row(args.out, m));
+      } else {
+        std::copy_n(row(args.token_rows, args.ids[i]), width, mutable_row(args.out, m));
+      }
       table_.add_row(row(args.position_table, args.positions[i]), mutable_row(args.out, m), width);
     });
   }
@@ -157,7 +150,51 @@ class CpuBackend final : public CpuTraining {
  private:
   static constexpr std::int64_t kOwnRows = 2;
 
-  PreparedLayout prepared_layout(const PackedMatrix& w, InputKind kind) const {
+  // What x is multiplied with: a packed matrix, or one to be packed on the way.
+  struct Right {
+    const PackedMatrix* packed = nullptr;
+    MatrixSource source;
+    WeightFormat format = WeightFormat::f32;
+    std::int64_t k = 0, n = 0, panels = 0;
+  };
+  Right right_of(const LinearArgs& args) const {
+    Right w;
+    if (args.weight != nullptr) {
+      w.packed = args.weight;
+      w.format = args.weight->format;
+      w.k = args.weight->k;
+      w.n = args.weight->n;
+    } else {
+      const TensorView& m = args.matrix;
+      w.source = {m.data, DType::f32, m.shape[0], m.shape[1], m.stride[0], m.stride[1]};
+      w.format = args.matrix_format;
+      w.k = w.source.k;
+      w.n = w.source.n;
+    }
+    w.panels = (w.n + table_.panel - 1) / table_.panel;
+    return w;
+  }
+
+  // All that the blocks of one product have in common. `w` outlives it.
+  static cpu::LinearBlock block_of(const LinearArgs& args, const Right& w) {
+    cpu::LinearBlock block;
+    block.weight = w.packed;
+    block.matrix = &w.source;
+    block.format = w.format;
+    block.k = w.k;
+    block.n = w.n;
+    block.bias = args.bias;
+    block.pre_activation = static_cast<float*>(args.pre_activation.data);
+    block.pre_activation_stride = args.pre_activation.stride[0];
+    block.activation = args.activation;
+    block.residual = static_cast<const float*>(args.residual.data);
+    block.residual_stride = args.residual.stride[0];
+    block.out = static_cast<float*>(args.out.data);
+    block.out_stride = row_stride(args.out);
+    return block;
+  }
+
+  PreparedLayout prepared_layout(const Right& w, InputKind kind) const {
     PreparedLayout layout;
     layout.k = w.k;
     layout.k_padded = cpu::padded_k(table_, w.format, w.k);
@@ -196,7 +233,7 @@ class CpuBackend final : public CpuTraining {
     p.k = layout.k;
     p.k_padded = layout.k_padded;
     p.norm = args.norm;
-    p.group = group_size(args.weight->format);
+    p.group = group_size(right_of(args).format);
     // `rows` describes memory of this backend; only the caller's rows are const, and those are never
     // prepared.
     auto* base = static_cast<std::byte*>(const_cast<void*>(rows.data));
@@ -225,9 +262,16 @@ class CpuBackend final : public CpuTraining {
   };
   std::uint64_t& seen_op(int worker) { return seen_[static_cast<std::size_t>(worker)].op; }
 
-  // Blocks of nearly equal height, so that the last is no sliver.
-  std::int64_t balanced_block(std::int64_t rows) const {
-    const std::int64_t blocks = (rows + table_.block_rows - 1) / table_.block_rows;
+  // Blocks of nearly equal height, so that the last is no sliver. A matrix that is packed on the way is
+  // packed anew for every block: high ones, but enough for all threads.
+  std::int64_t balanced_block(std::int64_t rows, const Right& w) const {
+    const auto blocks_of = [&](std::int64_t height) { return (rows + height - 1) / height; };
+    std::int64_t blocks = blocks_of(table_.block_rows);
+    if (w.packed == nullptr) {
+      constexpr std::int64_t kTasksPerThread = 4;
+      const std::int64_t wanted = (kTasksPerThread * pool_.size() + w.panels - 1) / w.panels;
+      blocks = std::max(blocks_of(table_.matrix_rows), std::min(wanted, blocks_of(36)));
+    }
     return (rows + blocks - 1) / blocks;
   }
 

@@ -1,8 +1,8 @@
 #include "engine/cpu/cpu_training.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <utility>
 
 #include "engine/philox.h"
 
@@ -41,8 +41,8 @@ void use(Buffer& buffer, std::size_t bytes) {
 
 }  // namespace
 
-// Both gradients are products that linear() already is: dx = dout · wᵀ, and dwᵀ's rows are those of xᵀ
-// times dout. Packing the right-hand sides costs M·N + K·N moves beside 4·M·K·N flops.
+// Both gradients are products that linear() already is: dx = dout · wᵀ, and dw's rows are those of xᵀ times
+// dout. The right-hand sides are packed block by block on the way; xᵀ is written once.
 void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
   const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
   if (n == 0) {  // dx is a sum of nothing
@@ -51,71 +51,48 @@ void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
     }
     return;
   }
+  LinearArgs product;
+  product.matrix_format = args.format;
   if (args.dx.data != nullptr) {
-    const TensorView& w = args.weight;
-    LinearArgs product;
-    const PackedMatrix transposed =
-        pack_right({w.data, DType::f32, n, w.shape[0], w.stride[1], w.stride[0]}, args.format);
     product.x = args.dout;
-    product.weight = &transposed;
+    product.matrix = args.weight;
+    std::swap(product.matrix.shape[0], product.matrix.shape[1]);
+    std::swap(product.matrix.stride[0], product.matrix.stride[1]);
     product.out = args.dx;
     linear(product);
   }
   if (args.dweight.data != nullptr) {
-    LinearArgs product;
-    const PackedMatrix right =
-        pack_right({args.dout.data, DType::f32, m, n, row_stride(args.dout), 1}, args.format);
     product.x = transpose(args.x);
-    product.weight = &right;
+    product.matrix = args.dout;
     product.residual = product.out = args.dweight;
     linear(product);
   }
   if (args.dbias != nullptr) add_column_sums(args.dout, args.dbias);
 }
 
-// The right-hand side of a product, packed into memory that is kept for the next one.
-PackedMatrix CpuTraining::pack_right(const MatrixSource& source, WeightFormat format) {
-  const std::size_t bytes = packed_nbytes(source.k, source.n, format);
-  if (right_.size() < bytes) right_ = Buffer(bytes);
-  return pack(source, format, right_.data());
-}
-
-// (M, K) → (K, M), in squares that fit the L1 cache.
+// (M, K) → (K, M), rows an odd number of cache lines apart: they do not all fall into the same sets.
 TensorView CpuTraining::transpose(const TensorView& x) {
-  constexpr std::int64_t kSide = 32;
+  constexpr std::int64_t kColumns = 64;
   const std::int64_t m = x.shape[0], k = x.shape[1];
-  const std::int64_t lines = (m + 15) / 16,
-                     stride = (lines + (lines + 1) % 2) * 16;  // an odd number of lines
-  const std::size_t bytes = static_cast<std::size_t>(k * stride) * sizeof(float);
-  if (transposed_.size() < bytes) transposed_ = Buffer(bytes);
+  const std::int64_t lines = (m + 15) / 16, stride = (lines + (lines + 1) % 2) * 16;
+  use(transposed_, static_cast<std::size_t>(k * stride) * sizeof(float));
   auto* to = reinterpret_cast<float*>(transposed_.data());
-  pool_.run((k + kSide - 1) / kSide, [&](std::int64_t block, int) {
-    const std::int64_t first = block * kSide, last = std::min(k, first + kSide);
-    for (std::int64_t from = 0; from < m; from += kSide) {
-      for (std::int64_t c = first; c < last; ++c) {
-        for (std::int64_t i = from; i < std::min(m, from + kSide); ++i) to[c * stride + i] = row(x, i)[c];
-      }
-    }
+  pool_.run((k + kColumns - 1) / kColumns, [&](std::int64_t block, int) {
+    const std::int64_t first = block * kColumns, count = std::min(kColumns, k - first);
+    table_.transpose(row(x, 0) + first, row_stride(x), m, count, to + first * stride, stride);
   });
   TensorView view(to, DType::f32, {k, m});
   view.stride[0] = stride;
   return view;
 }
 
-// Over rows in order, in f64.
 void CpuTraining::add_column_sums(const TensorView& x, float* sums) {
-  constexpr std::int64_t kColumns = 1024;  // wide: rows far apart are read in long runs
+  constexpr std::int64_t kColumns = 256;
   const std::int64_t n = x.shape[1];
   pool_.run((n + kColumns - 1) / kColumns, [&](std::int64_t block, int) {
-    const std::int64_t first = block * kColumns, count = std::min(kColumns, n - first);
-    std::array<double, kColumns> total{};
-    for (std::int64_t m = 0; m < x.shape[0]; ++m) {
-      const float* from = row(x, m) + first;
-      for (std::int64_t j = 0; j < count; ++j) total[static_cast<std::size_t>(j)] += double{from[j]};
-    }
-    for (std::int64_t j = 0; j < count; ++j) {
-      sums[first + j] += static_cast<float>(total[static_cast<std::size_t>(j)]);
-    }
+    const std::int64_t first = block * kColumns;
+    table_.add_column_sums(row(x, 0) + first, row_stride(x), x.shape[0], std::min(kColumns, n - first),
+                           sums + first);
   });
 }
 
@@ -155,16 +132,18 @@ void CpuTraining::activate_backward(const ActivateBackwardArgs& args) {
   });
 }
 
-// Threads share the columns, so that every element adds its rows in order.
+// Every element adds its rows in order: threads share the columns, and one half of the tasks has the tokens,
+// the other the positions. (One line of memory in two threads' columns would travel with every row.)
 void CpuTraining::embed_backward(const EmbedBackwardArgs& args) {
-  constexpr std::int64_t kColumns = 64;
+  constexpr std::int64_t kColumns = 128;
   const std::int64_t rows = args.dout.shape[0], width = args.dout.shape[1];
-  pool_.run((width + kColumns - 1) / kColumns, [&](std::int64_t block, int) {
-    const std::int64_t first = block * kColumns, count = std::min(kColumns, width - first);
+  const std::int64_t blocks = (width + kColumns - 1) / kColumns;
+  pool_.run(2 * blocks, [&](std::int64_t task, int) {
+    const std::int64_t first = task % blocks * kColumns, count = std::min(kColumns, width - first);
+    const TensorView& to = task < blocks ? args.dtoken : args.dposition;
+    const std::span<const std::int32_t> at = task < blocks ? args.ids : args.positions;
     for (std::int64_t m = 0; m < rows; ++m) {
-      const auto i = static_cast<std::size_t>(m);
-      table_.add_row(row(args.dout, m) + first, mutable_row(args.dtoken, args.ids[i]) + first, count);
-      table_.add_row(row(args.dout, m) + first, mutable_row(args.dposition, args.positions[i]) + first,
+      table_.add_row(row(args.dout, m) + first, mutable_row(to, at[static_cast<std::size_t>(m)]) + first,
                      count);
     }
   });

@@ -44,11 +44,10 @@ class CpuTraining : public Backend {
   const cpu::CpuKernels& table_;
 
  private:
-  PackedMatrix pack_right(const MatrixSource& source, WeightFormat format);
   TensorView transpose(const TensorView& x);
   void add_column_sums(const TensorView& x, float* sums);
 
-  Buffer right_, transposed_, partial_;  // kept from op to op
+  Buffer transposed_, partial_;  // kept from op to op
 };
 
 }  // namespace inkling

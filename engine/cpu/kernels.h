@@ -39,9 +39,12 @@ struct PrepareRow {
   float* normed = nullptr;  // (K) scratch, needed by bf16 and quantised
 };
 
-/// A block of rows times one panel.
+/// A block of rows times one panel of a packed matrix, or of one that is packed on the way.
 struct LinearBlock {
   const PackedMatrix* weight = nullptr;
+  const MatrixSource* matrix = nullptr;  // f32, used when weight is null
+  WeightFormat format = WeightFormat::f32;
+  std::int64_t k = 0, n = 0;
   Rows rows;  // rows.data is row 0 of the matrix, not of the block
   std::int64_t row_begin = 0, row_end = 0, panel = 0;
   const float* bias = nullptr;
@@ -92,7 +95,8 @@ struct AdamWStep {
 struct CpuKernels {
   Isa isa = Isa::portable;
   std::int64_t panel = 0;                 // columns per panel
-  std::int64_t block_rows = 0;            // most rows of one LinearBlock
+  std::int64_t block_rows = 0;            // most rows of one LinearBlock of a packed matrix
+  std::int64_t matrix_rows = 0;           // and of one that is packed on the way
   InputKind bf16_input = InputKind::f32;  // what bf16 weights meet
 
   void (*pack_panel)(const MatrixSource& source, WeightFormat format, std::int64_t panel, std::byte* out,
@@ -108,6 +112,12 @@ struct CpuKernels {
 
   void (*layer_norm_backward)(const LayerNormBackwardRow& row);
   void (*activate_backward)(const float* x, float* dx, std::int64_t n, Activation activation);
+  /// sums[c] += Σ_r x[r][c], x (rows, columns).
+  void (*add_column_sums)(const float* x, std::ptrdiff_t stride, std::int64_t rows, std::int64_t columns,
+                          float* sums);
+  /// transpose.h
+  void (*transpose)(const float* from, std::ptrdiff_t from_stride, std::int64_t rows, std::int64_t columns,
+                    float* to, std::ptrdiff_t to_stride);
   void (*dropout)(const DropoutRow& row);
   float (*cross_entropy)(float* logits, std::int64_t n, std::int64_t target, float scale);
   double (*sum_of_squares)(const float* x, std::int64_t n);

@@ -8,6 +8,7 @@
 // Longer than a header: it is the source of one walk, compiled once per ISA.
 #pragma once
 
+#include "engine/cpu/panels.h"
 #include "engine/cpu/rows.h"
 #include "engine/cpu/tile.h"
 
@@ -20,14 +21,21 @@ struct LinearKernels {
   static constexpr int L = V::kLanes;
   static constexpr int NV = V::kPanelVectors;
   static constexpr std::int64_t NR = NV * L;
-  static constexpr std::int64_t kBlockRows = 120;  // C of a block is at most 30 KiB
+  static constexpr std::int64_t kBlockRows = 120;   // C of a block is at most 30 KiB
+  static constexpr std::int64_t kMatrixRows = 480;  // and at most 120 KiB where each block packs anew
   static constexpr std::int64_t kChunk =
       256;  // k per pass over a block: the panel's part stays near the core
+  static_assert((kMatrixRows + kChunk) * NR * 4 + kChunk * NR * 2 <= std::int64_t{kLinearScratch});
 
   static void linear_block(const LinearBlock& block) {
     auto* c = reinterpret_cast<float*>(block.scratch);  // (rows, NR)
+    if (block.weight == nullptr) {
+      unpacked(block, c);
+      finish(block, c);
+      return;
+    }
     const std::byte* panel = block.weight->panel_data(block.panel);
-    switch (block.weight->format) {
+    switch (block.format) {
       case WeightFormat::f32:
         floats(block, reinterpret_cast<const float*>(panel), c);
         break;
@@ -57,9 +65,10 @@ struct LinearKernels {
   template <class W>
   static void floats(const LinearBlock& b, const W* panel, float* c) {
     const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride;
-    const std::int64_t rows = b.row_end - b.row_begin, k = b.weight->k;
+    const std::int64_t rows = b.row_end - b.row_begin, k = b.k;
+    const int vectors = vectors_of(b);
     if (rows <= V::kTileRows) {
-      product<V, W>(x, b.rows.stride, rows, panel, NR, k, NV, c, NR, Sum::start);
+      product<V, W>(x, b.rows.stride, rows, panel, NR, k, vectors, c, NR, Sum::start);
       return;
     }
     float* wide = c + kBlockRows * NR;  // (kChunk, NR): narrow weights are widened once per block
@@ -67,11 +76,44 @@ struct LinearKernels {
       const std::int64_t count = k - begin < kChunk ? k - begin : kChunk;
       const Sum sum = begin == 0 ? Sum::start : Sum::go_on;
       if constexpr (std::is_same_v<W, float>) {
-        product<V, float>(x + begin, b.rows.stride, rows, panel + begin * NR, NR, count, NV, c, NR, sum);
+        product<V, float>(x + begin, b.rows.stride, rows, panel + begin * NR, NR, count, vectors, c, NR, sum);
       } else {
         for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(panel + begin * NR + i));
-        product<V, float>(x + begin, b.rows.stride, rows, wide, NR, count, NV, c, NR, sum);
+        product<V, float>(x + begin, b.rows.stride, rows, wide, NR, count, vectors, c, NR, sum);
       }
+    }
+  }
+
+  /// Vectors of a panel in which there are columns.
+  static int vectors_of(const LinearBlock& b) {
+    const std::int64_t columns = b.n - b.panel * NR;
+    return columns >= NR ? NV : static_cast<int>((columns + L - 1) / L);
+  }
+
+  // --- a matrix that is packed on the way: each chunk of the panel serves all rows of the block
+  // --------------------------------------------
+  static void unpacked(const LinearBlock& b, float* c) {
+    float* wide = c + kMatrixRows * NR;                          // (kChunk, NR)
+    auto* narrow = reinterpret_cast<bf16*>(wide + kChunk * NR);  // as much in bf16
+    const std::int64_t rows = b.row_end - b.row_begin;
+    for (std::int64_t begin = 0; begin < b.k; begin += kChunk) {
+      const std::int64_t count = b.k - begin < kChunk ? b.k - begin : kChunk;
+      const Sum sum = begin == 0 ? Sum::start : Sum::go_on;
+      PanelKernels<V>::gather_f32(*b.matrix, b.panel, begin, count, wide);
+      if (b.format == WeightFormat::bf16) {
+        PanelKernels<V>::store_bf16(wide, count, narrow);
+        if constexpr (requires { &V::dot_bf16; }) {
+          const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride + begin;
+          for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
+            pair_tile<MR>(x + row * b.rows.stride, b.rows.stride, narrow, (count + 1) / 2, c + row * NR, sum);
+          });
+          continue;
+        } else {
+          for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(narrow + i));
+        }
+      }
+      const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride + begin;
+      product<V, float>(x, b.rows.stride, rows, wide, NR, count, vectors_of(b), c, NR, sum);
     }
   }
 
@@ -79,7 +121,7 @@ struct LinearKernels {
   // --------------------------------------------
   static void pairs(const LinearBlock& b, const bf16* panel, float* c) {
     const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride;
-    const std::int64_t half = (b.weight->k + 1) / 2;
+    const std::int64_t half = (b.k + 1) / 2;
     constexpr std::int64_t kPairChunk = kChunk;
     for (std::int64_t begin = 0; begin < half; begin += kPairChunk) {
       const bool whole = b.row_end - b.row_begin <= V::kTileRows;
@@ -140,9 +182,8 @@ struct LinearKernels {
   static void integers(const LinearBlock& b, const std::byte* panel, float* c) {
     for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
       const std::byte* group = panel;
-      for (std::int64_t begin = 0, g = 0; begin < b.weight->k; begin += Format::kGroup, ++g) {
-        const std::int64_t count =
-            b.weight->k - begin < Format::kGroup ? b.weight->k - begin : Format::kGroup;
+      for (std::int64_t begin = 0, g = 0; begin < b.k; begin += Format::kGroup, ++g) {
+        const std::int64_t count = b.k - begin < Format::kGroup ? b.k - begin : Format::kGroup;
         const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
         group_tile<Format, MR>(b, b.row_begin + row, g, group, steps, c + row * NR,
                                begin == 0 ? Sum::start : Sum::go_on);
@@ -205,7 +246,7 @@ struct LinearKernels {
   // ------------------------------------------------------------------------------------
   static void finish(const LinearBlock& b, float* c) {
     const std::int64_t first = b.panel * NR;
-    const std::int64_t columns = b.weight->n - first < NR ? b.weight->n - first : NR;
+    const std::int64_t columns = b.n - first < NR ? b.n - first : NR;
     for (std::int64_t m = b.row_begin; m < b.row_end; ++m, c += NR) {
       if (b.bias != nullptr) RowKernels<V>::add_row(b.bias + first, c, columns);
       if (b.pre_activation != nullptr) {

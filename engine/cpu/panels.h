@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "engine/cpu/kernels.h"
+#include "engine/cpu/transpose.h"
 
 namespace inkling::cpu {
 
@@ -27,6 +29,9 @@ struct PanelKernels {
         for (std::int64_t j = 0; j < columns; ++j) out[k * NR + j] = static_cast<float>(row[j]);
       }
       return;
+    }
+    if constexpr (std::is_same_v<T, float>) {
+      if (s.k_stride == 1) return transpose<V>(base, s.n_stride, columns, count, out, NR);
     }
     // [out, in] files: 16 k of every column at a time, so that each cache line is read once.
     for (std::int64_t k0 = 0; k0 < count; k0 += 16) {

@@ -16,6 +16,7 @@ CpuKernels make_kernels(Isa isa) {
   table.isa = isa;
   table.panel = Panel::NR;
   table.block_rows = LinearKernels<V>::kBlockRows;
+  table.matrix_rows = LinearKernels<V>::kMatrixRows;
   table.bf16_input = requires {
     &V::dot_bf16;
   }
@@ -31,6 +32,8 @@ CpuKernels make_kernels(Isa isa) {
   table.activate = &Row::activate;
   table.layer_norm_backward = &Training::layer_norm_backward;
   table.activate_backward = &Training::activate_backward;
+  table.add_column_sums = &Training::add_column_sums;
+  table.transpose = &transpose<V>;
   table.dropout = &Training::dropout;
   table.cross_entropy = &Training::cross_entropy;
   table.sum_of_squares = &Training::sum_of_squares;

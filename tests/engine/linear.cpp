@@ -217,3 +217,77 @@ TEST_CASE("linear says what is wrong with its arguments") {
       Error);
   CHECK_THROWS_AS((void)pack(context, {w.data(), DType::i32, 4, 3, 3, 1}, WeightFormat::f32), Error);
 }
+
+TEST_CASE("a matrix packed on the way gives the bits of one packed before, in either orientation") {
+  struct Shape {
+    std::int64_t m, k, n;
+  };
+  for (const Isa isa : supported_isas()) {
+    ExecContext context({.threads = 3, .isa = isa});
+    for (const Shape s : {Shape{1, 1, 1}, {3, 300, 65}, {7, 16, 16}, {130, 257, 200}, {500, 513, 33}}) {
+      CAPTURE(isa_name(isa));
+      CAPTURE(s.m);
+      Random random(21);
+      auto x = random.normals(s.m * s.k), w = random.normals(s.k * s.n), turned = w;
+      const auto gamma = random.normals(s.k), bias = random.normals(s.n);
+      auto residual = random.normals(s.m * s.n);
+      for (std::int64_t k = 0; k < s.k; ++k) {
+        for (std::int64_t n = 0; n < s.n; ++n) {
+          turned[static_cast<std::size_t>(n * s.k + k)] = w[static_cast<std::size_t>(k * s.n + n)];
+        }
+      }
+      std::vector<std::int32_t> backwards;
+      for (std::int64_t m = s.m; m-- > 0;) backwards.push_back(static_cast<std::int32_t>(m));
+      for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16}) {
+        const PackedMatrix packed = pack(context, {w.data(), DType::f32, s.k, s.n, s.n, 1}, format);
+        for (const bool plain : {true, false}) {
+          std::vector<float> want(residual.size()), got(residual.size());
+          LinearArgs args;
+          args.x = view(x, s.m, s.k);
+          if (!plain) {
+            args.rows = backwards;
+            args.norm = {gamma.data(), nullptr, 1e-5f};
+            args.bias = bias.data();
+            args.activation = Activation::gelu_tanh;
+            args.residual = view(residual, s.m, s.n);
+          }
+          args.weight = &packed;
+          args.out = view(want, s.m, s.n);
+          linear(context, args);
+          args.weight = nullptr;
+          args.matrix_format = format;
+          args.out = view(got, s.m, s.n);
+          args.matrix = view(w, s.k, s.n);
+          linear(context, args);
+          CHECK(got == want);
+          args.matrix = view(turned, s.k, s.n);
+          args.matrix.stride = {1, s.k, 0, 0};
+          linear(context, args);
+          CHECK(got == want);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a matrix to be packed on the way is refused by name") {
+  ExecContext context({.threads = 1});
+  std::vector<float> x(6), w(8), out(12);
+  const PackedMatrix packed = pack(context, {w.data(), DType::f32, 2, 4, 4, 1}, WeightFormat::f32);
+  LinearArgs args;
+  args.x = view(x, 3, 2);
+  args.out = view(out, 3, 4);
+  const auto refused = [&](const char* message) {
+    CHECK_THROWS_WITH_AS(linear(context, args), message, Error);
+  };
+  refused("linear: weight: expected a packed matrix, got null");
+  args.matrix = TensorView(w.data(), DType::f32, {8});
+  refused("linear: matrix: expected f32 (K, N) above zero, got f32 [8]");
+  args.matrix = view(w, 2, 4);
+  args.matrix_format = WeightFormat::int4;
+  refused("linear: matrix_format: expected f32 or bf16, got int4");
+  args.matrix_format = WeightFormat::f32;
+  CHECK_NOTHROW(linear(context, args));
+  args.weight = &packed;
+  refused("linear: matrix: expected nothing beside weight, got [2, 4]");
+}

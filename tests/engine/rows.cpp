@@ -125,6 +125,13 @@ TEST_CASE("embed adds the token's column and the position's row") {
                                           wpe[static_cast<std::size_t>(at[m]) * width + i]);
       }
     }
+    std::vector<float> same(out.size()), rows = table;
+    EmbedArgs by_rows{ids, at, nullptr, view(wpe, positions, c), view(same, 4, c)};
+    CHECK_THROWS_WITH_AS(embed(context, by_rows), "embed: token_table: expected a packed matrix, got null",
+                         Error);
+    by_rows.token_rows = view(rows, vocab, c);
+    embed(context, by_rows);
+    CHECK(same == out);
     const std::int32_t outside[] = {130}, zero[] = {0};
     std::vector<float> row(static_cast<std::size_t>(c));
     CHECK_THROWS_WITH_AS(embed(context, {outside, zero, &packed, view(wpe, positions, c), view(row, 1, c)}),

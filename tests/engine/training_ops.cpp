@@ -1,17 +1,15 @@
-// The ops of a training step against f64 oracles on every instruction set, the oracles against finite
-// differences and PyTorch, and the same bits on any number of threads.
+// Gradients and loss of a training step against f64 oracles on every instruction set, the oracles against
+// finite differences, and every op's same bits on any number of threads.
 #include "engine/training_ops.h"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <vector>
 
 #include "engine/cpu/reference.h"
 #include "engine/exec_context.h"
-#include "tests/data.h"
 #include "tests/random.h"
 
 using namespace inkling;
@@ -111,22 +109,6 @@ void check_against_oracle(const Norm& before, const Norm& after, float offset) {
 // A loss is max − logit, rounded twice, and the logarithm of a sum of V/4 terms a lane.
 double loss_room(std::int64_t vocabulary, double loss) {
   return kUlp * (8 + std::sqrt(static_cast<double>(vocabulary) / 4) + 4 * std::fabs(loss));
-}
-
-Floats read_numbers(std::istream& file) {
-  std::size_t count = 0;
-  REQUIRE(static_cast<bool>(file >> count));
-  Floats values(count);
-  for (float& value : values) file >> value;
-  return values;
-}
-
-void check_close(const Floats& got, const Floats& want, double allowed) {
-  REQUIRE(got.size() == want.size());
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    CAPTURE(i);
-    CHECK(std::fabs(double{got[i]} - double{want[i]}) <= allowed * (1 + std::fabs(want[i])));
-  }
 }
 
 }  // namespace
@@ -302,97 +284,6 @@ TEST_CASE("cross_entropy equals the oracle; ±1e4 does no harm, and −1 has nei
       }
     }
   }
-}
-
-TEST_CASE("sum_of_squares is exact to f64, add_scaled to one rounding") {
-  for (const Isa isa : supported_isas()) {
-    ExecContext context({.threads = 2, .isa = isa});
-    for (const std::int64_t n : {0, 1, 7, 8, 9, 16384, 16385, 100003}) {
-      Random random(13);
-      const Floats from = random.normals(n, 1e20);
-      Floats to = random.normals(n, 1e20);
-      double sum = 0;
-      for (const float v : from) sum += double{v} * double{v};
-      CHECK(sum_of_squares(context, from) == doctest::Approx(sum).epsilon(1e-13));
-      const Floats before = to;
-      add_scaled(context, to, from, 0.5f);
-      bool close = true;  // portable rounds the product too
-      for (std::size_t i = 0; i < to.size(); ++i) {
-        const double want = before[i] + 0.5 * from[i];
-        close &= std::fabs(to[i] - want) <= kUlp * (std::fabs(want) + std::fabs(from[i]));
-      }
-      CHECK(close);
-    }
-  }
-}
-
-TEST_CASE("five steps of adamw equal the oracle's on every ISA") {
-  for (const Isa isa : supported_isas()) {
-    ExecContext context({.threads = 2, .isa = isa});
-    for (const std::int64_t n : {1, 17, 16385}) {
-      Random random(14);
-      Floats parameter = random.normals(n), gradient, m(parameter.size()), v(parameter.size());
-      Doubles p64(parameter.begin(), parameter.end()), m64(parameter.size()), v64(parameter.size());
-      AdamWArgs args{parameter, {}, m, v, 0.01, 0.9, 0.999, 1e-8, 0.1, 0.5f, 1};
-      for (args.step = 1; args.step <= 5; ++args.step) {
-        gradient = random.normals(n);
-        args.gradient = gradient;
-        adamw(context, args);
-        for (std::size_t i = 0; i < p64.size(); ++i) {
-          reference::adamw(args, gradient[i], p64[i], m64[i], v64[i]);
-        }
-      }
-      bool close = true;
-      for (std::size_t i = 0; i < p64.size(); ++i) {
-        // Five steps: two roundings of the parameter each, and of 0.01 · m/√v, which is below 0.02 where m
-        // itself is off by a few roundings of the largest gradient, below 5, over √v ≥ 0.01: a small room.
-        close &= std::fabs(parameter[i] - p64[i]) <= 10 * kUlp * (std::fabs(p64[i]) + 1);
-        close &= std::fabs(m[i] - m64[i]) <= 10 * kUlp;
-        close &= std::fabs(v[i] - v64[i]) <= 10 * kUlp * v64[i];
-      }
-      CHECK(close);
-    }
-  }
-}
-
-TEST_CASE("[golden] gradients, loss and AdamW are PyTorch's") {
-  std::ifstream file(test::source_dir() / "tests/golden/training_ops.txt");
-  const auto next = [&] { return read_numbers(file); };
-  ExecContext context({.threads = 2});
-  {
-    Floats x = next(), gamma = next(), beta = next(), dout = next(), dx(30), dgamma(10), dbeta(10);
-    layer_norm_backward(context, {view(x, 3, 10),
-                                  {gamma.data(), beta.data(), 1e-5f},
-                                  view(dout, 3, 10),
-                                  view(dx, 3, 10),
-                                  dgamma.data(),
-                                  dbeta.data()});
-    check_close(dx, next(), 1e-6);
-    check_close(dgamma, next(), 1e-6);
-    check_close(dbeta, next(), 1e-6);
-  }
-  Floats x = next();
-  const auto n = static_cast<std::int64_t>(x.size());
-  for (const Activation act : {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu}) {
-    Floats dx(x.size(), 1.0f);
-    activate_backward(context, {view(x, 1, n), act, view(dx, 1, n)});
-    check_close(dx, next(), 1e-6);
-  }
-  Floats logits = next(), losses(4);
-  std::vector<std::int32_t> targets;
-  for (const float t : next()) targets.push_back(static_cast<std::int32_t>(t));
-  cross_entropy(context, {view(logits, 4, 11), targets, 0.25f, losses});
-  check_close(losses, next(), 1e-6);
-  check_close(logits, next(), 1e-6);
-
-  Floats parameter = next(), m(parameter.size()), v(parameter.size());
-  for (std::int64_t step = 1; step <= 5; ++step) {
-    const Floats gradient = next();
-    adamw(context, {parameter, gradient, m, v, 0.01, 0.9, 0.95, 1e-8, 0.1, 1.0f, step});
-  }
-  check_close(parameter, next(), 1e-6);
-  check_close(m, next(), 1e-6);
-  check_close(v, next(), 1e-6);
 }
 
 TEST_CASE("every training op has the same bits on any number of threads") {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes training_ops.txt: gradients, loss and AdamW by PyTorch in float64, for tests/engine/training_ops.cpp.
+"""Writes training_ops.txt: gradients, loss and AdamW by PyTorch in float64, for tests/engine/training_golden.cpp.
 
 Run with PyTorch 2.x: python make_training_golden.py > training_ops.txt. Every line is a count and its numbers:
   layer norm (3 × 10): x weight bias dout dx dweight dbias;

@@ -110,11 +110,43 @@ struct Avx2 {
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
   }
 
-  static I counters() { return _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0); }
-  static I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
-  static I ixor(I a, I b) { return _mm256_xor_si256(a, b); }
-  static I mul_wide(I a, I b) { return _mm256_mul_epu32(a, b); }
-  static I high_half(I a) { return _mm256_srli_epi64(a, 32); }
+  static void transpose(F (&r)[8]) {
+    F t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const F low = _mm256_permute2f128_ps(r[c], r[4 + c], 0x20);
+      r[4 + c] = _mm256_permute2f128_ps(r[c], r[4 + c], 0x31);
+      r[c] = low;
+    }
+  }
+
+  static I counters() {
+    return _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0);
+  }
+  static I iadd(I a, I b) {
+    return _mm256_add_epi32(a, b);
+  }
+  static I ixor(I a, I b) {
+    return _mm256_xor_si256(a, b);
+  }
+  static I mul_wide(I a, I b) {
+    return _mm256_mul_epu32(a, b);
+  }
+  static I high_half(I a) {
+    return _mm256_srli_epi64(a, 32);
+  }
   static void interleave(I w0, I w1, I w2, I w3, I& first_half, I& second_half) {
     const I p01 = _mm256_blend_epi32(w0, _mm256_slli_epi64(w1, 32), 0xaa);
     const I p23 = _mm256_blend_epi32(w2, _mm256_slli_epi64(w3, 32), 0xaa);

@@ -101,14 +101,61 @@ struct Avx512 {
     return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
   }
 
+  /// 16 × 16: pairs, fours, then quarters of vectors.
+  static void transpose(F (&r)[16]) {
+    F t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    const auto low = [](F a, F b) {
+      return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    };
+    const auto high = [](F a, F b) {
+      return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      r[i] = low(t[i], t[i + 2]);
+      r[i + 1] = high(t[i], t[i + 2]);
+      r[i + 2] = low(t[i + 1], t[i + 3]);
+      r[i + 3] = high(t[i + 1], t[i + 3]);
+    }
+    // Quarter q of r[4g + c] now holds column 4q + c of rows 4g to 4g + 3.
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const F even0 = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
+      const F even1 = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+      const F odd0 = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+      const F odd1 = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+      t[c] = _mm512_shuffle_f32x4(even0, even1, 0x88);
+      t[4 + c] = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+      t[8 + c] = _mm512_shuffle_f32x4(even0, even1, 0xdd);
+      t[12 + c] = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+
   // Philox: one counter in each 64-bit lane, its words in the lane's low half; what the high half holds is
   // never looked at.
   /// 0, 1, 2, … in the order in which interleave() wants the counters.
-  static I counters() { return _mm512_setr_epi32(0, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 0, 7, 0); }
-  static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-  static I ixor(I a, I b) { return _mm512_xor_si512(a, b); }
-  static I mul_wide(I a, I b) { return _mm512_mul_epu32(a, b); }
-  static I high_half(I a) { return _mm512_srli_epi64(a, 32); }
+  static I counters() {
+    return _mm512_setr_epi32(0, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 0, 7, 0);
+  }
+  static I iadd(I a, I b) {
+    return _mm512_add_epi32(a, b);
+  }
+  static I ixor(I a, I b) {
+    return _mm512_xor_si512(a, b);
+  }
+  static I mul_wide(I a, I b) {
+    return _mm512_mul_epu32(a, b);
+  }
+  static I high_half(I a) {
+    return _mm512_srli_epi64(a, 32);
+  }
   /// The words of all counters as they follow one another: the first half of them, then the second.
   static void interleave(I w0, I w1, I w2, I w3, I& first_half, I& second_half) {
     const I p01 = _mm512_mask_shuffle_epi32(w0, 0xaaaa, w1, _MM_PERM_CCAA);
@@ -122,7 +169,9 @@ struct Avx512 {
   }
 
  private:
-  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static __mmask16 first(int n) {
+    return static_cast<__mmask16>((1u << n) - 1u);
+  }
 };
 
 #if defined(__AVX512VNNI__)

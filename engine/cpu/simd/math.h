@@ -33,7 +33,7 @@ typename V::F gelu_tanh(typename V::F x) {
 
 /// erf(x), absolute error below 2e-7 (Abramowitz & Stegun 7.1.26).
 template <class V>
-typename V::F erf(typename V::F x) {
+typename V::F erf_from(typename V::F x, typename V::F gauss) {  // gauss = e^(−x²)
   const auto a = V::abs(x);
   const auto t = V::div(V::set1(1.0f), V::fma(a, V::set1(0.3275911f), V::set1(1.0f)));
   auto p = V::set1(1.061405429f);
@@ -41,8 +41,12 @@ typename V::F erf(typename V::F x) {
   p = V::fma(p, t, V::set1(1.421413741f));
   p = V::fma(p, t, V::set1(-0.284496736f));
   p = V::fma(p, t, V::set1(0.254829592f));
-  const auto tail = V::mul(V::mul(p, t), exp<V>(V::mul(V::sub(V::zero(), a), a)));
+  const auto tail = V::mul(V::mul(p, t), gauss);
   return V::copysign(V::sub(V::set1(1.0f), tail), x);
+}
+template <class V>
+typename V::F erf(typename V::F x) {
+  return erf_from<V>(x, exp<V>(V::mul(V::sub(V::zero(), x), x)));
 }
 
 /// GELU, exact form: x/2 (1 + erf(x/√2)).

@@ -105,6 +105,11 @@ struct Portable {
   }
   static I dot_u4(I acc, I weights, I activations) { return dot_u8(acc, weights, activations); }
 
+  static void transpose(F (&r)[4]) {
+    const F a = r[0], b = r[1], c = r[2], d = r[3];
+    for (int i = 0; i < kLanes; ++i) r[i] = F{a[i], b[i], c[i], d[i]};
+  }
+
   static I counters() { return I{0, 0, 1, 0}; }
   static I iadd(I a, I b) { return reinterpret_cast<I>(reinterpret_cast<U>(a) + reinterpret_cast<U>(b)); }
   static I ixor(I a, I b) { return a ^ b; }
