@@ -45,13 +45,12 @@ void linear(ExecContext& context, const LinearArgs& args);
 
 /// out[i] = token_table[ids[i]] + position_table[positions[i]].
 struct EmbedArgs {
-  std::span<const std::int32_t> ids;          ///< (M), each in [0, token_table->n)
+  std::span<const std::int32_t> ids;          ///< (M), each in [0, V)
   std::span<const std::int32_t> positions;    ///< (M), each in [0, rows of position_table)
-  const PackedMatrix* token_table = nullptr;  ///< (C, V): column id is the token's vector, as in a tied
-  ///< head; or null and `token_rows` instead
-  TensorView position_table;  ///< (T, C) f32
-  TensorView out;             ///< (M, C) f32
-  TensorView token_rows{};    ///< (V, C) f32 in the place of token_table
+  const PackedMatrix* token_table = nullptr;  ///< (C, V): column id is the token's vector, as in a tied head;
+  TensorView token_rows;                      ///< or null and (V, C) f32 here instead
+  TensorView position_table;                  ///< (T, C) f32
+  TensorView out;                             ///< (M, C) f32
 };
 void embed(ExecContext& context, const EmbedArgs& args);
 

@@ -59,7 +59,9 @@ void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args
 void activate_backward(ExecContext& context, const ActivateBackwardArgs& args) {
   check_rows(args.x, "activate_backward: x");
   check_shape(args.dx, args.x.shape[0], args.x.shape[1], "activate_backward: dx");
-  const ProfileRange range(context, "activate_backward", [&] { return elementwise(args.x, 3); });
+  const bool both = args.activated.data != nullptr;
+  if (both) check_shape(args.activated, args.x.shape[0], args.x.shape[1], "activate_backward: activated");
+  const ProfileRange range(context, "activate_backward", [&] { return elementwise(args.x, both ? 4 : 3); });
   if (args.x.numel() > 0) context.backend().activate_backward(args);
 }
 
@@ -84,8 +86,11 @@ void dropout(ExecContext& context, const DropoutArgs& args) {
             args.cu_seqlens.back() == args.x.shape[0] && std::ranges::is_sorted(args.cu_seqlens),
         "dropout: cu_seqlens: expected offsets rising from 0 to the rows of x",
         [&] { return std::to_string(args.cu_seqlens.size()) + " of them for " + args.x.shape_string(); });
-  const ProfileRange range(context, "dropout", [&] { return elementwise(args.x, 2); });
-  if (args.p > 0.0f && args.x.numel() > 0) context.backend().dropout(args);
+  const bool more = args.residual.data != nullptr, moves = args.from.data != nullptr;
+  if (more) check_shape(args.residual, args.x.shape[0], args.x.shape[1], "dropout: residual");
+  if (moves) check_shape(args.from, args.x.shape[0], args.x.shape[1], "dropout: from");
+  const ProfileRange range(context, "dropout", [&] { return elementwise(args.x, more ? 3 : 2); });
+  if ((args.p > 0.0f || more || moves) && args.x.numel() > 0) context.backend().dropout(args);
 }
 
 void cross_entropy(ExecContext& context, const CrossEntropyArgs& args) {

@@ -39,11 +39,13 @@ struct LayerNormBackwardArgs {
 };
 void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args);
 
-/// In place: dx *= activation'(x). ReLU's derivative at 0 is 0.
+/// In place: dx *= activation'(x). ReLU's derivative at 0 is 0. Writes activation(x) beside it where a
+/// backward pass wants that once more: nearly free.
 struct ActivateBackwardArgs {
   TensorView x;  ///< (M, C) f32, input of the activation: LinearArgs::pre_activation
   Activation activation = Activation::none;
-  TensorView dx;  ///< (M, C) f32
+  TensorView dx;           ///< (M, C) f32
+  TensorView activated{};  ///< (M, C) f32, written; or empty
 };
 void activate_backward(ExecContext& context, const ActivateBackwardArgs& args);
 
@@ -57,15 +59,18 @@ struct EmbedBackwardArgs {
 };
 void embed_backward(ExecContext& context, const EmbedBackwardArgs& args);
 
-/// In place: x = kept ? x / (1 − p) : 0. Element c of row i (counted from the start of its sequence b) is
-/// kept when word c mod 4 of philox({c / 4, i, 2³¹ + b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a
-/// gradient it is its own backward pass. (Attention draws from the counters below 2³¹: attention/sdpa.h.)
+/// In place: x = residual + (kept ? x / (1 − p) : 0), with x read from `from` where that is given. Element c
+/// of row i (counted from the start of its sequence b) is kept when word c mod 4 of philox({c / 4, i, 2³¹ +
+/// b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a gradient it is its own backward pass. (Attention
+/// draws from the counters below 2³¹: attention/sdpa.h.)
 struct DropoutArgs {
   TensorView x;                              ///< (N, C) f32
   std::span<const std::int32_t> cu_seqlens;  ///< (B+1), rising from 0 to N
   float p = 0.0f;                            ///< in [0, 1)
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;  ///< differs per use and step
+  TensorView residual{};     ///< (N, C) f32, not x; or empty: 0
+  TensorView from{};         ///< (N, C) f32; or empty: x itself
 };
 void dropout(ExecContext& context, const DropoutArgs& args);
 

@@ -95,7 +95,7 @@ void Forward::run(const PackedBatch& batch) {
 
   Views views;
   plan(batch.tokens(), wanted_, views);
-  embed(context_, {batch.ids, batch.positions, &model_.embedding(), model_.positions().view(), views.x});
+  embed(context_, {batch.ids, batch.positions, &model_.embedding(), {}, model_.positions().view(), views.x});
   show("embedding", -1, views.x);
   for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
   last_layer(batch, views);

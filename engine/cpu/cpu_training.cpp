@@ -128,7 +128,9 @@ void CpuTraining::layer_norm_backward(const LayerNormBackwardArgs& args) {
 
 void CpuTraining::activate_backward(const ActivateBackwardArgs& args) {
   each_row(pool_, args.x, [&](std::int64_t m) {
-    table_.activate_backward(row(args.x, m), mutable_row(args.dx, m), args.x.shape[1], args.activation);
+    float* activated = args.activated.data != nullptr ? mutable_row(args.activated, m) : nullptr;
+    table_.activate_backward(row(args.x, m), mutable_row(args.dx, m), activated, args.x.shape[1],
+                             args.activation);
   });
 }
 
@@ -154,6 +156,8 @@ void CpuTraining::dropout(const DropoutArgs& args) {
     const auto next = std::ranges::upper_bound(args.cu_seqlens, static_cast<std::int32_t>(m));
     const auto b = static_cast<std::uint32_t>(next - args.cu_seqlens.begin() - 1);
     cpu::DropoutRow r;
+    r.from = row(args.from.data != nullptr ? args.from : args.x, m);
+    r.residual = args.residual.data != nullptr ? row(args.residual, m) : nullptr;
     r.x = mutable_row(args.x, m);
     r.n = args.x.shape[1];
     r.counter = {0, static_cast<std::uint32_t>(m - args.cu_seqlens[b]), (std::uint32_t{1} << 31) + b,

@@ -72,7 +72,9 @@ struct LayerNormBackwardRow {
 
 /// One row of dropout: counter[0] counts blocks of four elements from 0.
 struct DropoutRow {
-  float* x = nullptr;  // (N)
+  const float* from = nullptr;      // (N)
+  const float* residual = nullptr;  // (N) or null
+  float* x = nullptr;               // (N), written; may be `from`
   std::int64_t n = 0;
   PhiloxWords counter{};
   std::uint64_t seed = 0;
@@ -111,7 +113,9 @@ struct CpuKernels {
   void (*activate)(float* x, std::int64_t n, Activation activation);
 
   void (*layer_norm_backward)(const LayerNormBackwardRow& row);
-  void (*activate_backward)(const float* x, float* dx, std::int64_t n, Activation activation);
+  /// dx *= activation'(x), activated = activation(x) unless null.
+  void (*activate_backward)(const float* x, float* dx, float* activated, std::int64_t n,
+                            Activation activation);
   /// sums[c] += Σ_r x[r][c], x (rows, columns).
   void (*add_column_sums)(const float* x, std::ptrdiff_t stride, std::int64_t rows, std::int64_t columns,
                           float* sums);

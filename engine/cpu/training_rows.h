@@ -56,44 +56,56 @@ struct TrainingKernels {
     });
   }
 
-  // u' as in simd::gelu_tanh, e = exp(−2|u|), t = tanh|u| = (1 − e)/(1 + e):
-  //   y' = (1 + sign(x) t)/2 + x · e/(1 + e)² · 2u'
-  // e/(1 + e)² keeps its relative accuracy where t rounds to 1. Beyond |x| = 16 all is 0 or 1 in f32.
-  static F gelu_tanh_derivative(F x) {
+  struct Pair {
+    F value, slope;
+  };
+
+  // u as in simd::gelu_tanh, e = exp(−2|u|), s = 1/(1 + exp(−2u)) = e/(1 + e) + (x > 0 ? (1 − e)/(1 + e) :
+  // 0):
+  //   y = x · s,  y' = s + x · e/(1 + e)² · 2u'
+  // Both keep their relative accuracy far out on either side. Beyond |x| = 16 s is 0 or 1 in f32, and y' too.
+  static Pair gelu_tanh(F x) {
     constexpr float kRoot = 0.7978845608028654f;  // √(2/π)
-    x = V::max(V::set1(-16.0f), V::min(V::set1(16.0f), x));
-    const F squared = V::mul(x, x), one = V::set1(1.0f);
-    const F u2 = V::mul(V::mul(V::abs(x), V::set1(-2.0f * kRoot)), V::fma(squared, V::set1(0.044715f), one));
+    const F near = V::max(V::set1(-16.0f), V::min(V::set1(16.0f), x));
+    const F squared = V::mul(near, near), one = V::set1(1.0f);
+    const F u2 =
+        V::mul(V::mul(V::abs(near), V::set1(-2.0f * kRoot)), V::fma(squared, V::set1(0.044715f), one));
     const F e = simd::exp<V>(u2);
     const F inverse = V::div(one, V::add(one, e));
-    const F t = V::copysign(V::mul(V::sub(one, e), inverse), x);
-    const F slope = V::mul(V::mul(x, V::set1(2.0f * kRoot)), V::fma(squared, V::set1(3 * 0.044715f), one));
-    return V::fma(V::mul(V::mul(e, inverse), inverse), slope, V::fma(t, V::set1(0.5f), V::set1(0.5f)));
+    const F tail = V::mul(e, inverse);
+    const F s = V::add(tail, V::where_positive(near, V::mul(V::sub(one, e), inverse)));
+    const F steep = V::mul(V::mul(near, V::set1(2.0f * kRoot)), V::fma(squared, V::set1(3 * 0.044715f), one));
+    return {V::mul(x, s), V::fma(V::mul(tail, inverse), steep, s)};
   }
 
-  // y' = Φ(x) + x φ(x). Φ as in simd::erf, whose e^(−x²/2) is that of φ.
-  static F gelu_erf_derivative(F x) {
-    x = V::max(V::set1(-16.0f), V::min(V::set1(16.0f), x));
-    const F e = simd::exp<V>(V::mul(V::mul(x, x), V::set1(-0.5f)));
-    const F erf = simd::erf_from<V>(V::mul(x, V::set1(0.70710678118654752f)), e);
+  // y = x Φ(x), y' = Φ(x) + x φ(x). Φ as in simd::erf, whose e^(−x²/2) is that of φ.
+  static Pair gelu_erf(F x) {
+    const F near = V::max(V::set1(-16.0f), V::min(V::set1(16.0f), x));
+    const F e = simd::exp<V>(V::mul(V::mul(near, near), V::set1(-0.5f)));
+    const F erf = simd::erf_from<V>(V::mul(near, V::set1(0.70710678118654752f)), e);
     const F area = V::fma(erf, V::set1(0.5f), V::set1(0.5f));
-    return V::fma(V::mul(x, V::set1(0.3989422804014327f)), e, area);
+    return {V::mul(x, area), V::fma(V::mul(near, V::set1(0.3989422804014327f)), e, area)};
   }
 
-  static void activate_backward(const float* x, float* dx, std::int64_t n, Activation activation) {
+  static void activate_backward(const float* x, float* dx, float* activated, std::int64_t n,
+                                Activation activation) {
     const auto map = [&](auto&& fn) {
-      Row::each(n,
-                [&](std::int64_t i, auto load, auto store) { store(dx + i, fn(load(x + i), load(dx + i))); });
+      Row::each(n, [&](std::int64_t i, auto load, auto store) {
+        const Pair y = fn(load(x + i));
+        store(dx + i, V::mul(y.slope, load(dx + i)));
+        if (activated != nullptr) store(activated + i, y.value);
+      });
     };
     switch (activation) {
       case Activation::none:
+        if (activated != nullptr) std::memcpy(activated, x, static_cast<std::size_t>(n) * sizeof(float));
         return;
       case Activation::gelu_tanh:
-        return map([](F v, F d) { return V::mul(gelu_tanh_derivative(v), d); });
+        return map([](F v) { return gelu_tanh(v); });
       case Activation::gelu_erf:
-        return map([](F v, F d) { return V::mul(gelu_erf_derivative(v), d); });
+        return map([](F v) { return gelu_erf(v); });
       case Activation::relu:
-        return map([](F v, F d) { return V::where_positive(v, d); });
+        return map([](F v) { return Pair{simd::relu<V>(v), V::where_positive(v, V::set1(1.0f))}; });
     }
   }
 
@@ -212,19 +224,26 @@ struct TrainingKernels {
       V::interleave(c0, c1, c2, c3, first, second);
       block = V::iadd(block, V::iset1(L / 2));
     };
+    const auto finish = [&](F x, F residual, I words) {
+      return V::add(V::keep_from(V::mul(x, scale), words, threshold), residual);
+    };
+    const auto whole = [&](std::int64_t i, I words) {
+      const F residual = row.residual != nullptr ? V::load(row.residual + i) : V::zero();
+      V::store(row.x + i, finish(V::load(row.from + i), residual, words));
+    };
     std::int64_t i = 0;
     I first, second;
     for (; i + 2 * L <= row.n; i += 2 * L) {
       draw(first, second);
-      V::store(row.x + i, V::keep_from(V::mul(V::load(row.x + i), scale), first, threshold));
-      V::store(row.x + i + L, V::keep_from(V::mul(V::load(row.x + i + L), scale), second, threshold));
+      whole(i, first);
+      whole(i + L, second);
     }
     if (i == row.n) return;
     draw(first, second);
     for (; i < row.n; i += L, first = second) {
       const int rest = row.n - i < L ? static_cast<int>(row.n - i) : L;
-      V::store_first(row.x + i, V::keep_from(V::mul(V::load_first(row.x + i, rest), scale), first, threshold),
-                     rest);
+      const F residual = row.residual != nullptr ? V::load_first(row.residual + i, rest) : V::zero();
+      V::store_first(row.x + i, finish(V::load_first(row.from + i, rest), residual, first), rest);
     }
   }
 

@@ -240,6 +240,26 @@ TEST_CASE(
       dropout(context,
               {view(alone, 7, columns), std::vector<std::int32_t>{0, 7}, 0.1f, 0x1234567890abcdef, 77});
       CHECK(std::equal(alone.begin(), alone.end(), x.begin()));
+      // From one place to another, and on top of a residual.
+      Random random(12);
+      auto from = random.normals(20 * columns), residual = random.normals(20 * columns);
+      const std::vector<float> before = from;
+      std::vector<float> to(from.size(), NAN), sum(from.size(), NAN);
+      DropoutArgs args{view(to, 20, columns), cu, 0.1f, 0x1234567890abcdef, 77, {}, view(from, 20, columns)};
+      dropout(context, args);
+      args.x = view(sum, 20, columns);
+      args.residual = view(residual, 20, columns);
+      dropout(context, args);
+      same = from == before;
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        same &= to[i] == (x[i] > 0.0f ? from[i] * x[i] : 0.0f) && sum[i] == to[i] + residual[i];
+      }
+      CHECK(same);
+      args.p = 0.0f;
+      dropout(context, args);
+      same = true;
+      for (std::size_t i = 0; i < x.size(); ++i) same &= sum[i] == from[i] + residual[i];
+      CHECK(same);
     }
     // 100 200 draws: five standard deviations are 0.0047.
     CHECK(std::fabs(static_cast<double>(kept) / 100'200 - 0.9) < 0.0047);

@@ -117,7 +117,7 @@ TEST_CASE("embed adds the token's column and the position's row") {
     const PackedMatrix packed = pack(context, {table.data(), DType::f32, c, vocab, 1, c}, WeightFormat::f32);
     const std::int32_t ids[] = {0, 129, 64, 63}, at[] = {0, 8, 3, 3};
     std::vector<float> out(static_cast<std::size_t>(4 * c));
-    embed(context, {ids, at, &packed, view(wpe, positions, c), view(out, 4, c)});
+    embed(context, {ids, at, &packed, {}, view(wpe, positions, c), view(out, 4, c)});
     for (std::size_t m = 0; m < 4; ++m) {
       for (std::size_t i = 0; i < static_cast<std::size_t>(c); ++i) {
         const auto width = static_cast<std::size_t>(c);
@@ -126,7 +126,7 @@ TEST_CASE("embed adds the token's column and the position's row") {
       }
     }
     std::vector<float> same(out.size()), rows = table;
-    EmbedArgs by_rows{ids, at, nullptr, view(wpe, positions, c), view(same, 4, c)};
+    EmbedArgs by_rows{ids, at, nullptr, {}, view(wpe, positions, c), view(same, 4, c)};
     CHECK_THROWS_WITH_AS(embed(context, by_rows), "embed: token_table: expected a packed matrix, got null",
                          Error);
     by_rows.token_rows = view(rows, vocab, c);
@@ -134,7 +134,8 @@ TEST_CASE("embed adds the token's column and the position's row") {
     CHECK(same == out);
     const std::int32_t outside[] = {130}, zero[] = {0};
     std::vector<float> row(static_cast<std::size_t>(c));
-    CHECK_THROWS_WITH_AS(embed(context, {outside, zero, &packed, view(wpe, positions, c), view(row, 1, c)}),
-                         "embed: ids: expected indices below 130, got 130", Error);
+    CHECK_THROWS_WITH_AS(
+        embed(context, {outside, zero, &packed, {}, view(wpe, positions, c), view(row, 1, c)}),
+        "embed: ids: expected indices below 130, got 130", Error);
   }
 }

@@ -57,7 +57,7 @@ TEST_CASE("[golden] gradients, loss and AdamW are PyTorch's") {
   const auto n = static_cast<std::int64_t>(x.size());
   for (const Activation act : {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu}) {
     Floats dx(x.size(), 1.0f);
-    activate_backward(context, {view(x, 1, n), act, view(dx, 1, n)});
+    activate_backward(context, {view(x, 1, n), act, view(dx, 1, n), {}});
     check_close(dx, next(), 1e-6);
   }
   Floats logits = next(), losses(4);

@@ -179,13 +179,21 @@ TEST_CASE("activate_backward equals the oracle from −∞ to ∞") {
       CAPTURE(isa_name(isa));
       CAPTURE(activation_name(act));
       Floats dx(x.size(), 2.0f);
-      activate_backward(context, {view(x, 1, n), act, view(dx, 1, n)});
+      activate_backward(context, {view(x, 1, n), act, view(dx, 1, n), {}});
       for (std::size_t i = 0; i < x.size(); ++i) {
         CAPTURE(x[i]);
         const double at = std::clamp(double{x[i]}, -50.0, 50.0);  // ∞ · 0 is the oracle's, not ours
         // y' is 1/2 + t/2 + x e/(1 + e)² 2u' with both terms below 1. e^−2u is off by 2|u| · 3 roundings and
         // exp's 2e-7 where its weight is largest, |u| ~ 1: 8e-7 in all, and dx is 2.
         REQUIRE(std::fabs(dx[i] - 2.0 * reference::activate_derivative(at, act)) <= 2e-6);
+      }
+      Floats again(x.size(), 2.0f), y(x.size(), NAN);
+      activate_backward(context, {view(x, 1, n), act, view(again, 1, n), view(y, 1, n)});
+      CHECK(again == dx);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        CAPTURE(x[i]);
+        if (std::isinf(x[i])) continue;  // the activation's own value there is ∞ · 0
+        REQUIRE(std::fabs(y[i] - reference::activate(x[i], act)) <= 4e-7 * (1.0 + std::fabs(x[i])));
       }
     }
   }
@@ -297,7 +305,7 @@ TEST_CASE("every training op has the same bits on any number of threads") {
     Floats logits = random.normals(60 * 130), losses(60), x = random.normals(60 * 130);
     std::vector<std::int32_t> targets(60, 5), ids(60, 3), zeros(60, 0);
     cross_entropy(context, {view(logits, 60, 130), targets, 1.0f, losses});
-    activate_backward(context, {view(x, 60, 130), Activation::gelu_tanh, view(logits, 60, 130)});
+    activate_backward(context, {view(x, 60, 130), Activation::gelu_tanh, view(logits, 60, 130), {}});
     Floats dtoken(4 * 130), dposition(130);
     embed_backward(context,
                    {ids, zeros, view(logits, 60, 130), view(dtoken, 4, 130), view(dposition, 1, 130)});
@@ -324,7 +332,7 @@ TEST_CASE("no rows are no work; wrong arguments are refused by name") {
   const float* gamma = a.data();
   const std::vector<std::int32_t> targets{0, 1, 2}, bad{0, 1, 4}, below{0, -2, 0};
   CHECK_NOTHROW(layer_norm_backward(context, {none, {gamma, nullptr, 1e-5f}, none, none}));
-  CHECK_NOTHROW(activate_backward(context, {none, Activation::relu, none}));
+  CHECK_NOTHROW(activate_backward(context, {none, Activation::relu, none, {}}));
   CHECK_NOTHROW(embed_backward(context, {{}, {}, none, x, y}));
   CHECK_NOTHROW(cross_entropy(context, {none, {}, 1.0f, {}}));
   CHECK_NOTHROW(adamw(context, {}));
@@ -341,7 +349,7 @@ TEST_CASE("no rows are no work; wrong arguments are refused by name") {
     layer_norm_backward(context, {x, {gamma}, y, z});
   });
   refused("activate_backward: dx: expected [3, 4], got [4, 3]", [&] {
-    activate_backward(context, {x, Activation::relu, z});
+    activate_backward(context, {x, Activation::relu, z, {}});
   });
   refused("embed_backward: positions: expected 3 elements, got 0", [&] {
     embed_backward(context, {targets, {}, x, y, y});
