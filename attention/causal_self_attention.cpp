@@ -3,15 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cmath>
 #include <cstring>
-#include <numbers>
 
-#include "attention/heads.h"
-#include "attention/sdpa_backward.h"
+#include "attention/qkv.h"
 #include "engine/exec_context.h"
-#include "engine/philox.h"
 #include "engine/profiler.h"
+#include "engine/random_normal.h"
 #include "engine/training_ops.h"
 
 namespace inkling {
@@ -31,17 +28,10 @@ void check_rows(const TensorView& x, std::int64_t rows, std::int64_t columns, co
         [&] { return std::string(dtype_name(x.dtype)) + ' ' + x.shape_string(); });
 }
 
-// Box and Muller (1958), two words a value: element i of tensor t is philox({i, t, 2³² − 1, 2³² − 1}, seed),
-// counters that no dropout draws from: the same seed for both is a natural thing to write.
-void draw_normal(const Tensor& tensor, std::uint32_t number, std::uint64_t seed) {
-  constexpr double kDeviation = 0.02;
-  auto* to = tensor.as<float>();
-  for (std::int64_t i = 0; i < tensor.numel(); ++i) {
-    const PhiloxWords words = philox({static_cast<std::uint32_t>(i), number, UINT32_MAX, UINT32_MAX}, seed);
-    const double radius = std::sqrt(-2.0 * std::log(1.0 - philox_unit(words[0], words[1])));
-    const double angle = 2.0 * std::numbers::pi * philox_unit(words[2], words[3]);
-    to[i] = static_cast<float>(kDeviation * radius * std::cos(angle));
-  }
+constexpr double kDeviation = 0.02;  // of fresh weights
+
+void draw(const Tensor& tensor, std::uint32_t number, std::uint64_t seed) {
+  fill_normal({tensor.as<float>(), static_cast<std::size_t>(tensor.numel())}, kDeviation, seed, number);
 }
 
 }  // namespace
@@ -72,8 +62,8 @@ CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfA
             config.mask == MaskKind::causal_upper_left,
         "mask: expected none or a causal one", [&] { return std::string(mask_kind_name(config.mask)); });
   const std::int64_t c = config.n_embd;
-  draw_normal(add("c_attn.weight", {c, 3 * c}).value, 0, seed);
-  draw_normal(add("c_proj.weight", {c, c}).value, 1, seed);
+  draw(add("c_attn.weight", {c, 3 * c}).value, 0, seed);
+  draw(add("c_proj.weight", {c, c}).value, 1, seed);
   if (config.bias) {
     add("c_attn.bias", {3 * c});
     add("c_proj.bias", {c});
@@ -131,14 +121,7 @@ CausalSelfAttention::Views CausalSelfAttention::plan(std::int64_t tokens, Phase 
 
 // What sdpa() is to do with the qkv of `input`.
 SdpaArgs CausalSelfAttention::attention(const Views& v, const Input& input) const {
-  const std::int64_t c = config_.n_embd, heads = config_.n_head, dim = c / heads;
-  SdpaArgs args;
-  args.q = heads_of(v.qkv, 0, heads, dim);
-  args.k = heads_of(v.qkv, c, heads, dim);
-  args.v = heads_of(v.qkv, 2 * c, heads, dim);
-  args.cu_q = args.cu_k = input.cu_seqlens;
-  args.mask.kind = config_.mask;
-  args.out = heads_of(v.attended, 0, heads, dim);
+  SdpaArgs args = attention_of(v.qkv, config_.n_head, input.cu_seqlens, v.attended, config_.mask);
   if (input.phase == Phase::training) {
     args.lse = v.lse;
     args.dropout = {config_.attention_dropout, input.seed, input.offset};
@@ -171,7 +154,7 @@ void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx)
   check(last_.phase == Phase::training, "backward: expected a forward pass in training before",
         [] { return std::string("none"); });
   const ProfileRange range(context_, "causal_self_attention backward");
-  const std::int64_t tokens = last_.x.shape[0], c = config_.n_embd, heads = config_.n_head, dim = c / heads;
+  const std::int64_t tokens = last_.x.shape[0], c = config_.n_embd;
   check_rows(dout, tokens, c, "dout: expected the shape of x");
   if (dx.data != nullptr) check_rows(dx, tokens, c, "dx: expected the shape of x");
   const Views v = plan(tokens, Phase::training);  // the same plan over the same memory
@@ -184,13 +167,7 @@ void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx)
   }
   linear_backward(context_, {v.attended, parameters_[kProjWeight].value.view(), dy, v.dattended,
                              parameters_[kProjWeight].gradient.view(), bias_gradient(kProjBias)});
-  SdpaBackwardArgs args;
-  args.forward = attention(v, last_);
-  args.dout = heads_of(v.dattended, 0, heads, dim);
-  args.dq = heads_of(v.dqkv, 0, heads, dim);
-  args.dk = heads_of(v.dqkv, c, heads, dim);
-  args.dv = heads_of(v.dqkv, 2 * c, heads, dim);
-  sdpa_backward(context_, args);
+  sdpa_backward(context_, gradient_of(attention(v, last_), v.dattended, v.dqkv));
   linear_backward(context_, {last_.x, parameters_[kAttnWeight].value.view(), v.dqkv, dx,
                              parameters_[kAttnWeight].gradient.view(), bias_gradient(kAttnBias)});
 }

@@ -1,0 +1,273 @@
+#include "model/train/trainer.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/profiler.h"
+#include "engine/training_ops.h"
+#include "model/train/parameters.h"
+#include "model/train/training_pass.h"
+#include "weights/atomic_file.h"
+
+namespace inkling {
+namespace {
+
+constexpr std::string_view kFormatKey = "inkling_checkpoint", kFormat = "1";
+constexpr std::string_view kIterationKey = "iteration", kConfigKey = "config";
+constexpr std::string_view kFirstMoment = "adamw.m.", kSecondMoment = "adamw.v.";
+
+void check(bool ok, const char* what, double got) {
+  require(ok, Code::usage, [&] { return std::string("trainer: ") + what + ", got " + std::to_string(got); });
+}
+
+void check_options(const TrainOptions& o) {
+  check(o.learning_rate >= 0 && std::isfinite(o.learning_rate), "learning_rate: expected at least 0",
+        o.learning_rate);
+  check(o.min_lr >= 0 && o.min_lr <= o.learning_rate, "min_lr: expected 0 to learning_rate", o.min_lr);
+  check(o.warmup_iters >= 0, "warmup_iters: expected at least 0", static_cast<double>(o.warmup_iters));
+  check(o.lr_decay_iters == 0 || o.lr_decay_iters > o.warmup_iters,
+        "lr_decay_iters: expected 0 or more than warmup_iters", static_cast<double>(o.lr_decay_iters));
+  check(o.beta1 >= 0 && o.beta1 < 1, "beta1: expected a number in [0, 1)", o.beta1);
+  check(o.beta2 >= 0 && o.beta2 < 1, "beta2: expected a number in [0, 1)", o.beta2);
+  check(o.epsilon > 0, "epsilon: expected a number above 0", o.epsilon);
+  check(o.weight_decay >= 0 && std::isfinite(o.weight_decay), "weight_decay: expected at least 0",
+        o.weight_decay);
+  check(o.grad_clip >= 0, "grad_clip: expected at least 0", o.grad_clip);
+  check(o.dropout >= 0 && o.dropout < 1, "dropout: expected a rate in [0, 1)", double{o.dropout});
+}
+
+// Zeroed: Buffer is not, where it comes from the heap.
+Buffer zeros(std::int64_t floats) {
+  Buffer buffer(static_cast<std::size_t>(floats) * sizeof(float));
+  std::memset(buffer.data(), 0, buffer.size());
+  return buffer;
+}
+
+float* floats(const Buffer& buffer) {
+  return reinterpret_cast<float*>(buffer.data());
+}
+
+const std::string* find(const Metadata& metadata, std::string_view key) {
+  const auto at = std::ranges::find(metadata, key, &Metadata::value_type::first);
+  return at != metadata.end() ? &at->second : nullptr;
+}
+
+}  // namespace
+
+double learning_rate_at(const TrainOptions& o, std::int64_t i) {
+  if (i < o.warmup_iters) {
+    return o.learning_rate * static_cast<double>(i + 1) / static_cast<double>(o.warmup_iters + 1);
+  }
+  if (o.lr_decay_iters == 0) return o.learning_rate;
+  if (i > o.lr_decay_iters) return o.min_lr;
+  const double done =
+      static_cast<double>(i - o.warmup_iters) / static_cast<double>(o.lr_decay_iters - o.warmup_iters);
+  return o.min_lr + 0.5 * (1.0 + std::cos(std::numbers::pi * done)) * (o.learning_rate - o.min_lr);
+}
+
+struct Trainer::State {
+  State(ExecContext& exec, const ModelConfig& model, const TrainOptions& train, Communicator* others)
+      : context(exec),
+        config(model),
+        options(train),
+        communicator(others),
+        layout(model),
+        weights(zeros(layout.size())),
+        gradient(zeros(layout.size())),
+        first(zeros(layout.size())),
+        second(zeros(layout.size())),
+        pass(exec, model, layout.tensors(floats(weights)), layout.tensors(floats(gradient)), train.compute) {}
+
+  std::span<float> part(const Buffer& buffer, std::int64_t begin, std::int64_t end) const {
+    return {floats(buffer) + begin, static_cast<std::size_t>(end - begin)};
+  }
+  std::span<float> all(const Buffer& buffer) const { return part(buffer, 0, layout.size()); }
+  /// Every tensor of a checkpoint.
+  std::vector<NamedTensor> tensors() const {
+    std::vector<NamedTensor> all_of_them = layout.named(floats(weights));
+    for (NamedTensor& t : layout.named(floats(first), kFirstMoment)) all_of_them.push_back(std::move(t));
+    for (NamedTensor& t : layout.named(floats(second), kSecondMoment)) all_of_them.push_back(std::move(t));
+    return all_of_them;
+  }
+  void update(double rate, double clip);
+
+  ExecContext& context;
+  ModelConfig config;
+  TrainOptions options;
+  Communicator* communicator;
+  ParameterLayout layout;
+  Buffer weights, gradient, first, second;
+  TrainingPass pass;
+  std::int64_t iteration = 0;
+};
+
+Trainer::Trainer(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Trainer::Trainer(Trainer&&) noexcept = default;
+Trainer& Trainer::operator=(Trainer&&) noexcept = default;
+Trainer::~Trainer() = default;
+
+Trainer Trainer::from_scratch(ExecContext& context, const ModelConfig& config, const TrainOptions& options,
+                              Communicator* communicator) {
+  config.validate().value();
+  check_options(options);
+  Trainer trainer(std::make_unique<State>(context, config, options, communicator));
+  State& s = *trainer.state_;
+  initialise(s.layout, config, options.seed, floats(s.weights));
+  return trainer;
+}
+
+Trainer Trainer::from_weights(ExecContext& context, const Gpt2Source& source, const TrainOptions& options,
+                              Communicator* communicator) {
+  check_options(options);
+  Trainer trainer(std::make_unique<State>(context, source.config(), options, communicator));
+  State& s = *trainer.state_;
+  copy_parameters(source, s.layout, floats(s.weights));
+  return trainer;
+}
+
+Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const std::filesystem::path& path,
+                                         const TrainOptions& options, Communicator* communicator) {
+  check_options(options);
+  const Result<SafetensorsFile> file = SafetensorsFile::open(path);
+  if (!file) return file.error();
+  const auto malformed = [&](std::string_view field, std::string_view expected, std::string_view got) {
+    return Error(Code::malformed, path.string() + ": " + std::string(field) + ": expected " +
+                                      std::string(expected) + ", got " + std::string(got));
+  };
+  const std::string* format = find(file->metadata(), kFormatKey);
+  if (format == nullptr || *format != kFormat) {
+    return malformed(kFormatKey, std::string(kFormat) + ", as in a checkpoint of training",
+                     format == nullptr ? "nothing" : *format);
+  }
+  const std::string *text = find(file->metadata(), kConfigKey),
+                    *count = find(file->metadata(), kIterationKey);
+  if (text == nullptr) return malformed(kConfigKey, "the model's config", "nothing");
+  const Result<ModelConfig> config = parse_config_json(*text, path.string());
+  if (!config) return config.error();
+  std::int64_t iteration = -1;
+  if (count != nullptr) std::from_chars(count->data(), count->data() + count->size(), iteration);
+  if (iteration < 0) return malformed(kIterationKey, "a number", count == nullptr ? "nothing" : *count);
+
+  Trainer trainer(std::make_unique<State>(context, *config, options, communicator));
+  for (const NamedTensor& to : trainer.state_->tensors()) {
+    const NamedTensor* from = file->find(to.name);
+    if (from == nullptr) return malformed(to.name, to.view.shape_string(), "nothing");
+    if (from->view.dtype != DType::f32 || from->view.rank != to.view.rank ||
+        from->view.shape != to.view.shape) {
+      return malformed(to.name, "f32 " + to.view.shape_string(),
+                       std::string(dtype_name(from->view.dtype)) + ' ' + from->view.shape_string());
+    }
+    std::memcpy(to.view.data, from->view.data, to.view.nbytes());
+  }
+  trainer.state_->iteration = iteration;
+  return trainer;
+}
+
+Trainer::StepResult Trainer::step(std::span<const TrainingBatch> batches) {
+  State& s = *state_;
+  const ProfileRange range(s.context, "step");
+  std::array<double, 2> sums{};  // of losses, and of targets
+  for (const TrainingBatch& batch : batches) sums[1] += static_cast<double>(batch.target_count());
+  if (s.communicator != nullptr) s.communicator->sum(std::span(sums).subspan(1));
+  require(sums[1] > 0, Code::usage, [] { return std::string("trainer: step: expected targets, got none"); });
+
+  std::ranges::fill(s.all(s.gradient), 0.0f);
+  const auto scale = static_cast<float>(1.0 / sums[1]);
+  const int rank = s.communicator != nullptr ? s.communicator->rank() : 0;
+  const int ranks = s.communicator != nullptr ? s.communicator->size() : 1;
+  // Batches are numbered through all iterations and processes, so that a mask never depends on who draws it.
+  std::uint64_t number = (static_cast<std::uint64_t>(s.iteration) * static_cast<std::uint64_t>(ranks) +
+                          static_cast<std::uint64_t>(rank)) *
+                         batches.size();
+  for (const TrainingBatch& batch : batches) {
+    const PassDropout dropout{s.options.dropout, s.options.seed, static_cast<std::uint32_t>(number++)};
+    sums[0] += s.pass.accumulate(batch, scale, dropout);
+  }
+  if (s.communicator != nullptr) {
+    s.communicator->sum(std::span(sums).first(1));
+    s.communicator->sum(s.all(s.gradient));
+  }
+
+  StepResult result;
+  result.loss = sums[0] / sums[1];
+  result.gradient_norm = std::sqrt(sum_of_squares(s.context, s.all(s.gradient)));
+  result.learning_rate = learning_rate_at(s.options, s.iteration);
+  require(std::isfinite(result.loss) && std::isfinite(result.gradient_norm), Code::gate, [&] {
+    return "trainer: iteration " + std::to_string(s.iteration) +
+           ": expected a finite loss and gradient, got " + std::to_string(result.loss) + " and a norm of " +
+           std::to_string(result.gradient_norm) + "; a lower learning rate may help";
+  });
+  // As torch.nn.utils.clip_grad_norm_.
+  const double clip =
+      s.options.grad_clip > 0 ? std::min(1.0, s.options.grad_clip / (result.gradient_norm + 1e-6)) : 1.0;
+  s.update(result.learning_rate, clip);
+  ++s.iteration;
+  return result;
+}
+
+void Trainer::State::update(double rate, double clip) {
+  const auto apply = [&](std::int64_t begin, std::int64_t end, double decay) {
+    AdamWArgs args;
+    args.parameter = part(weights, begin, end);
+    args.gradient = part(gradient, begin, end);
+    args.m = part(first, begin, end);
+    args.v = part(second, begin, end);
+    args.learning_rate = rate;
+    args.beta1 = options.beta1;
+    args.beta2 = options.beta2;
+    args.epsilon = options.epsilon;
+    args.weight_decay = decay;
+    args.gradient_scale = static_cast<float>(clip);
+    args.step = iteration + 1;
+    adamw(context, args);
+  };
+  apply(0, layout.matrices(), options.weight_decay);
+  apply(layout.matrices(), layout.size(), 0.0);
+}
+
+double Trainer::loss(const TrainingBatch& batch) {
+  const std::int64_t targets = batch.target_count();
+  require(targets > 0, Code::usage, [] { return std::string("trainer: loss: expected targets, got none"); });
+  return state_->pass.loss(batch) / static_cast<double>(targets);
+}
+
+std::int64_t Trainer::iteration() const noexcept {
+  return state_->iteration;
+}
+const ModelConfig& Trainer::config() const noexcept {
+  return state_->config;
+}
+const TrainOptions& Trainer::options() const noexcept {
+  return state_->options;
+}
+std::vector<NamedTensor> Trainer::parameters() const {
+  return state_->layout.named(floats(state_->weights));
+}
+std::vector<NamedTensor> Trainer::gradients() const {
+  return state_->layout.named(floats(state_->gradient));
+}
+std::size_t Trainer::nbytes() const noexcept {
+  return 4 * state_->weights.size() + state_->pass.nbytes();
+}
+
+Result<void> Trainer::save_model(const std::filesystem::path& folder) const {
+  if (auto wrote = write_file(folder / "config.json", to_config_json(state_->config)); !wrote) return wrote;
+  return write_safetensors(folder / "model.safetensors", parameters(), {{"format", "pt"}});
+}
+
+Result<void> Trainer::save_checkpoint(const std::filesystem::path& path, const Metadata& extra) const {
+  Metadata metadata = {{std::string(kFormatKey), std::string(kFormat)},
+                       {std::string(kIterationKey), std::to_string(state_->iteration)},
+                       {std::string(kConfigKey), to_config_json(state_->config)}};
+  metadata.insert(metadata.end(), extra.begin(), extra.end());
+  return write_safetensors(path, state_->tensors(), metadata);
+}
+
+}  // namespace inkling

@@ -1,0 +1,104 @@
+// TrainingPass: loss and gradient of a GPT-2 over one packed batch.
+//
+//   embed → L × { x += attention(ln1(x));  x += mlp(ln2(x)) } → lnf → Σ cross-entropy
+//
+// and back, by the ops of inference and their gradients (engine/ops.h, engine/training_ops.h) and the
+// attention of attention/sdpa.h. Per layer it keeps the two inputs of the norms, qkv, attention's output and
+// log-sum-exp, and the MLP before its activation; the rest is computed again. Logits exist for a block of
+// rows at a time. Matrices are packed for the kernels where they are used, into memory that the next one
+// reuses: a step is long beside that, and no second copy of the model is held.
+//
+// Bits depend on the batch and on neither the threads nor the profiler. Without dropout a sequence's loss and
+// the gradient of its activations are those of the sequence alone, bit for bit; a weight's gradient is the
+// sum over all rows in their order, so there "alone" and "packed" agree to rounding.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/sdpa.h"
+#include "engine/arena.h"
+#include "engine/exec_context.h"
+#include "engine/training_ops.h"
+#include "model/train/training_batch.h"
+#include "weights/gpt2_source.h"
+
+namespace inkling {
+
+/// Dropout of embeddings, attention weights and residual branches, as in GPT-2. The masks of a pass are those
+/// of (seed, pass): sdpa.h and training_ops.h say which element draws what.
+struct PassDropout {
+  float p = 0.0f;
+  std::uint64_t seed = 0;
+  std::uint32_t pass = 0;  ///< differs per batch of a training run
+};
+
+class TrainingPass {
+ public:
+  /// `compute`: f32, or bf16 for products of bf16 factors with f32 sums. All views are f32 and outlive the
+  /// pass; gradients have the shapes of parameters (ParameterLayout::tensors().
+  TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
+               const Gpt2Tensors& gradients, WeightFormat compute = WeightFormat::f32);
+
+  /// Σ over targets of −ln P(target), in f64 in the order of rows. Throws Error{usage} for a batch that does
+  /// not validate().
+  double loss(const TrainingBatch& batch);
+  /// The same with dropout, and adds scale × its gradient to the gradients.
+  double accumulate(const TrainingBatch& batch, float scale, const PassDropout& dropout = {});
+
+  /// Bytes of activations held.
+  std::size_t nbytes() const noexcept { return arena_.nbytes(); }
+
+ private:
+  struct LayerViews {
+    TensorView x, qkv, attended, lse, middle, wide;
+  };
+  struct Views {
+    std::vector<LayerViews> layers;
+    TensorView x;          // (N,C) after the last block
+    TensorView normed;     // (N,C) output of a norm
+    TensorView activated;  // (N,I)
+    TensorView dx, dbranch,
+        dnormed;  // (N,C) gradients: the stream, a branch before its dropout, a norm's output
+    TensorView dattended, dqkv, dwide;
+    TensorView logits;  // (R,V)
+  };
+
+  double run(const TrainingBatch& batch, float scale, const PassDropout& dropout);
+  void plan(std::int64_t tokens, bool backward);
+  void forward(const TrainingBatch& batch);
+  void attention_forward(std::size_t layer);
+  void mlp_forward(std::size_t layer, const TensorView& out);
+  double head(const TrainingBatch& batch, float scale);
+  void backward();
+  void mlp_backward(std::size_t layer);
+  void attention_backward(std::size_t layer);
+
+  SdpaArgs attention_args(std::size_t layer) const;
+  std::uint32_t mask(std::size_t index) const;
+  LinearArgs product(const TensorView& x, const LayerNorm& norm, const TensorView& weight,
+                     const TensorView& bias, const TensorView& out) const;
+  void add_branch(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                  const TensorView& stream, std::uint32_t mask, const TensorView& out);
+  DropoutArgs dropout_args(const TensorView& x, std::uint32_t mask, const TensorView& residual) const;
+  TensorView branch_gradient(std::uint32_t mask);
+  LayerNorm norm_of(const TensorView& weight, const TensorView& bias) const;
+  void norm_backward(const TensorView& x, const TensorView& weight, const TensorView& dweight,
+                     const TensorView& dbias);
+  void linear_gradient(const TensorView& x, const TensorView& weight, const TensorView& dout,
+                       const TensorView& dx, const TensorView& dweight, const TensorView& dbias);
+
+  ExecContext& context_;
+  ModelConfig config_;
+  Gpt2Tensors parameters_, gradients_;
+  WeightFormat compute_;
+  ArenaPlan plan_;
+  Arena arena_;
+  Views views_;
+  std::vector<float> losses_;
+  // Of the pass that runs.
+  const TrainingBatch* batch_ = nullptr;
+  PassDropout dropout_;
+};
+
+}  // namespace inkling

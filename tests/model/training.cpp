@@ -1,0 +1,482 @@
+// Training against PyTorch and against itself: gradients, 20 iterations, packing, threads, processes,
+// resuming.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "model/forward.h"
+#include "model/score.h"
+#include "model/train/parameters.h"
+#include "model/train/trainer.h"
+#include "model/train/training_pass.h"
+#include "tests/data.h"
+#include "tests/model/random_gpt2.h"
+#include "tests/model/run_model.h"
+
+namespace inkling {
+namespace {
+
+using nlohmann::json;
+using test::RandomGpt2;
+using test::TemporaryFolder;
+using Ids = std::vector<std::int32_t>;
+
+const json& golden() {
+  static const json data = json::parse(std::ifstream(test::source_dir() / "tests/golden/trainer.json"));
+  return data;
+}
+
+ModelConfig config_of(const json& c) {
+  ModelConfig config;
+  config.vocab_size = c["V"];
+  config.n_positions = c["T"];
+  config.n_embd = c["C"];
+  config.n_layer = c["L"];
+  config.n_head = c["H"];
+  config.activation = c.value("activation", "") == "gelu" ? Activation::gelu_erf : Activation::gelu_tanh;
+  config.bias = c.value("bias", true) ? Bias::present : Bias::absent;
+  config.head = c.value("tied", true) ? Head::tied : Head::separate;
+  return config;
+}
+
+TrainOptions options_of(const json& c) {
+  const json& o = golden()["options"];
+  TrainOptions options;
+  options.learning_rate = o["learning_rate"];
+  options.min_lr = o["min_lr"];
+  options.warmup_iters = o["warmup_iters"];
+  options.lr_decay_iters = o["lr_decay_iters"];
+  options.beta1 = o["beta1"];
+  options.beta2 = o["beta2"];
+  options.weight_decay = o["weight_decay"];
+  options.grad_clip = o["grad_clip"];
+  options.seed = o["seed"];
+  options.dropout = c["dropout"];
+  return options;
+}
+
+TrainingBatch batch_of(const json& sequences) {
+  TrainingBatch batch;
+  for (const json& s : sequences) batch.add(s[0].get<Ids>(), s[1].get<Ids>());
+  return batch;
+}
+
+/// A random GPT-2 on disk, as the golden script makes case `index`.
+struct Case {
+  const json& data;
+  ModelConfig config;
+  TemporaryFolder folder;
+  explicit Case(std::size_t index) : data(golden()["cases"][index]), config(config_of(data)) {
+    RandomGpt2(config, index + 1).save(folder.path());
+  }
+  Gpt2Source source() const { return Gpt2Source::open(folder.path()).value(); }
+  std::vector<TrainingBatch> batches() const {
+    std::vector<TrainingBatch> all;
+    for (const json& b : data["batches"]) all.push_back(batch_of(b));
+    return all;
+  }
+};
+
+/// Weights, gradients and the pass between them.
+struct Bench {
+  ParameterLayout layout;
+  Buffer weights, gradients;
+  TrainingPass pass;
+  Bench(ExecContext& context, const Case& c, WeightFormat compute = WeightFormat::f32)
+      : layout(c.config),
+        weights(bytes()),
+        gradients(bytes()),
+        pass(context, c.config, layout.tensors(floats(weights)), layout.tensors(floats(gradients)), compute) {
+    copy_parameters(c.source(), layout, floats(weights));
+    std::memset(gradients.data(), 0, gradients.size());
+  }
+  std::size_t bytes() const { return static_cast<std::size_t>(layout.size()) * sizeof(float); }
+  static float* floats(const Buffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
+  std::vector<float> gradient() const { return {floats(gradients), floats(gradients) + layout.size()}; }
+};
+
+double norm(std::span<const float> x) {
+  double sum = 0;
+  for (const float v : x) sum += double{v} * double{v};
+  return std::sqrt(sum);
+}
+
+double distance(std::span<const float> a, std::span<const float> b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    sum += (double{a[i]} - double{b[i]}) * (double{a[i]} - double{b[i]});
+  return std::sqrt(sum);
+}
+
+std::vector<float> weights_of(const Trainer& trainer) {
+  std::vector<float> all;
+  for (const NamedTensor& t : trainer.parameters()) {
+    const auto* data = static_cast<const float*>(t.view.data);
+    all.insert(all.end(), data, data + t.view.numel());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("[golden] loss and gradients are PyTorch's, dropout included") {
+  for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
+    const Case c(index);
+    CAPTURE(c.data["name"].get<std::string>());
+    const TrainOptions options = options_of(c.data);
+    for (const Isa isa : supported_isas()) {
+      CAPTURE(isa_name(isa));
+      ExecContext context({.threads = 2, .isa = isa});
+      Bench bench(context, c);
+      const double loss = bench.pass.accumulate(c.batches()[0], 1.0f, {options.dropout, options.seed, 5});
+      CHECK(loss == doctest::Approx(c.data["loss"].get<double>()).epsilon(1e-6));
+      for (const NamedTensor& t : bench.layout.named(Bench::floats(bench.gradients))) {
+        CAPTURE(t.name);
+        const auto want = c.data["gradients"][t.name].get<std::vector<float>>();
+        const std::span got(static_cast<const float*>(t.view.data), static_cast<std::size_t>(t.view.numel()));
+        REQUIRE(want.size() == got.size());
+        // f32 through two layers and back: some hundred roundings of 2^-24 each.
+        CHECK(distance(got, want) <= 2e-5 * norm(want));
+      }
+    }
+  }
+}
+
+TEST_CASE("[golden] twenty iterations are those of PyTorch's AdamW") {
+  for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
+    const Case c(index);
+    CAPTURE(c.data["name"].get<std::string>());
+    ExecContext context({.threads = 2});
+    Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data));
+    const std::vector<TrainingBatch> all = c.batches();
+    for (std::size_t i = 0; i < c.data["curve"].size(); ++i) {
+      CAPTURE(i);
+      const std::vector<TrainingBatch> batches = {all[i % all.size()], all[(i + 1) % all.size()]};
+      const Trainer::StepResult result = trainer.step(batches);
+      CHECK(std::fabs(result.loss - c.data["curve"][i][0].get<double>()) <= 1e-4);
+      CHECK(result.gradient_norm == doctest::Approx(c.data["curve"][i][1].get<double>()).epsilon(1e-3));
+    }
+    CHECK(trainer.iteration() == 20);
+  }
+}
+
+TEST_CASE("the gradient is the slope of the loss") {
+  const Case c(0);
+  ExecContext context({.threads = 1});
+  Bench bench(context, c);
+  const TrainingBatch batch = c.batches()[0];
+  bench.pass.accumulate(batch, 1.0f);
+  const std::vector<float> gradient = bench.gradient();
+  const std::vector<float> weights(Bench::floats(bench.weights),
+                                   Bench::floats(bench.weights) + bench.layout.size());
+  const double length = norm(gradient), step = 2e-3;
+  const auto loss_at = [&](double way) {
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      Bench::floats(bench.weights)[i] =
+          static_cast<float>(double{weights[i]} + way * double{gradient[i]} / length);
+    }
+    return bench.pass.loss(batch);
+  };
+  // Third-order terms are step² of it; f32 losses of about 40 carry 1e-5 into a difference of 0.1.
+  CHECK((loss_at(step) - loss_at(-step)) / (2 * step) == doctest::Approx(length).epsilon(2e-3));
+}
+
+TEST_CASE("packed sequences train as each of them alone") {
+  const Case c(0);
+  ExecContext context({.threads = 2});
+  const TrainingBatch packed = c.batches()[0];
+  Bench whole(context, c), parts(context, c);
+  const double loss = whole.pass.accumulate(packed, 1.0f);
+  double sum = 0;
+  for (std::size_t b = 0; b + 1 < packed.cu_seqlens.size(); ++b) {
+    const auto begin = packed.cu_seqlens[b], count = packed.cu_seqlens[b + 1] - begin;
+    TrainingBatch one;
+    one.add(
+        std::span(packed.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
+        std::span(packed.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)));
+    sum += parts.pass.accumulate(one, 1.0f);
+  }
+  // The losses of rows are equal bit for bit, and their f64 sums all but so; weights' gradients add up the
+  // rows in the same order, but from a rounded partial sum.
+  CHECK(sum == doctest::Approx(loss).epsilon(1e-14));
+  CHECK(distance(whole.gradient(), parts.gradient()) <= 1e-6 * norm(whole.gradient()));
+}
+
+TEST_CASE("an empty sequence changes nothing") {
+  const Case c(0);
+  ExecContext context({.threads = 1});
+  TrainingBatch batch = c.batches()[2];
+  Bench plain(context, c), with(context, c);
+  const double loss = plain.pass.accumulate(batch, 1.0f);
+  batch.cu_seqlens.insert(batch.cu_seqlens.begin() + 1, batch.cu_seqlens[1]);
+  CHECK(with.pass.accumulate(batch, 1.0f) == loss);
+  CHECK(plain.gradient() == with.gradient());
+}
+
+TEST_CASE("training has the same bits on any threads") {
+  const Case c(1);
+  std::vector<float> first;
+  for (const int threads : {1, 2, 3}) {
+    ExecContext context({.threads = threads});
+    Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data));
+    for (int i = 0; i < 3; ++i) trainer.step(c.batches());
+    if (threads == 1) first = weights_of(trainer);
+    CHECK(weights_of(trainer) == first);
+  }
+}
+
+TEST_CASE("a run resumes from its checkpoint as if it had not stopped") {
+  const Case c(1);
+  const TemporaryFolder folder;
+  ExecContext context({.threads = 2});
+  Trainer through = Trainer::from_weights(context, c.source(), options_of(c.data));
+  for (int i = 0; i < 3; ++i) through.step(c.batches());
+  const auto path = folder.path() / "checkpoint.safetensors";
+  through.save_checkpoint(path, {{"note", "kept"}}).value();
+  CHECK(SafetensorsFile::open(path).value().metadata().back().second == "kept");
+
+  Trainer resumed = Trainer::from_checkpoint(context, path, options_of(c.data)).value();
+  CHECK(resumed.iteration() == 3);
+  CHECK(resumed.config() == c.config);
+  for (int i = 0; i < 3; ++i) CHECK(through.step(c.batches()).loss == resumed.step(c.batches()).loss);
+  CHECK(weights_of(through) == weights_of(resumed));
+}
+
+TEST_CASE("what is no checkpoint is refused") {
+  const Case c(0);
+  const TemporaryFolder folder;
+  ExecContext context({.threads = 1});
+  const TrainOptions options = options_of(c.data);
+  const auto code_of = [&](const std::filesystem::path& path) {
+    const Result<Trainer> result = Trainer::from_checkpoint(context, path, options);
+    return result ? std::string("none")
+                  : std::to_string(static_cast<int>(result.error().code())) + ' ' + result.error().message();
+  };
+  CHECK(code_of(folder.path() / "absent").starts_with("3 "));
+  CHECK(code_of(c.folder.path() / "model.safetensors").find("inkling_checkpoint") != std::string::npos);
+
+  const auto path = folder.path() / "checkpoint.safetensors";
+  Trainer::from_weights(context, c.source(), options).save_checkpoint(path).value();
+  CHECK(code_of(path) == "none");
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 4);
+  CHECK(code_of(path).starts_with("4 "));
+}
+
+TEST_CASE("fresh weights are GPT-2's: deviations, zeros and ones") {
+  ModelConfig config = config_of(golden()["cases"][0]);
+  config.n_embd = 64;
+  config.vocab_size = 500;
+  config.n_layer = 3;
+  ExecContext context({.threads = 1});
+  const Trainer trainer = Trainer::from_scratch(context, config, {});
+  for (const NamedTensor& t : trainer.parameters()) {
+    CAPTURE(t.name);
+    const std::span values(static_cast<const float*>(t.view.data), static_cast<std::size_t>(t.view.numel()));
+    const auto count = static_cast<double>(values.size());
+    if (t.view.rank == 2) {
+      const double wanted = t.name.ends_with("c_proj.weight") ? 0.02 / std::sqrt(6.0) : 0.02;
+      // The deviation of a sample's deviation is 1/√(2n) of it; five of them.
+      CHECK(norm(values) / std::sqrt(count) == doctest::Approx(wanted).epsilon(5 / std::sqrt(2 * count)));
+    } else {
+      const float wanted = t.name.ends_with(".bias") ? 0.0f : 1.0f;
+      CHECK(std::ranges::all_of(values, [&](float v) { return v == wanted; }));
+    }
+  }
+  CHECK(weights_of(trainer) == weights_of(Trainer::from_scratch(context, config, {})));
+  TrainOptions other;
+  other.seed = 7;
+  CHECK(weights_of(trainer) != weights_of(Trainer::from_scratch(context, config, other)));
+}
+
+TEST_CASE("a saved model is the model that was trained") {
+  const Case c(1);
+  const TemporaryFolder folder;
+  ExecContext context({.threads = 2});
+  Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data));
+  trainer.step(c.batches());
+  trainer.save_model(folder.path()).value();
+
+  TrainingBatch batch;
+  Ids ids = c.batches()[1].ids, targets(ids.begin() + 1, ids.end());
+  targets.push_back(kNoTarget);
+  batch.add(ids, targets);
+  const Model model = test::load(folder.path(), context);
+  Forward forward(model, context);
+  KvPool pool(forward.kv_shape(DType::f32));
+  const std::vector<double> logprobs =
+      test::logprobs_of(test::logits_of(forward, pool, ids, {static_cast<std::int64_t>(ids.size())}), ids);
+  double sum = 0;
+  for (const double l : logprobs) sum -= l;
+  CHECK(trainer.loss(batch) == doctest::Approx(sum / static_cast<double>(logprobs.size())).epsilon(1e-5));
+}
+
+TEST_CASE("products of bf16 train too") {
+  const Case c(0);
+  ExecContext context({.threads = 2});
+  TrainOptions options = options_of(c.data);
+  options.compute = WeightFormat::bf16;
+  Trainer trainer = Trainer::from_weights(context, c.source(), options);
+  const std::vector<TrainingBatch> all = c.batches();
+  for (std::size_t i = 0; i < 20; ++i) {
+    const std::vector<TrainingBatch> batches = {all[i % all.size()], all[(i + 1) % all.size()]};
+    const double loss = trainer.step(batches).loss;
+    // Factors carry 2^-9 each; the losses start at 3.6 and end at 0.7.
+    CHECK(loss == doctest::Approx(c.data["curve"][i][0].get<double>()).epsilon(0.05));
+  }
+}
+
+namespace {
+
+/// Threads in the place of processes.
+class ThreadCommunicator final : public Communicator {
+ public:
+  struct Shared {
+    explicit Shared(int n) : size(n), sync(n) {}
+    int size;
+    std::barrier<> sync;
+    std::vector<double> sums;
+  };
+  ThreadCommunicator(Shared& shared, int rank) : shared_(shared), rank_(rank) {}
+  int rank() const noexcept override { return rank_; }
+  int size() const noexcept override { return shared_.size; }
+  void sum(std::span<float> values) override { add(values); }
+  void sum(std::span<double> values) override { add(values); }
+
+ private:
+  template <class T>
+  void add(std::span<T> values) {
+    if (rank_ == 0) shared_.sums.assign(values.size(), 0.0);
+    for (int turn = 0; turn < shared_.size; ++turn) {
+      shared_.sync.arrive_and_wait();
+      for (std::size_t i = 0; turn == rank_ && i < values.size(); ++i) shared_.sums[i] += double{values[i]};
+    }
+    shared_.sync.arrive_and_wait();
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(shared_.sums[i]);
+    shared_.sync.arrive_and_wait();
+  }
+  Shared& shared_;
+  int rank_;
+};
+
+}  // namespace
+
+TEST_CASE("two processes train as one with twice the batches") {
+  for (const std::size_t index : {0, 1}) {  // without and with dropout
+    const Case c(index);
+    const std::vector<TrainingBatch> all = c.batches();
+    const std::vector<TrainingBatch> both = {all[0], all[1]};
+    std::vector<double> losses[2], alone;
+    ThreadCommunicator::Shared shared(2);
+    const auto work = [&](int rank) {
+      ExecContext context({.threads = 1});
+      ThreadCommunicator communicator(shared, rank);
+      Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data), &communicator);
+      for (int i = 0; i < 5; ++i) {
+        losses[rank].push_back(trainer.step(std::span(both).subspan(static_cast<std::size_t>(rank), 1)).loss);
+      }
+    };
+    std::thread other(work, 1);
+    work(0);
+    other.join();
+    ExecContext context({.threads = 1});
+    Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data));
+    for (int i = 0; i < 5; ++i) alone.push_back(trainer.step(both).loss);
+    CHECK(losses[0] == losses[1]);
+    for (std::size_t i = 0; i < alone.size(); ++i) CHECK(std::fabs(losses[0][i] - alone[i]) <= 1e-6);
+  }
+}
+
+TEST_CASE("the learning rate warms up, falls along a cosine and stays") {
+  TrainOptions o;
+  o.learning_rate = 1.0;
+  o.min_lr = 0.1;
+  o.warmup_iters = 10;
+  o.lr_decay_iters = 110;
+  CHECK(learning_rate_at(o, 0) == doctest::Approx(1.0 / 11));
+  CHECK(learning_rate_at(o, 9) == doctest::Approx(10.0 / 11));
+  CHECK(learning_rate_at(o, 10) == 1.0);
+  CHECK(learning_rate_at(o, 60) == doctest::Approx(0.55));
+  CHECK(learning_rate_at(o, 110) == doctest::Approx(0.1));
+  CHECK(learning_rate_at(o, 111) == 0.1);
+  o.lr_decay_iters = 0;
+  CHECK(learning_rate_at(o, 1000) == 1.0);
+}
+
+TEST_CASE("a loss that is no number changes nothing") {
+  const Case c(0);
+  ExecContext context({.threads = 1});
+  TrainOptions options = options_of(c.data);
+  Trainer trainer = Trainer::from_weights(context, c.source(), options);
+  trainer.step(c.batches());
+  for (const NamedTensor& t : trainer.parameters()) {
+    if (t.name == "transformer.ln_f.weight") {
+      *static_cast<float*>(t.view.data) = std::numeric_limits<float>::infinity();
+    }
+  }
+  const std::vector<float> before = weights_of(trainer);
+  try {
+    trainer.step(c.batches());
+    FAIL("no error");
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::gate);
+    CHECK(error.message().find("iteration 1") != std::string::npos);
+  }
+  CHECK(weights_of(trainer) == before);
+  CHECK(trainer.iteration() == 1);
+}
+
+TEST_CASE("options and batches out of range are refused by name") {
+  const Case c(0);
+  ExecContext context({.threads = 1});
+  const auto message_of = [&](auto&& change) {
+    TrainOptions options = options_of(c.data);
+    change(options);
+    try {
+      Trainer::from_scratch(context, c.config, options);
+    } catch (const Error& error) {
+      CHECK(error.code() == Code::usage);
+      return error.message();
+    }
+    return std::string("no error");
+  };
+  using O = TrainOptions;
+  CHECK(message_of([](O& o) { o.learning_rate = -1; }).find("learning_rate") != std::string::npos);
+  CHECK(message_of([](O& o) { o.min_lr = 1; }).find("min_lr") != std::string::npos);
+  CHECK(message_of([](O& o) { o.warmup_iters = -1; }).find("warmup_iters") != std::string::npos);
+  CHECK(message_of([](O& o) { o.lr_decay_iters = 2; }).find("lr_decay_iters") != std::string::npos);
+  CHECK(message_of([](O& o) { o.beta2 = 1; }).find("beta2") != std::string::npos);
+  CHECK(message_of([](O& o) { o.weight_decay = -1; }).find("weight_decay") != std::string::npos);
+  CHECK(message_of([](O& o) { o.grad_clip = -1; }).find("grad_clip") != std::string::npos);
+  CHECK(message_of([](O& o) { o.dropout = 1; }).find("dropout") != std::string::npos);
+  CHECK(message_of([](O& o) { o.compute = WeightFormat::int8; }).find("compute") != std::string::npos);
+
+  Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data));
+  const auto refusal_of = [&](auto&& change) {
+    TrainingBatch batch = c.batches()[0];
+    change(batch);
+    try {
+      trainer.step(std::span(&batch, 1));
+    } catch (const Error& error) {
+      CHECK(error.code() == Code::usage);
+      return error.message();
+    }
+    return std::string("no error");
+  };
+  using B = TrainingBatch;
+  CHECK(refusal_of([](B& b) { b.ids[0] = 23; }).find("ids") != std::string::npos);
+  CHECK(refusal_of([](B& b) { b.targets[0] = -2; }).find("targets") != std::string::npos);
+  CHECK(refusal_of([](B& b) { b.positions[0] = 16; }).find("positions") != std::string::npos);
+  CHECK(refusal_of([](B& b) { b.cu_seqlens.back() = 3; }).find("cu_seqlens") != std::string::npos);
+  CHECK(refusal_of([](B& b) { b.targets.pop_back(); }).find("targets") != std::string::npos);
+  CHECK(refusal_of([](B& b) { b.targets.assign(b.targets.size(), kNoTarget); }).find("none") !=
+        std::string::npos);
+}
+
+}  // namespace inkling
