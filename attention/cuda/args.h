@@ -1,0 +1,87 @@
+// What a device kernel of attention is told: device pointers and plain numbers, no CUDA type. The contract is
+// attention/sdpa.h; everything here has been checked by it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/sdpa.h"
+#include "engine/dtype.h"
+
+namespace inkling::cuda {
+
+/// Rows of all heads; element d of (row, head) is data[row · row_stride + head · head_stride + d].
+struct HeadRows {
+  void* data = nullptr;
+  std::int64_t row = 0, head = 0;  ///< strides in elements
+};
+
+/// Keys and values in pages of 64 tokens. Token j of sequence b lies in page table[b · table_stride + j /
+/// 64], its element d of head h at byte (k|v)_offset + ((j % 64) · token + h · head + d) · size of the
+/// element.
+struct KvPages {
+  const std::byte* const* table = nullptr;  ///< null: the rows are packed
+  std::int64_t table_stride = 0;            ///< pages
+  std::int64_t k_offset = 0, v_offset = 0;  ///< bytes from the start of a page: chooses the layer
+  std::int64_t token = 0, head = 0;         ///< elements
+};
+
+/// One thread block's share: a run of rows (queries, or keys where the gradient of keys is asked for) of one
+/// head of one sequence.
+struct AttentionTile {
+  std::int32_t sequence = 0, head = 0, block = 0;
+};
+
+inline constexpr std::int32_t kFar = 1 << 30;  ///< further than any row
+
+/// inkling::Mask with device pointers.
+struct DeviceMask {
+  MaskKind kind = MaskKind::none;
+  std::int32_t left = kFar, right = kFar;              ///< sliding_window, document: at most kFar
+  const std::int32_t* document_q = nullptr;            ///< (N)
+  const std::int32_t* document_k = nullptr;            ///< (S)
+  const float* bias = nullptr;                         ///< additive_bias
+  const std::uint8_t* visible = nullptr;               ///< boolean: zero hides
+  std::int64_t batch = 0, head = 0, row = 0, key = 0;  ///< strides of bias and visible; 0 broadcasts
+
+  /// More than a range of keys per query: kernels look at single scores.
+  constexpr bool extras() const noexcept { return kind >= MaskKind::document; }
+};
+
+/// inkling::Dropout; threshold 0: none.
+struct DeviceDropout {
+  std::uint64_t seed = 0;
+  std::uint32_t offset = 0, threshold = 0;
+  float scale = 1.0f;  ///< 1 / (1 − p)
+};
+
+struct ForwardArgs {
+  DType dtype = DType::bf16, out_dtype = DType::bf16;  ///< of q, k, v; of out (f32 or the same)
+  HeadRows q, k, v, out;                               ///< (N, H, D), (S, Hkv, D) twice, (N, H, D)
+  KvPages pages;                                       ///< instead of k and v
+  float* lse = nullptr;                                ///< (H, N), or null
+  std::int64_t lse_head = 0, lse_row = 0;
+  const std::int32_t* cu_q = nullptr;                        ///< (B+1)
+  const std::int32_t* cu_k = nullptr;                        ///< (B+1), when packed
+  const std::int32_t* k_length = nullptr;                    ///< (B), when paged
+  std::int32_t batch = 0, heads = 0, kv_heads = 0, dim = 0;  ///< B, H, Hkv, D
+  std::int32_t k_rows = 0, q_rows = 0;                       ///< S (when packed), N
+  float scale = 1.0f;
+  DeviceMask mask;
+  DeviceDropout dropout;
+  const AttentionTile* tiles = nullptr;  ///< of forward_tile_rows() query rows each; not read by decode
+  std::int32_t tile_count = 0;
+};
+
+struct BackwardArgs {
+  ForwardArgs forward;  ///< as given to forward, with out and lse as it left them; packed; tiles unused
+  DType grad_dtype = DType::bf16;  ///< of dq, dk, dv: f32 or the dtype of q
+  HeadRows dout, dq, dk, dv;       ///< dout in the dtype of q
+  float* dbias = nullptr;  ///< strides of mask; every (b, h, i, j) its own element; zeroed by the caller
+  float* delta = nullptr;  ///< (H, N) workspace
+  const AttentionTile* query_tiles = nullptr;  ///< of backward_tile_rows() queries of a head
+  const AttentionTile* key_tiles = nullptr;    ///< of as many keys of a key/value head
+  std::int32_t query_tile_count = 0, key_tile_count = 0;
+};
+
+}  // namespace inkling::cuda

@@ -1,0 +1,5 @@
+#include "attention/cuda/backward_launch.cuh"
+
+namespace inkling::cuda {
+template cudaError_t backward_of<__half>(const BackwardArgs&, const DeviceTraits&, cudaStream_t);
+}

@@ -1,0 +1,60 @@
+// The attention kernels as plain functions over device memory. Each enqueues on `stream` and returns the
+// first error; none allocates or synchronises, so all can be captured into a graph. Arguments have been
+// checked by sdpa.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <string>
+
+#include "attention/cuda/args.h"
+
+namespace inkling::cuda {
+
+/// What the launchers need to know of the device; filled once.
+struct DeviceTraits {
+  int ordinal = 0;
+  int major = 0, minor = 0;          ///< compute capability
+  int processors = 0;                ///< streaming multiprocessors
+  std::size_t shared_per_block = 0;  ///< most bytes of shared memory of a block, when asked for
+};
+cudaError_t read_traits(int ordinal, DeviceTraits& traits);
+
+/// Query rows of a tile of the forward kernels below. One list serves both kernels.
+constexpr std::int32_t forward_tile_rows(DType dtype) noexcept {
+  return dtype == DType::f32 ? 64 : 128;
+}
+/// Rows of a tile, queries or keys, of the backward kernels.
+constexpr std::int32_t backward_tile_rows(DType dtype, std::int32_t dim) noexcept {
+  return dtype == DType::f32 ? (dim > 128 ? 32 : 64) : (dim > 128 ? 64 : 128);
+}
+
+/// Flash attention by mma.sync: every mask, dropout, packed or paged keys, any D ≤ 256.
+cudaError_t forward_mma(const ForwardArgs& args, const DeviceTraits& traits, cudaStream_t stream);
+
+/// "" when forward_hopper() can run these arguments on this device, else why not, with the values.
+std::string hopper_refusal(const ForwardArgs& args, const DeviceTraits& traits);
+/// Flash attention by wgmma and the bulk tensor copy engine (compute capability 9.0).
+cudaError_t forward_hopper(const ForwardArgs& args, const DeviceTraits& traits, cudaStream_t stream);
+
+/// Keys of one partial result of the decode kernel: part of the definition of its bits. A page.
+inline constexpr std::int32_t kDecodeChunk = 64;
+/// Most query rows (Tq · H / Hkv) of a sequence that decode takes.
+inline constexpr std::int32_t kDecodeMostRows = 16;
+struct DecodeShape {
+  std::int32_t most_rows = 1;  ///< the largest Tq · H / Hkv of the batch
+  std::int32_t most_keys = 0;  ///< at least the largest Tk: with a graph, what the cache can hold
+};
+/// Bytes of workspace for decode(); its first decode_counter_bytes() must be zero before the first call, and
+/// are so again after each.
+std::size_t decode_workspace_bytes(const ForwardArgs& args, const DecodeShape& shape);
+std::size_t decode_counter_bytes(const ForwardArgs& args);
+/// Split-KV attention for few queries: reads K and V once. Every mask, no dropout. Packed or paged keys.
+cudaError_t decode(const ForwardArgs& args, const DecodeShape& shape, void* workspace,
+                   const DeviceTraits& traits, cudaStream_t stream);
+
+/// Gradients by two kernels, each element of dq, dk and dv written by one thread block in a fixed order.
+cudaError_t backward(const BackwardArgs& args, const DeviceTraits& traits, cudaStream_t stream);
+
+}  // namespace inkling::cuda
