@@ -9,6 +9,7 @@
 namespace inkling {
 namespace {
 
+using cpu::each_row;
 using cpu::InputKind;
 using cpu::mutable_row;
 using cpu::PrepareRow;
@@ -90,7 +91,7 @@ class CpuBackend final : public CpuTraining {
     } else if (shared) {
       if (prepared_.size() < layout.rows_bytes(rows)) prepared_ = Buffer(layout.rows_bytes(rows));
       all = rows_at(prepared_.data(), rows, kind, layout);
-      pool_.run(rows, [&](std::int64_t m, int worker) {
+      each_row(pool_, rows, w.k, [&](std::int64_t m, int worker) {
         prepare_row(args, kind, layout, all, m, reinterpret_cast<float*>(pool_.scratch(worker)));
       });
     }
@@ -112,7 +113,7 @@ class CpuBackend final : public CpuTraining {
 
   void embed(const EmbedArgs& args) override {
     const std::int64_t width = args.out.shape[1];
-    pool_.run(args.out.shape[0], [&](std::int64_t m, int) {
+    each_row(pool_, args.out, [&](std::int64_t m, int) {
       const auto i = static_cast<std::size_t>(m);
       if (args.token_table != nullptr) {
         table_.unpack_column(*args.token_table, args.ids[i], mutable_row(args.out, m));
@@ -125,7 +126,7 @@ class CpuBackend final : public CpuTraining {
 
   void layer_norm(const NormArgs& args) override {
     const std::int64_t width = args.out.shape[1];
-    pool_.run(args.out.shape[0], [&](std::int64_t m, int) {
+    each_row(pool_, args.out, [&](std::int64_t m, int) {
       const float* x = source_row(args.x, args.rows, m);
       float* out = mutable_row(args.out, m);
       if (args.norm.weight != nullptr) {
@@ -137,14 +138,14 @@ class CpuBackend final : public CpuTraining {
   }
 
   void softmax(TensorView x) override {
-    pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.softmax(mutable_row(x, m), x.shape[1]); });
+    each_row(pool_, x, [&](std::int64_t m, int) { table_.softmax(mutable_row(x, m), x.shape[1]); });
   }
   void log_softmax(TensorView x) override {
-    pool_.run(x.shape[0], [&](std::int64_t m, int) { table_.log_softmax(mutable_row(x, m), x.shape[1]); });
+    each_row(pool_, x, [&](std::int64_t m, int) { table_.log_softmax(mutable_row(x, m), x.shape[1]); });
   }
   void activate(TensorView x, Activation activation) override {
-    pool_.run(x.shape[0],
-              [&](std::int64_t m, int) { table_.activate(mutable_row(x, m), x.shape[1], activation); });
+    each_row(pool_, x,
+             [&](std::int64_t m, int) { table_.activate(mutable_row(x, m), x.shape[1], activation); });
   }
 
  private:

@@ -9,23 +9,12 @@
 namespace inkling {
 namespace {
 
+using cpu::each_row;
 using cpu::mutable_row;
 using cpu::row;
 using cpu::row_stride;
 
-// Elements of one task: some microseconds of work, so that handing it out costs little. What is summed within
-// a task depends on it, so it never depends on the number of threads.
-constexpr std::int64_t kTask = 4096;
-constexpr std::int64_t kRun = 16384;  // of ops on long vectors
-
-/// fn(m) for every row of x, several to a task where they are short.
-template <class Fn>
-void each_row(ThreadPool& pool, const TensorView& x, Fn&& fn) {
-  const std::int64_t rows = x.shape[0], group = kTask / std::clamp<std::int64_t>(x.shape[1], 1, kTask);
-  pool.run((rows + group - 1) / group, [&](std::int64_t task, int) {
-    for (std::int64_t m = task * group; m < std::min(rows, (task + 1) * group); ++m) fn(m);
-  });
-}
+constexpr std::int64_t kRun = 16384;  // elements of a task of ops on long vectors
 
 /// fn(first, count) for runs of `total` elements.
 template <class Fn>
@@ -127,7 +116,7 @@ void CpuTraining::layer_norm_backward(const LayerNormBackwardArgs& args) {
 }
 
 void CpuTraining::activate_backward(const ActivateBackwardArgs& args) {
-  each_row(pool_, args.x, [&](std::int64_t m) {
+  each_row(pool_, args.x, [&](std::int64_t m, int) {
     float* activated = args.activated.data != nullptr ? mutable_row(args.activated, m) : nullptr;
     table_.activate_backward(row(args.x, m), mutable_row(args.dx, m), activated, args.x.shape[1],
                              args.activation);
@@ -152,7 +141,7 @@ void CpuTraining::embed_backward(const EmbedBackwardArgs& args) {
 }
 
 void CpuTraining::dropout(const DropoutArgs& args) {
-  each_row(pool_, args.x, [&](std::int64_t m) {
+  each_row(pool_, args.x, [&](std::int64_t m, int) {
     const auto next = std::ranges::upper_bound(args.cu_seqlens, static_cast<std::int32_t>(m));
     const auto b = static_cast<std::uint32_t>(next - args.cu_seqlens.begin() - 1);
     cpu::DropoutRow r;
@@ -170,7 +159,7 @@ void CpuTraining::dropout(const DropoutArgs& args) {
 }
 
 void CpuTraining::cross_entropy(const CrossEntropyArgs& args) {
-  each_row(pool_, args.logits, [&](std::int64_t m) {
+  each_row(pool_, args.logits, [&](std::int64_t m, int) {
     const auto i = static_cast<std::size_t>(m);
     args.losses[i] =
         table_.cross_entropy(mutable_row(args.logits, m), args.logits.shape[1], args.targets[i], args.scale);

@@ -2,6 +2,7 @@
 // kernels.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -21,6 +22,21 @@ inline const float* row(const TensorView& x, std::int64_t i) {
 }
 inline float* mutable_row(const TensorView& x, std::int64_t i) {
   return static_cast<float*>(x.data) + i * x.stride[0];
+}
+
+/// fn(m, worker) for every row of x, several to a task where they are short: a task is to be some
+/// microseconds of work, so that handing it out costs little.
+template <class Fn>
+void each_row(ThreadPool& pool, std::int64_t rows, std::int64_t width, Fn&& fn) {
+  constexpr std::int64_t kTask = 4096;  // elements
+  const std::int64_t group = kTask / std::clamp<std::int64_t>(width, 1, kTask);
+  pool.run((rows + group - 1) / group, [&](std::int64_t task, int worker) {
+    for (std::int64_t m = task * group; m < std::min(rows, (task + 1) * group); ++m) fn(m, worker);
+  });
+}
+template <class Fn>
+void each_row(ThreadPool& pool, const TensorView& x, Fn&& fn) {
+  each_row(pool, x.shape[0], x.shape[1], fn);
 }
 
 }  // namespace cpu
