@@ -81,7 +81,7 @@ Record::Record(std::string_view line, std::string where, std::initializer_list<s
   }
   if (!value_.is_object()) fail(std::string("expected an object, got ") + value_.type_name());
   for (const auto& [key, value] : value_.items()) {
-    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    if (known.size() == 0 || std::find(known.begin(), known.end(), key) != known.end()) continue;
     std::string names;
     for (const std::string_view name : known) names += (names.empty() ? "" : ", ") + std::string(name);
     fail("expected the fields " + names + "; got '" + key + "'");
@@ -129,20 +129,26 @@ std::string Record::id(std::size_t otherwise) const {
   return at("id").dump();
 }
 
-std::vector<Record> read_records(const std::filesystem::path& path,
-                                 std::initializer_list<std::string_view> known) {
-  const std::string text = read_text(path);
-  const std::string name = path == "-" ? "standard input" : path.string();
-  std::vector<Record> records;
+void for_each_record(std::string_view text, const std::string& name,
+                     std::initializer_list<std::string_view> known,
+                     const std::function<void(const Record&)>& visit) {
   std::size_t number = 0;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view line = std::string_view(text).substr(at, end - at);
+    const std::string_view line = text.substr(at, end - at);
     at = end + 1;
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    records.emplace_back(line, name + ": line " + std::to_string(number), known);
+    visit(Record(line, name + ": line " + std::to_string(number), known));
   }
+}
+
+std::vector<Record> read_records(const std::filesystem::path& path,
+                                 std::initializer_list<std::string_view> known) {
+  const std::string text = read_text(path);
+  std::vector<Record> records;
+  for_each_record(text, path == "-" ? "standard input" : path.string(), known,
+                  [&](const Record& record) { records.push_back(record); });
   return records;
 }
 

@@ -20,7 +20,7 @@ std::string read_text(const std::filesystem::path& path);
 /// One line of a JSONL file: an object without duplicate keys.
 class Record {
  public:
-  /// `known` are the fields allowed. Throws Error{input} "FILE: line N: …".
+  /// `known` are the fields allowed; empty: any. Throws Error{input} "FILE: line N: …".
   Record(std::string_view line, std::string where, std::initializer_list<std::string_view> known);
 
   bool has(const char* field) const { return value_.contains(field); }
@@ -51,7 +51,13 @@ class Record {
   std::string where_;
 };
 
-/// All records of a file ("-": standard input). Blank lines are skipped. Throws Error{file} or Error{input}.
+/// Shows the records of a JSONL file's `text` one by one. Blank lines are skipped; `name` is the file's for
+/// errors. Throws Error{input}, and what `visit` throws.
+void for_each_record(std::string_view text, const std::string& name,
+                     std::initializer_list<std::string_view> known,
+                     const std::function<void(const Record&)>& visit);
+
+/// All records of a file ("-": standard input). Throws Error{file} or Error{input}.
 std::vector<Record> read_records(const std::filesystem::path& path,
                                  std::initializer_list<std::string_view> known);
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
-#include <new>
 #include <system_error>
 #include <utility>
 
+#include "tokenizer/to_result.h"
 #include "tokenizer/token_model.h"
 #include "tokenizer/vocabulary_files.h"
 
@@ -16,18 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::uintmax_t kMaxFileBytes = std::uintmax_t{64} << 20;
-
-// The border: inside this folder failures are thrown, outside they are Results.
-template <class Make>
-auto to_result(Make&& make) -> Result<decltype(make())> {
-  try {
-    return make();
-  } catch (const Error& error) {
-    return error;
-  } catch (const std::bad_alloc&) {
-    return Error(Code::out_of_memory, "tokenizer: not enough memory");
-  }
-}
 
 std::string read_file(const fs::path& path) {
   std::error_code failure;

@@ -294,7 +294,7 @@ class Others(Folder):
         self.assertIn("/nonexistent/trace.json", done.stderr)
 
     def test_help_fits_a_screen(self):
-        for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["bench", "gemm"], ["doctor"], ["completion"]):
+        for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["bench", "gemm"], ["doctor"], ["completion"], ["tokenizer", "train"]):
             lines = run(*command, "--help").stdout.splitlines()
             self.assertLessEqual(len(lines), 50, command)
             self.assertLessEqual(max(map(len, lines)), 100, command)

@@ -1,0 +1,98 @@
+// SentencePiece's own trainer. This file and sentencepiece_model.cpp alone know the library.
+#include <sentencepiece_trainer.h>
+
+#include "tokenizer/sentencepiece_guard.h"
+#include "tokenizer/to_result.h"
+#include "tokenizer/training_texts.h"
+#include "tokenizer/vocabulary_training.h"
+
+namespace inkling {
+namespace {
+
+constexpr std::size_t kMaxLine = 4096;  // bytes; the trainer skips longer sentences in silence
+
+// Gives the trainer the texts line by line, without the line ends: those are a piece already.
+class Lines final : public sentencepiece::SentenceIterator {
+ public:
+  explicit Lines(std::span<const std::string_view> texts) : texts_(texts) { Next(); }
+
+  bool done() const override { return done_; }
+  const std::string& value() const override { return line_; }
+  sentencepiece::util::Status status() const override { return {}; }
+
+  void Next() override {
+    while (text_ < texts_.size()) {
+      if (at_ == texts_[text_].size()) {
+        ++text_;
+        at_ = 0;
+        continue;
+      }
+      line_ = take();
+      if (!line_.empty()) return;
+    }
+    done_ = true;
+  }
+
+ private:
+  std::string take() {
+    const std::string_view rest = texts_[text_].substr(at_);
+    const std::size_t end = std::min(rest.find('\n'), rest.size());
+    if (end <= kMaxLine) {
+      at_ += std::min(end + 1, rest.size());
+      return std::string(rest.substr(0, end));
+    }
+    std::size_t cut = rest.rfind(' ', kMaxLine - 1) + 1;  // 0 when there is none
+    if (cut == 0) cut = valid_utf8_prefix(rest.substr(0, kMaxLine));
+    at_ += cut;
+    return std::string(rest.substr(0, cut));
+  }
+
+  std::span<const std::string_view> texts_;
+  std::size_t text_ = 0, at_ = 0;
+  std::string line_;
+  bool done_ = false;
+};
+
+}  // namespace
+
+Result<std::vector<VocabularyFile>> train_sentencepiece(std::span<const std::string_view> texts,
+                                                        const SentencePieceTrainingOptions& options) {
+  return to_result([&]() -> std::vector<VocabularyFile> {
+    require(options.vocab_size >= 1 && options.vocab_size <= std::int64_t{SentencePieceLimits::kPieces},
+            Code::usage, [&] {
+              return "vocab_size: expected 1 to " + std::to_string(SentencePieceLimits::kPieces) + ", got " +
+                     std::to_string(options.vocab_size);
+            });
+    require(options.character_coverage >= 0.98 && options.character_coverage <= 1, Code::usage, [&] {
+      return "character_coverage: expected 0.98 to 1, got " + std::to_string(options.character_coverage);
+    });
+    require_trainable(texts);
+    Lines lines(texts);
+    require(!lines.done(), Code::input,
+            [] { return "training a vocabulary: expected text, got line ends alone"; });
+    std::string model;
+    // One thread: sums over threads would depend on their number. No self-test samples, no log.
+    const auto status = sentencepiece::SentencePieceTrainer::Train(
+        {{"model_type", options.kind == SentencePieceKind::unigram ? "unigram" : "bpe"},
+         {"vocab_size", std::to_string(options.vocab_size)},
+         {"hard_vocab_limit", "false"},
+         {"character_coverage", std::to_string(options.character_coverage)},
+         {"byte_fallback", "true"},
+         {"normalization_rule_name", "identity"},
+         {"remove_extra_whitespaces", "false"},
+         {"add_dummy_prefix", "false"},
+         {"user_defined_symbols", "\n"},
+         {"unk_id", "0"},
+         {"eos_id", "1"},
+         {"bos_id", "-1"},
+         {"pad_id", "-1"},
+         {"max_sentence_length", std::to_string(kMaxLine)},
+         {"num_threads", "1"},
+         {"minloglevel", "3"}},
+        &lines, &model);
+    require(status.ok(), Code::usage, [&] { return "SentencePiece: " + status.ToString(); });
+    return {{"tokenizer.model", model}};
+  });
+}
+
+}  // namespace inkling
