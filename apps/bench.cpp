@@ -17,6 +17,7 @@ namespace inkling::app {
 
 Options& add_bench_gemm(Program& program, const Options& bench);
 Options& add_bench_sdpa(Program& program, const Options& bench);
+Options& add_bench_train(Program& program, const Options& bench);
 
 namespace {
 
@@ -264,6 +265,7 @@ void add_bench(Program& program) {
   add_model_options(options, o->model);
   add_bench_gemm(program, options);
   add_bench_sdpa(program, options);
+  add_bench_train(program, options);
 }
 
 }  // namespace inkling::app

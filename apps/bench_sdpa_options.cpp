@@ -63,14 +63,6 @@ Setter backends_or_all(std::vector<SdpaBackend>& target) {
   };
 }
 
-Setter fraction(float& target, float least, float most, const std::string& expected) {
-  return [&target, least, most, expected](const std::string& value) {
-    float parsed = 0;
-    if (!parse_number(value, parsed) || !(parsed >= least && parsed < most)) refuse(expected, value);
-    target = parsed;
-  };
-}
-
 }  // namespace
 
 void settle(SdpaOptions& o) {

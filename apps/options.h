@@ -48,6 +48,16 @@ Setter whole(T& target, T least, T most) {
   };
 }
 
+/// A number in [least, most), which `expected` says in words.
+template <class T>
+Setter fraction(T& target, T least, T most, const std::string& expected) {
+  return [&target, least, most, expected](const std::string& text) {
+    T value{};
+    if (!parse_number(text, value) || !(value >= least && value < most)) refuse(expected, text);
+    target = value;
+  };
+}
+
 Setter text(std::string& target);
 Setter path(std::filesystem::path& target);
 /// Adds to a list; the option may be repeated.
