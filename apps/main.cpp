@@ -7,6 +7,7 @@ int main(int argc, char** argv) {
   inkling::app::add_tokenize(program);
   inkling::app::add_detokenize(program);
   inkling::app::add_tokenizer(program);
+  inkling::app::add_train(program);
   inkling::app::add_eval(program);
   inkling::app::add_inspect(program);
   inkling::app::add_bench(program);

@@ -31,6 +31,12 @@ void refuse(const std::string& expected, std::string_view got) {
   throw Error(Code::usage, "expected " + expected + ", got '" + std::string(got) + "'");
 }
 
+std::string flag_name(std::string_view option) {
+  std::string name(option);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
 Setter text(std::string& target) {
   return [&target](const std::string& value) { target = value; };
 }

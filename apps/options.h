@@ -29,6 +29,9 @@ using Setter = std::function<void(const std::string& value)>;
 
 [[noreturn]] void refuse(const std::string& expected, std::string_view got);
 
+/// A field's name on the command line: "top_p" is "top-p".
+std::string flag_name(std::string_view option);
+
 /// Parses all of `text` as a number; false when it is none or does not fit.
 template <class T>
 bool parse_number(std::string_view text, T& value) {

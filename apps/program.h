@@ -55,6 +55,7 @@ void add_inspect(Program& program);
 void add_eval(Program& program);
 void add_bench(Program& program);
 void add_tokenizer(Program& program);
+void add_train(Program& program);
 void add_doctor(Program& program);
 void add_completion(Program& program);
 

@@ -7,12 +7,6 @@
 namespace inkling::app {
 namespace {
 
-std::string flag_name(std::string_view option) {
-  std::string name(option);
-  std::replace(name.begin(), name.end(), '_', '-');
-  return name;
-}
-
 // "-n,--max-tokens,--max-new-tokens,--n-predict"
 std::string flag_names(const Option& option) {
   std::string names = option.letter != 0 ? std::string("-") + option.letter + "," : "";

@@ -8,6 +8,7 @@ namespace inkling::app {
 namespace {
 
 volatile sig_atomic_t pending = 0;
+volatile sig_atomic_t patient = 0;
 
 // Output is written as it comes, so leaving in the middle of a long step loses nothing.
 extern "C" void leave(int) {
@@ -17,6 +18,7 @@ extern "C" void leave(int) {
 extern "C" void stop(int signal) {
   if (pending != 0) ::_exit(128 + signal);
   pending = signal;
+  if (patient != 0) return;
   itimerval patience{};
   patience.it_value.tv_usec = 450'000;
   ::setitimer(ITIMER_REAL, &patience, nullptr);
@@ -36,6 +38,10 @@ void install_signal_handlers() {
   handle(SIGTERM, stop);
   handle(SIGALRM, leave);
   handle(SIGPIPE, SIG_IGN);
+}
+
+void wait_for_boundaries() noexcept {
+  patient = 1;
 }
 
 int pending_signal() noexcept {

@@ -19,6 +19,10 @@ class Interrupted : public std::exception {
 /// Also ignores SIGPIPE: writes fail with EPIPE.
 void install_signal_handlers();
 
+/// From now on a boundary may be as far away as it is: the first signal waits for it, the second still stops
+/// at once. For work that saves itself before it ends.
+void wait_for_boundaries() noexcept;
+
 /// The signal that asked us to stop, or 0.
 int pending_signal() noexcept;
 

@@ -9,6 +9,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <exception>
 #include <vector>
 #endif
 
@@ -39,7 +40,10 @@ class MpiCommunicator final : public Communicator {
     check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
     check(MPI_Comm_size(MPI_COMM_WORLD, &size_), "MPI_Comm_size");
   }
-  ~MpiCommunicator() override { MPI_Finalize(); }
+  // On the way out of a failure the others may be anywhere: mpirun ends them when this process goes.
+  ~MpiCommunicator() override {
+    if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  }
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return size_; }
