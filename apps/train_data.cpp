@@ -153,7 +153,7 @@ TrainData from_text(const TrainSource& source, const Console& console) {
   std::size_t bytes = 0;
   for (const std::string_view text : texts) bytes += text.size();
   if (bytes == 0) throw Error(Code::input, source.data.string() + ": expected text, got none");
-  if (const auto vocabulary = vocabulary_of(source.tokenizer)) {
+  if (const auto vocabulary = vocabulary_of(source.tokenizer.empty() ? "char" : source.tokenizer)) {
     Progress progress(console, "vocabulary");
     write_vocabulary(source.out, train_vocabulary(texts, *vocabulary, [&](double share) {
                        check_interrupt();

@@ -14,7 +14,8 @@ namespace inkling::app {
 struct TrainSource {
   std::filesystem::path data;  ///< a text, JSON lines, a folder of them; or a folder with nanoGPT's train.bin
                                ///< and val.bin, and its meta.json if it has one
-  std::string tokenizer;       ///< "char", "bpe:N", "unigram:N", "sp-bpe:N", or a folder or file to take
+  std::string tokenizer;       ///< "char", "bpe:N", "unigram:N", "sp-bpe:N", or a folder or file to take.
+                               ///< Empty: char, or what lies beside nanoGPT's ids
   std::filesystem::path out;   ///< a folder that exists
 };
 

@@ -37,8 +37,8 @@ TrainSource source_of(const TrainCommand& c) {
   std::string tokenizer = c.tokenizer;
   if (c.init_from == "resume") {
     tokenizer = c.out.string();
-  } else if (tokenizer.empty()) {
-    tokenizer = c.init_from == "scratch" ? "char" : c.init_from;
+  } else if (tokenizer.empty() && c.init_from != "scratch") {
+    tokenizer = c.init_from;
   }
   return {c.data, tokenizer, c.out};
 }

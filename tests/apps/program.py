@@ -14,11 +14,23 @@ PATIENCE = 10 if os.environ.get("CI") or "sanitizers" in subprocess.run([INKLING
 GOLDEN = json.loads((SAMPLE / "golden.json").read_text())
 
 
-def run(*args, stdin="", env=None, text=True):
-    args = [each if isinstance(each, bytes) else str(each) for each in args]
+def command(args):
+    return [INKLING, *(each if isinstance(each, bytes) else str(each) for each in args)]
+
+
+def environment(env=None):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("INKLING_")}
-    return subprocess.run([INKLING, *args], input=stdin if text else stdin.encode(), capture_output=True, text=text,
-                          env={**clean, "XDG_CONFIG_HOME": "/nonexistent", **(env or {})}, timeout=120)
+    return {**clean, "XDG_CONFIG_HOME": "/nonexistent", **(env or {})}
+
+
+def run(*args, stdin="", env=None, text=True, **more):
+    return subprocess.run(command(args), input=stdin if text else stdin.encode(), capture_output=True, text=text,
+                          env=environment(env), timeout=120, **more)
+
+
+def popen(*args):
+    return subprocess.Popen(command(args), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment())
 
 
 class Folder(unittest.TestCase):

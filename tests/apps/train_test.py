@@ -1,13 +1,18 @@
-"""Training as a shell sees it: vocabularies.
+"""Training as a shell sees it: vocabularies, runs, what they leave, and what interrupts them.
 
     python3 tests/apps/train_test.py INKLING SOURCE_DIR [TestCase.test_name ...]
 """
 
 import json
+import re
+import resource
+import signal
 import sys
+import time
 import unittest
+import xml.etree.ElementTree as ET
 
-from program import run, Folder
+from program import popen, run, Folder
 
 TEXT = "".join(f"ROMEO:\nBut soft, what light is {i * 7919 % 101}? It is the east — naïve!\n\n" for i in range(300))
 
@@ -66,6 +71,160 @@ class Vocabulary(Folder):
             (self.folder / "empty").mkdir(exist_ok=True)
             self.fails(code, "tokenizer", "train", *args, says=says)
             self.assertFalse(out.exists())
+
+
+CORPUS = TEXT * 2
+TINY = ["--n-layer", 2, "--n-head", 2, "--n-embd", 16, "--block-size", 16, "--batch-size", 4, "--warmup-iters", 2, "--lr-decay-iters", 30,
+        "--eval-iters", 2, "--eval-interval", 10, "--sample-tokens", 8, "-t", 1]
+
+
+class Training(Folder):
+    def train(self, *args, code=0, **rest):
+        result = run("train", "--data", self.data(), *TINY, *args, **rest)
+        self.assertEqual(result.returncode, code, result.stderr)
+        return result
+
+    def data(self):
+        return self.file("corpus.txt", CORPUS)
+
+    def log(self, out):
+        """Lines without the one field that a clock decides."""
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        for line in lines:
+            self.assertEqual(list(line), ["iter", "train_loss", "val_loss", "lr", "tok_per_s"])
+            del line["tok_per_s"]
+        return lines
+
+    def test_a_run_leaves_a_model_a_log_and_a_curve(self):
+        out = self.folder / "out"
+        result = self.train("--out-dir", out, "--max-iters", 25)
+        log = self.log(out)
+        self.assertEqual([line["iter"] for line in log], [0, 10, 20, 25])
+        self.assertLess(log[-1]["val_loss"], log[0]["val_loss"] - 0.1)
+        self.assertIn("iter 25: training loss", result.stderr)
+        self.assertGreater(len(result.stdout), 4 * 8)  # a sample at each evaluation
+        self.assertEqual(ET.fromstring((out / "loss.svg").read_text()).tag, "{http://www.w3.org/2000/svg}svg")
+        self.assertEqual(sorted(p.name for p in (out / "checkpoints").iterdir()),
+                         ["iter-000000020.safetensors", "iter-000000025.safetensors"])
+        text = run("generate", "--model", out, "-p", "ROMEO:", "-n", 8, "--seed", 1)
+        self.assertEqual(text.returncode, 0, text.stderr)
+        self.assertTrue(text.stdout.startswith("ROMEO:"))
+        self.assertFalse((out / ".next").exists())
+
+    def test_settings_of_nanogpt(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 1, "--preset", "shakespeare-char-gpu", "--dropout", 0.1)
+        settings = json.loads((out / "train.json").read_text())
+        self.assertEqual((settings["learning_rate"], settings["beta2"], settings["dropout"], settings["n_layer"]), (1e-3, 0.99, 0.1, 2))
+
+    def test_a_killed_run_resumes_to_the_bit(self):
+        straight, broken = self.folder / "straight", self.folder / "broken"
+        args = ["--max-iters", 60, "--dropout", 0.1, "--gradient-accumulation-steps", 2]
+        self.train("--out-dir", straight, *args)
+        start = ["train", "--data", self.data(), "--out-dir", broken]
+        first = True
+        for pause in (0.15, 0.05, 0.1, 0.02):
+            process = popen(*start, *(TINY + args if first else ["--init-from", "resume", "-t", 1]))
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline and not list((broken / "checkpoints").glob("iter-*")):
+                time.sleep(0.005)
+            time.sleep(pause)
+            process.kill()
+            process.communicate()
+            first = False
+        result = run(*start, "--init-from", "resume", "-t", 2)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(self.log(straight), self.log(broken))
+        self.assertEqual((straight / "model.safetensors").read_bytes(), (broken / "model.safetensors").read_bytes())
+        last = "checkpoints/iter-000000060.safetensors"
+        self.assertEqual((straight / last).read_bytes(), (broken / last).read_bytes())
+
+    def test_ctrl_c_saves(self):
+        out = self.folder / "out"
+        process = popen("train", "--data", self.data(), *TINY, "--out-dir", out, "--max-iters", 1000000)
+        while not (out / "log.jsonl").exists():
+            self.assertIsNone(process.poll())
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130)
+        at = int(re.search(r"stopped at iteration (\d+)", said)[1])
+        self.assertTrue((out / "checkpoints" / f"iter-{at:09}.safetensors").exists())
+
+    def test_any_text_and_vocabulary(self):
+        lines = self.file("lines.jsonl", "\n".join(json.dumps({"text": f"Document {i}: {TEXT[i:i + 40]}"}) for i in range(200)))
+        for what, extra in (("bpe:300", ["--packed-documents"]), ("sp-bpe:310", [])):
+            out = self.folder / what.replace(":", "-")
+            result = run("train", "--data", lines, *TINY, "--out-dir", out, "--max-iters", 12, "--tokenizer", what, *extra)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            log = self.log(out)
+            self.assertLess(log[-1]["val_loss"], log[0]["val_loss"])
+
+    def test_nanogpt_binaries(self):
+        folder = self.folder / "bins"
+        folder.mkdir()
+        ids = [i * i % 31 for i in range(3000)]
+        for name, part in (("train.bin", ids[:2500]), ("val.bin", ids[2500:])):
+            (folder / name).write_bytes(b"".join(i.to_bytes(2, "little") for i in part))
+        (folder / "meta.json").write_text(json.dumps({"vocab_size": 31, "itos": {str(i): chr(65 + i) for i in range(31)},
+                                                      "stoi": {chr(65 + i): i for i in range(31)}}))
+        result = run("train", "--data", folder, *TINY, "--out-dir", self.folder / "out", "--max-iters", 10)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("2500 training and 500 validation", result.stderr)
+
+    def test_fine_tuning(self):
+        base, tuned = self.folder / "base", self.folder / "tuned"
+        self.train("--out-dir", base, "--max-iters", 20)
+        result = run("train", "--data", self.data(), *TINY[6:], "--init-from", base, "--out-dir", tuned, "--max-iters", 0, "--learning-rate", 1e-4,
+                     "--min-lr", 0)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertAlmostEqual(self.log(base)[-1]["val_loss"], self.log(tuned)[0]["val_loss"], places=5)
+
+    def test_what_is_refused(self):
+        out, short = self.folder / "out", self.file("short.txt", "abc")
+        self.train("--out-dir", self.folder / "run", "--max-iters", 0)
+        for code, args, says in ((2, ["--out-dir", out], "--data"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--n-layer", 0], "--n-layer"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--compute", "int8"], "--compute"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--preset", "large"], "--preset"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--tokenizer", "bpe:many"], "--tokenizer"),
+                                 (2, ["--data", self.data(), "--out-dir", self.folder / "run"], "--init-from resume"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--n-embd", 8], "--n-embd"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--block-size", 64], "--block-size"),
+                                 (3, ["--data", self.data(), "--out-dir", out, "--init-from", "resume"], "train.json"),
+                                 (3, ["--data", self.folder / "none", "--out-dir", out], "none"),
+                                 (7, ["--data", self.file("empty.txt", ""), "--out-dir", out], "expected text, got none"),
+                                 (7, ["--data", short, "--out-dir", out], "--block-size"),
+                                 (8, ["--data", self.data(), "--out-dir", short], "short.txt")):
+            self.fails(code, "train", *args, says=says)
+        big = self.file("big.txt", CORPUS + "äöü")
+        vocabulary = self.folder / "vocabulary"
+        run("tokenizer", "train", "--type", "char", "--input", big, "--output", vocabulary)
+        self.fails(4, "train", "--data", big, "--out-dir", out, "--block-size", 16, "--init-from", self.folder / "run", "--tokenizer", vocabulary,
+                   says="vocab_size")
+
+    def test_a_loss_that_is_no_number_ends_the_run_and_loses_nothing(self):
+        out = self.folder / "out"
+        result = self.train("--out-dir", out, "--max-iters", 40, "--learning-rate", 1000, "--min-lr", 1000, "--grad-clip", 0, "--n-layer", 12,
+                            "--warmup-iters", 0, "--weight-decay", 1000, code=9)
+        self.assertIn("finite", result.stderr)
+        self.assertEqual(run("generate", "--model", out, "-p", "ROMEO:", "-n", 2).returncode, 0)
+
+    def test_a_full_disk_keeps_the_old_checkpoint(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 10)
+        kept = {p.name: p.read_bytes() for p in (out / "checkpoints").iterdir()}
+
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # write() shall fail, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+
+        result = run("train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", "--max-iters", 20, preexec_fn=limit)
+        self.assertEqual(result.returncode, 8, result.stderr)
+        self.assertEqual(kept, {p.name: p.read_bytes() for p in (out / "checkpoints").iterdir() if p.name in kept})
+        self.assertTrue(kept)
+        self.assertEqual(run("train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", "--max-iters", 20).returncode, 0)
+        self.assertEqual(self.log(out)[-1]["iter"], 20)
 
 
 if __name__ == "__main__":
