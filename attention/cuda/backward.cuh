@@ -22,6 +22,11 @@ struct BackwardShape {
   static constexpr int kRows = backward_tile_rows(sizeof(T) == 4 ? DType::f32 : DType::bf16, kDim);
   static constexpr int kWarps = kRows / 16, kThreads = kWarps * kWarp;
   static constexpr int kOther = 32;  // rows of a passing block
+  /// Of a multiprocessor: two halve the registers, which the plain kernels of small heads can bear.
+  template <bool kExtras>
+  static constexpr int blocks() {
+    return sizeof(T) == 2 && kDim == 64 && !kExtras ? 2 : 1;
+  }
   static constexpr int kStride = kDim + Mma<T>::kPad;
   static constexpr int kColumns = kDim > 128 ? 128 : kDim;  // of dK and dV per block; the rest by blockIdx.y
   static constexpr std::size_t bytes(int stages) {
@@ -48,12 +53,12 @@ __global__ void delta_kernel(const __grid_constant__ BackwardArgs a) {
 }
 
 /// Weights and gradients of scores, in place: s becomes P ∘ Z (what the values met), dp becomes dS.
-/// kByKey: rows are keys and columns queries.
+/// kByKey: rows are keys and columns queries; lse (base 2) and delta are those of the columns, in shared
+/// memory. Otherwise they are those of the lane's two rows.
 template <int kTiles, bool kByKey, bool kExtras>
 __device__ inline void differentiate(float (&s)[kTiles][4], float (&dp)[kTiles][4], const BackwardArgs& a,
                                      const ScoreRule& rule, std::uint32_t stream, int row, int column,
-                                     bool whole, const float (&lse)[kTiles][2],
-                                     const float (&delta)[kTiles][2], float* dbias) {
+                                     bool whole, const float* lse, const float* delta, float* dbias) {
   const ForwardArgs& f = a.forward;
   const float scale = f.scale * kLog2E;
   std::uint32_t kept[kTiles];  // four bits each
@@ -81,19 +86,16 @@ __device__ inline void differentiate(float (&s)[kTiles][4], float (&dp)[kTiles][
     for (int i = 0; i < 4; ++i) {
       const int r = row + i / 2 * 8, c = column + n * 8 + threadIdx.x % 4 * 2 + i % 2;
       const int query = kByKey ? c : r, key = kByKey ? r : c;
-      // lse and delta go with the query: with the column when rows are keys, else with the row (element 0 of
-      // lse).
-      const float row_lse = kByKey ? lse[n][i % 2] : lse[0][i / 2],
-                  row_delta = kByKey ? delta[n][i % 2] : delta[0][i / 2];
+      const int at = kByKey ? n * 8 + threadIdx.x % 4 * 2 + i % 2 : i / 2;
       float score = s[n][i] * scale;
       if constexpr (kExtras) {
         score = rule.apply(score, query, key);
       } else if (!whole) {
         score = rule.in_window(query, key) ? score : -INFINITY;
       }
-      const float weight = exp2_approx(score - row_lse);
+      const float weight = exp2_approx(score - lse[at]);
       const float keep = kept[n] >> i & 1u ? f.dropout.scale : 0.0f;
-      const float ds = weight * (dp[n][i] * keep - row_delta);
+      const float ds = weight * (dp[n][i] * keep - delta[at]);
       s[n][i] = weight * keep;
       dp[n][i] = ds;
       if constexpr (kExtras && !kByKey) {
@@ -127,7 +129,8 @@ __device__ inline void store_rows(const HeadRows& to, bool as_f32, const float (
 }
 
 template <class T, int kDim, bool kExtras>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads,
+                                  BackwardShape<T, kDim>::template blocks<kExtras>())
     backward_queries_kernel(const __grid_constant__ BackwardArgs a, int stages, bool wide) {
   using Shape = BackwardShape<T, kDim>;
   constexpr int kRows = Shape::kRows, kOther = Shape::kOther, kStride = Shape::kStride,
@@ -165,12 +168,12 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
   if (block_begin < block_end) load_keys(block_begin);
 
   const int warp_row = threadIdx.x / kWarp * 16, query = first + warp_row + threadIdx.x % kWarp / 4;
-  float lse[kTiles][2], delta[kTiles][2];
+  float lse[2], delta[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = query + r * 8;
-    lse[0][r] = row < queries ? base2(f.lse[head * f.lse_head + (q_begin + row) * f.lse_row]) : INFINITY;
-    delta[0][r] = row < queries ? a.delta[static_cast<std::int64_t>(head) * f.q_rows + q_begin + row] : 0.0f;
+    lse[r] = row < queries ? base2(f.lse[head * f.lse_head + (q_begin + row) * f.lse_row]) : INFINITY;
+    delta[r] = row < queries ? a.delta[static_cast<std::int64_t>(head) * f.q_rows + q_begin + row] : 0.0f;
   }
   float* dbias = a.dbias == nullptr ? nullptr : a.dbias + b * rule.mask.batch + head * rule.mask.head;
   float dq[kDim / 8][4] = {};
@@ -198,7 +201,8 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
 }
 
 template <class T, int kDim, bool kExtras>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads,
+                                  BackwardShape<T, kDim>::template blocks<kExtras>())
     backward_keys_kernel(const __grid_constant__ BackwardArgs a, int stages, bool wide) {
   using Shape = BackwardShape<T, kDim>;
   constexpr int kRows = Shape::kRows, kOther = Shape::kOther, kStride = Shape::kStride,
@@ -260,21 +264,14 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
     const T *q_tile = passing + step % stages * 2 * kOther * kStride, *dout_tile = q_tile + kOther * kStride;
     const float* stat = stats + step % stages * 2 * kOther;
     const int head = kv_head * group + step / blocks, i = (block_begin + step % blocks) * kOther;
-    float s[kTiles][4] = {}, dp[kTiles][4] = {}, lse[kTiles][2], delta[kTiles][2];
+    float s[kTiles][4] = {}, dp[kTiles][4] = {};
     multiply_rows<T, kDim>(s, k_tile, warp_row, q_tile, kStride);
     multiply_rows<T, kDim>(dp, v_tile, warp_row, dout_tile, kStride);
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        lse[n][c] = stat[n * 8 + threadIdx.x % 4 * 2 + c];
-        delta[n][c] = stat[kOther + n * 8 + threadIdx.x % 4 * 2 + c];
-      }
-    }
     const ScoreRule rule(f, b, head, queries, keys);
     differentiate<kTiles, true, kExtras>(
         s, dp, a, rule, b * f.heads + head, key, i,
-        all_visible(window, i, i + kOther, first, kRows, keys) && i + kOther <= queries, lse, delta, nullptr);
+        all_visible(window, i, i + kOther, first, kRows, keys) && i + kOther <= queries, stat, stat + kOther,
+        nullptr);
     multiply_weights<T>(dv, s, dout_tile, kStride, column);
     multiply_weights<T>(dk, dp, q_tile, kStride, column);
     __syncthreads();

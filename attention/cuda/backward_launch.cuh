@@ -7,6 +7,9 @@
 
 namespace inkling::cuda {
 
+/// The Hopper kernels (backward_hopper.cu); a.delta is written.
+cudaError_t backward_hopper(const BackwardArgs& a, cudaStream_t stream);
+
 template <class Out, class Grad>
 cudaError_t run_delta(const BackwardArgs& a, cudaStream_t stream) {
   const std::int64_t warps = static_cast<std::int64_t>(a.forward.q_rows) * a.forward.heads;
@@ -43,6 +46,7 @@ cudaError_t backward_of(const BackwardArgs& a, const DeviceTraits& traits, cudaS
   const cudaError_t error =
       a.forward.out_dtype == DType::f32 ? run_delta<float, T>(a, stream) : run_delta<T, T>(a, stream);
   if (error != cudaSuccess) return error;
+  if (backward_hopper_refusal(a, traits).empty()) return backward_hopper(a, stream);
   if (a.forward.dim <= 64) return run_backward<T, 64>(a, traits, stream);
   if (a.forward.dim <= 128) return run_backward<T, 128>(a, traits, stream);
   return run_backward<T, 256>(a, traits, stream);

@@ -1,31 +1,28 @@
 // Split-KV attention for few queries (Flash-Decoding, Dao et al. 2023): the time is that of reading K and V
 // once.
 //
-// A warp takes kDecodeChunk keys of one (sequence, key/value head) and asks for all of them at once
-// (cp.async, 16 KiB at D = 64 in 16 bits), so that a multiprocessor has some 190 KiB in flight; no barrier
-// ties it to other warps. A lane works on the 16 bytes of rows that it copied itself. The partial results
-// (maximum, sum, values) are folded by the warp that arrives last, in an order fixed by the positions of the
-// keys, so bits depend on neither the batch nor the number of queries. Cost: 2·Tk·D·size bytes per key/value
-// head; 4·rows·Tk·D flops by FMA. Oracle: tests/attention/cuda/kernels.cu, f64. Measured:
-// attention/cuda/README.md.
+// A warp takes a run of chunks of kDecodeChunk keys of one (sequence, key/value head). It asks for a whole
+// chunk at once (cp.async, 16 KiB at D = 64 in 16 bits), the next before it works on the last; no barrier
+// ties it to other warps. The query rows that share the key/value head, at most 16, are one tile of mma.sync:
+// most of its rows are empty with one query, but two products of 16 rows are a tenth of the instructions that
+// a dot product by lanes takes. The partial results (maximum, sum, values) are folded by the warp that
+// arrives last, in an order fixed by the positions of the keys, so bits depend on neither the batch nor the
+// number of queries. Cost: 2·Tk·D·size bytes per key/value head. Oracle: tests/attention/cuda/kernels.cu,
+// f64. Measured: attention/cuda/README.md.
+#include <algorithm>
+#include <cmath>
+
+#include "attention/cuda/forward_mma.cuh"
 #include "attention/cuda/launch.cuh"
-#include "attention/cuda/scores.cuh"
-#include "attention/cuda/tile.cuh"
 
 namespace inkling::cuda {
 namespace {
 
-/// How a warp lies over a row of kDim elements: kRowLanes lanes of kPer elements, kPieces times; kGroups rows
-/// at once.
 template <class T, int kDim>
-struct DecodeLanes {
-  static constexpr int kPer = 16 / sizeof(T);
-  static constexpr int kPieces = kDim / kPer > kWarp ? kDim / kPer / kWarp : 1;
-  static constexpr int kRowLanes = kDim / kPer / kPieces;
-  static constexpr int kGroups = kWarp / kRowLanes;
-  static constexpr int kKeys = kDecodeChunk / kGroups;  // of a lane
-  static constexpr int kBytes = 2 * kDecodeChunk * kDim * sizeof(T);
-  static constexpr int kWarps = kBytes <= 32 * 1024 ? 2 : 1;
+struct DecodeTile {
+  static constexpr int kRows = 16, kStride = kDim + Mma<T>::kPad;
+  static constexpr int kChunk = 2 * kDecodeChunk * kStride;  // elements of K and V of a chunk
+  static constexpr int kBytes = (kChunk + kRows * kStride) * static_cast<int>(sizeof(T));
 };
 
 struct DecodePlan {
@@ -33,37 +30,37 @@ struct DecodePlan {
   float* values;           // (B, Hkv, rows, chunks, padded D)
   unsigned int* counters;  // (B, Hkv)
   int chunks, rows;        // of the workspace
+  int run;                 // chunks of a warp: a matter of speed, not of bits
   bool wide;
 };
 
-/// The share of one warp.
+/// The share of one warp. Row r is query r / group with query head r % group of those that share the head of
+/// keys.
 struct DecodeUnit {
-  int sequence, kv_head, chunk, chunks, queries, keys, q_begin, group;
+  int sequence, kv_head, chunk, chunks, queries, keys, q_begin, group, rows;
   std::int64_t partial;  // index of (sequence, kv_head, row 0, chunk 0)
 
   __device__ int head(int row) const { return kv_head * group + row % group; }
   __device__ int query(int row) const { return row / group; }
 };
 
-template <class T>
-__device__ inline void unpack(const void* raw, float (&x)[16 / sizeof(T)]) {
-  const uint4 bits = *static_cast<const uint4*>(raw);
-  const T* elements = reinterpret_cast<const T*>(&bits);
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) x[i] = to_float(elements[i]);
-}
-
-/// 16 bytes of a row from `column` on, zero where there is nothing.
-template <class T>
-__device__ inline void copy_piece(T* to, const T* row, int column, int dim, bool valid, bool wide) {
-  if (wide) {
-    const bool inside = valid && column < dim;
-    copy16_async(to, inside ? row + column : row, inside);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) {
-    to[i] = valid && column + i < dim ? row[column + i] : from_float<T>(0.0f);
+/// Copies `rows` rows, whose addresses row_at(i) gives, into a tile of kRows rows of one warp; the rest is
+/// zero.
+template <class T, int kDim, int kRows, bool kGeneral, class RowAt>
+__device__ inline void copy_rows(T* tile, int rows, int dim, bool wide, const RowAt& row_at) {
+  constexpr int kPer = 16 / sizeof(T), kPieces = kDim / kPer, kStride = DecodeTile<T, kDim>::kStride;
+#pragma unroll 8
+  for (int i = threadIdx.x % kWarp; i < kRows * kPieces; i += kWarp) {
+    const int row = i / kPieces, column = i % kPieces * kPer;
+    const bool valid = row < rows && column < dim;
+    const T* from = valid ? row_at(row) + column : nullptr;
+    T* to = tile + row * kStride + column;
+    if (!kGeneral || wide) {
+      copy16_async(to, from, valid);
+    } else {
+#pragma unroll 1
+      for (int e = 0; e < kPer; ++e) to[e] = valid && column + e < dim ? from[e] : from_float<T>(0.0f);
+    }
   }
 }
 
@@ -82,108 +79,88 @@ __device__ inline void write_value(const ForwardArgs& a, const DecodeUnit& unit,
 
 __device__ inline void write_lse(const ForwardArgs& a, const DecodeUnit& unit, int row, float top,
                                  float sum) {
-  if (a.lse == nullptr || threadIdx.x % kWarp != 0) return;
+  if (a.lse == nullptr) return;
   a.lse[unit.head(row) * a.lse_head + (unit.q_begin + unit.query(row)) * a.lse_row] =
       sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
 }
 
-/// One row of queries against the warp's keys in shared memory: its partial result, or with one chunk the
-/// result.
-template <class T, int kDim>
-__device__ inline void attend_row(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
-                                  int row, const T* k, const T* v) {
-  using Lanes = DecodeLanes<T, kDim>;
-  constexpr int kPer = Lanes::kPer, kPieces = Lanes::kPieces, kKeys = Lanes::kKeys;
-  const int lane = threadIdx.x % kWarp, part = lane % Lanes::kRowLanes, group = lane / Lanes::kRowLanes;
-  const int head = unit.head(row), query = unit.query(row);
-  const ScoreRule rule(a, unit.sequence, head, unit.queries, unit.keys);
-  const T* q_row = reinterpret_cast<const T*>(row_address(a.q, unit.q_begin + query, head, sizeof(T)));
-  float q[kPieces][kPer];
+/// Scores to base 2, hidden ones to −inf.
+template <bool kGeneral, int kTiles>
+__device__ inline void mask_rows(float (&s)[kTiles][4], const ForwardArgs& a, const DecodeUnit& unit) {
+  const int key = unit.chunk * kDecodeChunk, column = key + threadIdx.x % 4 * 2;
+  const KeyWindow window = key_window(a.mask.kind, a.mask.left, a.mask.right, unit.queries, unit.keys);
+  const bool whole = all_visible(window, 0, unit.queries, key, kDecodeChunk, unit.keys);
 #pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
+  for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int e = 0; e < kPer; ++e) {
-      const int d = (p * Lanes::kRowLanes + part) * kPer + e;
-      q[p][e] = d < a.dim ? to_float(q_row[d]) * (a.scale * kLog2E) : 0.0f;
-    }
+    for (int i = 0; i < 4; ++i) s[n][i] *= a.scale * kLog2E;
   }
-  copy_wait<1>();  // K is here
-  float s[kKeys], top = -INFINITY;
+  if (!kGeneral && whole) return;
 #pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
-    float dot = 0.0f;
+  for (int r = 0; r < 2; ++r) {
+    const int row = threadIdx.x % kWarp / 4 + 8 * r, query = unit.query(row);
+    if constexpr (kGeneral) {
+      const ScoreRule rule(a, unit.sequence, unit.head(row), unit.queries, unit.keys);
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      float x[kPer];
-      unpack<T>(k + (i * Lanes::kGroups + group) * kDim + (p * Lanes::kRowLanes + part) * kPer, x);
+      for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int e = 0; e < kPer; ++e) dot = fmaf(q[p][e], x[e], dot);
-    }
-    s[i] = dot;
-  }
+        for (int e = 0; e < 2; ++e) s[n][2 * r + e] = rule.apply(s[n][2 * r + e], query, column + n * 8 + e);
+      }
+    } else {
+      const int low = query + window.from - column, high = min(query + window.until, unit.keys) - column;
 #pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
+      for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int d = Lanes::kRowLanes / 2; d > 0; d /= 2) s[i] += __shfl_xor_sync(0xffffffffu, s[i], d);
-    const int key = unit.chunk * kDecodeChunk + i * Lanes::kGroups + group;
-    if (a.mask.extras()) {
-      s[i] = rule.apply(s[i], query, key);
-    } else if (!rule.in_window(query, key)) {
-      s[i] = -INFINITY;
-    }
-    top = fmaxf(top, s[i]);
-  }
-#pragma unroll
-  for (int d = Lanes::kRowLanes; d < kWarp; d *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
-  const float reference = top == -INFINITY ? 0.0f : top;
-  float sum = 0.0f, out[kPieces][kPer] = {};
-  copy_wait<0>();  // V, too
-#pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
-    const float weight = exp2_approx(s[i] - reference);
-    sum += weight;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      float x[kPer];
-      unpack<T>(v + (i * Lanes::kGroups + group) * kDim + (p * Lanes::kRowLanes + part) * kPer, x);
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) out[p][e] = fmaf(weight, x[e], out[p][e]);
-    }
-  }
-#pragma unroll
-  for (int d = Lanes::kRowLanes; d < kWarp; d *= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, d);
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) out[p][e] += __shfl_xor_sync(0xffffffffu, out[p][e], d);
-    }
-  }
-  const std::int64_t at = unit.partial + static_cast<std::int64_t>(row) * plan.chunks + unit.chunk;
-  if (unit.chunks == 1) {
-    write_lse(a, unit, row, top, sum);
-  } else if (lane == 0) {
-    plan.stats[at] = make_float2(top, sum);
-  }
-  if (group != 0) return;
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-    const int d = (p * Lanes::kRowLanes + part) * kPer;
-#pragma unroll
-    for (int e = 0; e < kPer; e += 4) {
-      if (unit.chunks > 1) {
-        *reinterpret_cast<float4*>(plan.values + at * kDim + d + e) =
-            make_float4(out[p][e], out[p][e + 1], out[p][e + 2], out[p][e + 3]);
-      } else {
-#pragma unroll
-        for (int f = e; f < e + 4; ++f)
-          write_value(a, unit, row, d + f, sum == 0.0f ? 0.0f : out[p][f] / sum);
+        for (int e = 0; e < 2; ++e) {
+          const int at = n * 8 + e;
+          s[n][2 * r + e] = at >= low && at < high ? s[n][2 * r + e] : -INFINITY;
+        }
       }
     }
   }
 }
 
-/// The result of one row from all its partial results.
+/// Leaves the partial results of the warp's keys, or with one chunk the results.
+template <class T, int kDim, bool kGeneral>
+__device__ inline void attend_chunk(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
+                                    const T* q, const T* k, const T* v) {
+  constexpr int kStride = DecodeTile<T, kDim>::kStride;
+  float s[kDecodeChunk / 8][4] = {}, out[kDim / 8][4] = {}, rescale[2];
+  SoftmaxRows state;
+  multiply_rows<T, kDim>(s, q, 0, k, kStride);
+  mask_rows<kGeneral>(s, a, unit);
+  online_softmax(s, state, rescale);
+  multiply_weights<T>(out, s, v, kStride, 0);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = threadIdx.x % kWarp / 4 + 8 * r, t = threadIdx.x % 4;
+    float sum = state.sum[r];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (row >= unit.rows) continue;
+    const std::int64_t at = unit.partial + static_cast<std::int64_t>(row) * plan.chunks + unit.chunk;
+    if (unit.chunks > 1) {
+      if (t == 0) plan.stats[at] = make_float2(state.top[r], sum);
+    } else if (t == 0) {
+      write_lse(a, unit, row, state.top[r], sum);
+    }
+    const float factor = unit.chunks > 1 ? 1.0f : sum == 0.0f ? 0.0f : 1.0f / sum;
+    float* values = plan.values + at * kDim + 2 * t;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      *reinterpret_cast<float2*>(values + n * 8) =
+          make_float2(out[n][2 * r] * factor, out[n][2 * r + 1] * factor);
+    }
+    if (unit.chunks > 1) continue;
+#pragma unroll 1
+    for (int n = 0; n < kDim / 8; ++n) {
+      write_value(a, unit, row, n * 8 + 2 * t, values[n * 8]);
+      write_value(a, unit, row, n * 8 + 2 * t + 1, values[n * 8 + 1]);
+    }
+  }
+}
+
+/// The result of one row from all its partial results: 32 chunks at a time, a lane for the weight of each.
 template <int kDim>
 __device__ inline void fold_row(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
                                 int row) {
@@ -192,100 +169,111 @@ __device__ inline void fold_row(const ForwardArgs& a, const DecodePlan& plan, co
   const int lane = threadIdx.x % kWarp, part = lane % kRowLanes, group = lane / kRowLanes;
   const std::int64_t at = unit.partial + static_cast<std::int64_t>(row) * plan.chunks;
   const float2* stats = plan.stats + at;
-  float top = -INFINITY, sum = 0.0f;
-  for (int i = lane; i < unit.chunks; i += kWarp) top = fmaxf(top, __ldcg(stats + i).x);
+  float sum = 0.0f, value[kPieces][4] = {};
+  const float2 nothing = make_float2(-INFINITY, 0.0f),
+               early = lane < unit.chunks ? __ldcg(stats + lane) : nothing;
+  float top = early.x;
+  for (int i = lane + kWarp; i < unit.chunks; i += kWarp) top = fmaxf(top, __ldcg(stats + i).x);
 #pragma unroll
   for (int d = 1; d < kWarp; d *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
   const float reference = top == -INFINITY ? 0.0f : top;
-  for (int i = lane; i < unit.chunks; i += kWarp) {
-    const float2 stat = __ldcg(stats + i);
-    sum = fmaf(stat.y, exp2_approx(stat.x - reference), sum);
+  for (int first = 0; first < unit.chunks; first += kWarp) {
+    const int count = min(kWarp, unit.chunks - first);
+    const float2 stat = first == 0 ? early : lane < count ? __ldcg(stats + first + lane) : nothing;
+    const float weight = exp2_approx(stat.x - reference);
+    sum = fmaf(stat.y, weight, sum);
+#pragma unroll 4
+    for (int i = 0; i < count; i += kGroups) {
+      const float w = __shfl_sync(0xffffffffu, weight, i + group);  // zero beyond the last chunk
+      const bool valid = i + group < count;
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) {
+        const float* from =
+            plan.values + (at + first + (valid ? i + group : i)) * kDim + (p * kRowLanes + part) * 4;
+        const float4 x = __ldcg(reinterpret_cast<const float4*>(from));
+        value[p][0] = fmaf(w, x.x, value[p][0]);
+        value[p][1] = fmaf(w, x.y, value[p][1]);
+        value[p][2] = fmaf(w, x.z, value[p][2]);
+        value[p][3] = fmaf(w, x.w, value[p][3]);
+      }
+    }
   }
 #pragma unroll
   for (int d = 1; d < kWarp; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-  write_lse(a, unit, row, top, sum);
+  if (lane == 0) write_lse(a, unit, row, top, sum);
   const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
   for (int p = 0; p < kPieces; ++p) {
-    const int d = (p * kRowLanes + part) * 4;
-    float value[4] = {};
-#pragma unroll 8
-    for (int i = group; i < unit.chunks; i += kGroups) {
-      const float weight = exp2_approx(__ldcg(stats + i).x - reference);
-      const float4 x = __ldcg(reinterpret_cast<const float4*>(plan.values + (at + i) * kDim + d));
-      value[0] = fmaf(weight, x.x, value[0]);
-      value[1] = fmaf(weight, x.y, value[1]);
-      value[2] = fmaf(weight, x.z, value[2]);
-      value[3] = fmaf(weight, x.w, value[3]);
-    }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
 #pragma unroll
-      for (int shift = kRowLanes; shift < kWarp; shift *= 2)
-        value[e] += __shfl_xor_sync(0xffffffffu, value[e], shift);
-      if (group == 0) write_value(a, unit, row, d + e, value[e] * inverse);
+      for (int shift = kRowLanes; shift < kWarp; shift *= 2) {
+        value[p][e] += __shfl_xor_sync(0xffffffffu, value[p][e], shift);
+      }
+      if (group == 0) write_value(a, unit, row, (p * kRowLanes + part) * 4 + e, value[p][e] * inverse);
     }
   }
 }
 
-template <class T, int kDim>
-__global__ void __launch_bounds__(DecodeLanes<T, kDim>::kWarps* kWarp)
+/// kGeneral: masks of single scores, or rows that are not aligned. Apart, because the plain kernel must fit
+/// the instruction cache.
+template <class T, int kDim, bool kGeneral>
+__global__ void __launch_bounds__(kWarp, 6)
     decode_kernel(const __grid_constant__ ForwardArgs a, const __grid_constant__ DecodePlan plan) {
-  using Lanes = DecodeLanes<T, kDim>;
-  extern __shared__ __align__(16) unsigned char memory[];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  using Tile = DecodeTile<T, kDim>;
+  extern __shared__ __align__(128) unsigned char memory[];
   DecodeUnit unit;
-  unit.chunk = blockIdx.x * Lanes::kWarps + warp;
   unit.kv_head = blockIdx.y;
   unit.sequence = blockIdx.z;
-  unit.keys = keys_in(a, unit.sequence);
-  unit.chunks = max(1, (unit.keys + kDecodeChunk - 1) / kDecodeChunk);
-  if (unit.chunk >= unit.chunks) return;
-
-  const int k_begin = a.pages.table == nullptr ? a.cu_k[unit.sequence] : 0, first = unit.chunk * kDecodeChunk;
-  const KeyRows<T> k_rows(a, a.k, a.pages.k_offset, unit.sequence, k_begin, unit.kv_head);
-  const KeyRows<T> v_rows(a, a.v, a.pages.v_offset, unit.sequence, k_begin, unit.kv_head);
-  T *k = reinterpret_cast<T*>(memory + warp * Lanes::kBytes), *v = k + kDecodeChunk * kDim;
-  const int part = lane % Lanes::kRowLanes * Lanes::kPer, group = lane / Lanes::kRowLanes;
-  const auto copy_rows = [&](T* to, const KeyRows<T>& rows) {
-    const T* from = unit.keys > 0 ? rows.at(first) : nullptr;
-#pragma unroll
-    for (int i = 0; i < Lanes::kKeys; ++i) {
-      const int j = i * Lanes::kGroups + group;
-      const bool valid = first + j < unit.keys;
-#pragma unroll
-      for (int p = 0; p < Lanes::kPieces; ++p) {
-        const int column = p * Lanes::kRowLanes * Lanes::kPer + part;
-        copy_piece(to + j * kDim + column, valid ? from + j * rows.stride : from, column, a.dim, valid,
-                   plan.wide);
-      }
-    }
-    copy_commit();
-  };
-  copy_rows(k, k_rows);
-  copy_rows(v, v_rows);
-
   unit.q_begin = a.cu_q[unit.sequence];
   unit.queries = a.cu_q[unit.sequence + 1] - unit.q_begin;
+  unit.keys = keys_in(a, unit.sequence);
+  unit.chunks = max(1, (unit.keys + kDecodeChunk - 1) / kDecodeChunk);
   unit.group = a.heads / a.kv_heads;
+  unit.rows = unit.queries * unit.group;
   unit.partial =
       (static_cast<std::int64_t>(unit.sequence) * a.kv_heads + unit.kv_head) * plan.rows * plan.chunks;
-  const int rows = unit.queries * unit.group;
-  for (int row = 0; row < rows; ++row) attend_row<T, kDim>(a, plan, unit, row, k, v);
-  copy_wait<0>();
-  if (unit.chunks == 1 || rows == 0) return;
+  const int begin = blockIdx.x * plan.run, end = min(begin + plan.run, unit.chunks);
+  if (begin >= end || unit.rows == 0) return;
 
-  __threadfence();
-  __syncwarp();
-  unsigned int arrived = 0;
-  if (lane == 0) {
-    unsigned int* counter = plan.counters + unit.sequence * a.kv_heads + unit.kv_head;
-    arrived = atomicAdd(counter, 1u) + 1;
-    if (arrived == static_cast<unsigned int>(unit.chunks)) *counter = 0;  // ready for the next call
+  const int k_begin = a.pages.table == nullptr ? a.cu_k[unit.sequence] : 0;
+  const KeyRows<T> k_rows(a, a.k, a.pages.k_offset, unit.sequence, k_begin, unit.kv_head);
+  const KeyRows<T> v_rows(a, a.v, a.pages.v_offset, unit.sequence, k_begin, unit.kv_head);
+  T *k = reinterpret_cast<T*>(memory), *v = k + kDecodeChunk * Tile::kStride, *q = k + Tile::kChunk;
+  const auto load = [&](int chunk) {
+    const int first = chunk * kDecodeChunk, count = min(unit.keys - first, kDecodeChunk);
+    const T *k_from = count > 0 ? k_rows.at(first) : nullptr,
+            *v_from = count > 0 ? v_rows.at(first) : nullptr;
+    copy_rows<T, kDim, kDecodeChunk, kGeneral>(k, count, a.dim, plan.wide,
+                                               [&](int i) { return k_from + i * k_rows.stride; });
+    copy_rows<T, kDim, kDecodeChunk, kGeneral>(v, count, a.dim, plan.wide,
+                                               [&](int i) { return v_from + i * v_rows.stride; });
+    copy_commit();
+  };
+  copy_rows<T, kDim, Tile::kRows, kGeneral>(q, unit.rows, a.dim, plan.wide, [&](int i) {
+    return reinterpret_cast<const T*>(
+        row_address(a.q, unit.q_begin + unit.query(i), unit.head(i), sizeof(T)));
+  });
+  for (unit.chunk = begin; unit.chunk < end; ++unit.chunk) {
+    load(unit.chunk);
+    copy_wait<0>();
+    __syncwarp();
+    attend_chunk<T, kDim, kGeneral>(a, plan, unit, q, k, v);
+    __syncwarp();
   }
-  if (__shfl_sync(0xffffffffu, arrived, 0) != static_cast<unsigned int>(unit.chunks)) return;
-  __threadfence();
-  for (int row = 0; row < rows; ++row) fold_row<kDim>(a, plan, unit, row);
+  if (unit.chunks == 1) return;
+
+  // The warp that arrives last sees the others' partial results: release and acquire by one atomic addition.
+  const auto runs = static_cast<unsigned int>((unit.chunks + plan.run - 1) / plan.run);
+  unsigned int arrived = 0;
+  if (runs > 1 && threadIdx.x == 0) {
+    unsigned int* counter = plan.counters + unit.sequence * a.kv_heads + unit.kv_head;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(arrived) : "l"(counter) : "memory");
+    if (arrived == runs - 1) *counter = 0;  // ready for the next call
+  }
+  if (runs > 1 && __shfl_sync(0xffffffffu, arrived, 0) != runs - 1) return;
+  __syncwarp();
+  for (int row = 0; row < unit.rows; ++row) fold_row<kDim>(a, plan, unit, row);
 }
 
 int padded_dim(int dim) {
@@ -300,19 +288,37 @@ std::size_t partials_of(const ForwardArgs& a, const DecodeShape& shape) {
   return static_cast<std::size_t>(a.batch) * a.kv_heads * shape.most_rows * chunks_of(shape);
 }
 
+/// How many chunks a warp should take in a row: as few rounds of warps as possible, each costing its chunks
+/// and some fixed time, worth about two chunks.
+int run_length(int chunks, int heads, int slots) {
+  int best = 1;
+  double least = 1e30;
+  for (int run = 1; run <= chunks; ++run) {
+    const double rounds = std::ceil(static_cast<double>((chunks + run - 1) / run) * heads / slots);
+    const double cost = rounds * (run + 2);
+    if (cost < least) least = cost, best = run;
+  }
+  return best;
+}
+
 template <class T, int kDim>
-cudaError_t run(const ForwardArgs& a, const DecodePlan& plan, cudaStream_t stream) {
-  using Lanes = DecodeLanes<T, kDim>;
-  const dim3 grid((plan.chunks + Lanes::kWarps - 1) / Lanes::kWarps, a.kv_heads, a.batch);
-  return launch(decode_kernel<T, kDim>, grid, Lanes::kWarps * kWarp, Lanes::kWarps * Lanes::kBytes, stream, a,
-                plan);
+cudaError_t run(const ForwardArgs& a, DecodePlan plan, const DeviceTraits& traits, cudaStream_t stream) {
+  using Tile = DecodeTile<T, kDim>;
+  const int resident = std::max(1, static_cast<int>(traits.shared_per_block / Tile::kBytes));
+  plan.run = run_length(plan.chunks, a.batch * a.kv_heads, resident * traits.processors);
+  const dim3 grid((plan.chunks + plan.run - 1) / plan.run, a.kv_heads, a.batch);
+  if (a.mask.extras() || !plan.wide) {
+    return launch(decode_kernel<T, kDim, true>, grid, kWarp, Tile::kBytes, stream, a, plan);
+  }
+  return launch(decode_kernel<T, kDim, false>, grid, kWarp, Tile::kBytes, stream, a, plan);
 }
 
 template <class T>
-cudaError_t run(const ForwardArgs& a, const DecodePlan& plan, cudaStream_t stream) {
-  if (a.dim <= 64) return run<T, 64>(a, plan, stream);
-  if (a.dim <= 128) return run<T, 128>(a, plan, stream);
-  return run<T, 256>(a, plan, stream);
+cudaError_t run(const ForwardArgs& a, const DecodePlan& plan, const DeviceTraits& traits,
+                cudaStream_t stream) {
+  if (a.dim <= 64) return run<T, 64>(a, plan, traits, stream);
+  if (a.dim <= 128) return run<T, 128>(a, plan, traits, stream);
+  return run<T, 256>(a, plan, traits, stream);
 }
 
 }  // namespace
@@ -326,8 +332,8 @@ std::size_t decode_workspace_bytes(const ForwardArgs& a, const DecodeShape& shap
          partials_of(a, shape) * (padded_dim(a.dim) * sizeof(float) + sizeof(float2));
 }
 
-cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, void* workspace, const DeviceTraits&,
-                   cudaStream_t stream) {
+cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, void* workspace,
+                   const DeviceTraits& traits, cudaStream_t stream) {
   if (a.batch == 0) return cudaSuccess;
   DecodePlan plan;
   plan.counters = static_cast<unsigned int*>(workspace);
@@ -338,11 +344,11 @@ cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, void* workspa
   plan.wide = is_wide(a);
   switch (a.dtype) {
     case DType::bf16:
-      return run<__nv_bfloat16>(a, plan, stream);
+      return run<__nv_bfloat16>(a, plan, traits, stream);
     case DType::f16:
-      return run<__half>(a, plan, stream);
+      return run<__half>(a, plan, traits, stream);
     default:
-      return run<float>(a, plan, stream);
+      return run<float>(a, plan, traits, stream);
   }
 }
 

@@ -2,58 +2,28 @@
 #include "attention/cuda/forward_hopper.cuh"
 
 #include "attention/cuda/launch.cuh"
+#include "attention/cuda/tensor_map.cuh"
 
 namespace inkling::cuda {
 namespace {
-
-using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
-                                 CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                                 CUtensorMapFloatOOBfill);
-
-/// The driver's encoder, found through the runtime so that nothing links against the driver.
-cudaError_t find_encoder(EncodeTiled& encode) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t error =
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-  if (error != cudaSuccess) return error;
-  if (found != cudaDriverEntryPointSuccess) return cudaErrorSymbolNotFound;
-  encode = reinterpret_cast<EncodeTiled>(entry);
-  return cudaSuccess;
-}
-
-/// A (rows, heads, D) tensor in boxes of `box_rows` rows of one head; columns beyond D read as zero.
-template <class Shape>
-CUresult encode_rows(EncodeTiled encode, CUtensorMap& map, DType dtype, const HeadRows& rows, int count,
-                     int heads, int dim, int box_rows) {
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(heads),
-                                static_cast<cuuint64_t>(count)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(rows.head) * 2,
-                                static_cast<cuuint64_t>(rows.row) * 2};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(Shape::kColumns), 1, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[] = {1, 1, 1};
-  return encode(&map,
-                dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
-                rows.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                Shape::kRowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-}
 
 template <class T, int kDim>
 cudaError_t run(const ForwardArgs& a, cudaStream_t stream) {
   using Shape = HopperShape<kDim>;
   EncodeTiled encode = nullptr;
-  if (const cudaError_t error = find_encoder(encode); error != cudaSuccess) return error;
+  if (const cudaError_t found = find_encoder(encode); found != cudaSuccess) return found;
   HopperMaps maps;
-  if (encode_rows<Shape>(encode, maps.q, a.dtype, a.q, a.q_rows, a.heads, a.dim, Shape::kRows) !=
-          CUDA_SUCCESS ||
-      encode_rows<Shape>(encode, maps.k, a.dtype, a.k, a.k_rows, a.kv_heads, a.dim, Shape::kKeys) !=
-          CUDA_SUCCESS ||
-      encode_rows<Shape>(encode, maps.v, a.dtype, a.v, a.k_rows, a.kv_heads, a.dim, Shape::kKeys) !=
-          CUDA_SUCCESS) {
-    return cudaErrorInvalidValue;
+  cudaError_t error =
+      encode_rows(encode, maps.q, a.dtype, a.q, a.q_rows, a.heads, a.dim, Shape::kRows, Shape::kColumns);
+  if (error == cudaSuccess) {
+    error =
+        encode_rows(encode, maps.k, a.dtype, a.k, a.k_rows, a.kv_heads, a.dim, Shape::kKeys, Shape::kColumns);
   }
+  if (error == cudaSuccess) {
+    error =
+        encode_rows(encode, maps.v, a.dtype, a.v, a.k_rows, a.kv_heads, a.dim, Shape::kKeys, Shape::kColumns);
+  }
+  if (error != cudaSuccess) return error;
   const bool wide_out = a.out_dtype == a.dtype && is_wide(a.out, a.dim, 2);
   const dim3 grid(a.tile_count);
   if (a.dropout.threshold != 0) {

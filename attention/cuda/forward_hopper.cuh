@@ -30,17 +30,18 @@ struct HopperMaps {
 template <int kDim>
 struct HopperShape {
   static constexpr int kRows = 128, kThreads = 256;
-  static constexpr int kKeys = kDim > 64 ? 128 : 64;
-  static constexpr int kStages = kDim > 64 ? 3 : 4;
+#ifndef INKLING_SMALL_KEYS
+#define INKLING_SMALL_KEYS 128
+#endif
+  static constexpr int kKeys = kDim > 64 ? 128 : INKLING_SMALL_KEYS;
+  static constexpr int kStages = kKeys == 128 ? 3 : 4;
+  static constexpr bool kOverlap = kDim > 64 || kKeys == 64;  // P·V of a block runs during the next softmax
+  static constexpr bool kQueriesShared = kDim == 64 && kKeys == 128;  // Q stays in shared memory
   static constexpr int kBlocksPerProcessor = kDim > 64 ? 1 : 2;
   static constexpr int kHalves = kDim > 64 ? kDim / 64 : 1;
   static constexpr int kColumns = kDim / kHalves, kRowBytes = kColumns * 2;
   static constexpr int kQBytes = kRows * kDim * 2, kKeyBytes = kKeys * kDim * 2;
-  static constexpr int kBytes = kQBytes + 2 * kStages * kKeyBytes + (1 + 4 * kStages) * 8 + 1024;
-};
-
-struct HopperBarriers {
-  std::uint64_t *q, *k_full, *v_full, *k_empty, *v_empty;
+  static constexpr int kBytes = kQBytes + 2 * kStages * kKeyBytes + (1 + 2 * kStages) * 8;
 };
 
 /// The ring of key blocks: what thread 0 fills and every warp empties. Blocks count from the tile's first.
@@ -48,10 +49,9 @@ template <int kDim>
 struct KeyRing {
   using Shape = HopperShape<kDim>;
   unsigned char *k, *v;
-  HopperBarriers barriers;
+  std::uint64_t *full, *empty;
   int blocks = 0, produced = 0, first_row = 0, head = 0;
 
-  __device__ static int parity(int n) { return n / Shape::kStages & 1; }
   __device__ unsigned char* k_tile(int n) const { return k + n % Shape::kStages * Shape::kKeyBytes; }
   __device__ unsigned char* v_tile(int n) const { return v + n % Shape::kStages * Shape::kKeyBytes; }
 
@@ -60,34 +60,22 @@ struct KeyRing {
 #pragma unroll 1
     for (; produced < min(end, blocks); ++produced) {
       const int stage = produced % Shape::kStages, row = first_row + produced * Shape::kKeys;
-      if (produced >= Shape::kStages) barrier_wait(barriers.k_empty + stage, parity(produced) ^ 1);
-      copy(&maps.k, k_tile(produced), barriers.k_full + stage, row);
-      if (produced >= Shape::kStages) barrier_wait(barriers.v_empty + stage, parity(produced) ^ 1);
-      copy(&maps.v, v_tile(produced), barriers.v_full + stage, row);
-    }
-  }
-  __device__ void copy(const CUtensorMap* map, unsigned char* to, std::uint64_t* barrier, int row) const {
-    barrier_expect(barrier, Shape::kKeyBytes);
+      if (produced >= Shape::kStages) barrier_wait(empty + stage, produced / Shape::kStages + 1 & 1);
+      barrier_expect(full + stage, 2 * Shape::kKeyBytes);
 #pragma unroll
-    for (int half = 0; half < Shape::kHalves; ++half) {
-      copy_box(to + half * Shape::kKeys * Shape::kRowBytes, map, barrier, half * 64, head, row);
+      for (int half = 0; half < Shape::kHalves; ++half) {
+        const int at = half * Shape::kKeys * Shape::kRowBytes;
+        copy_box(k_tile(produced) + at, &maps.k, full + stage, half * 64, head, row);
+        copy_box(v_tile(produced) + at, &maps.v, full + stage, half * 64, head, row);
+      }
     }
   }
-  __device__ void wait_k(int n) const {
-    barrier_wait(barriers.k_full + n % Shape::kStages, parity(n));
+  __device__ void wait(int n) const {
+    barrier_wait(full + n % Shape::kStages, n / Shape::kStages & 1);
   }
-  __device__ void wait_v(int n) const {
-    barrier_wait(barriers.v_full + n % Shape::kStages, parity(n));
-  }
-  __device__ void release_k(int n) const {
-    release(barriers.k_empty + n % Shape::kStages);
-  }
-  __device__ void release_v(int n) const {
-    release(barriers.v_empty + n % Shape::kStages);
-  }
-  __device__ static void release(std::uint64_t* barrier) {
+  __device__ void release(int n) const {
     __syncwarp();
-    if (threadIdx.x % kWarp == 0) barrier_arrive(barrier);
+    if (threadIdx.x % kWarp == 0) barrier_arrive(empty + n % Shape::kStages);
   }
 };
 
@@ -108,14 +96,19 @@ __device__ inline void load_queries(std::uint32_t (&q)[kDim / 16][4], const unsi
 /// Issues S = Q Kᵀ.
 template <class T, int kDim>
 __device__ inline void issue_scores(float (&s)[HopperShape<kDim>::kKeys / 2],
-                                    const std::uint32_t (&q)[kDim / 16][4], const unsigned char* k_tile) {
+                                    const std::uint32_t (&q)[kDim / 16][4], const unsigned char* q_tile,
+                                    const unsigned char* k_tile) {
   using Shape = HopperShape<kDim>;
-  const std::uint64_t k = matrix_descriptor(shared_address(k_tile), Shape::kRowBytes, 16);
+  const std::uint32_t k = matrix_low(k_tile, 16);
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
-    const int half = i * 16 / Shape::kColumns,
-              at = half * Shape::kKeys * Shape::kRowBytes + i * 32 % Shape::kRowBytes;
-    wgmma<T, 0>(s, q[i], k + at / 16, i != 0);
+    const int half = i * 16 / Shape::kColumns;
+    const int at = half * Shape::kKeys * Shape::kRowBytes + i * 32 % Shape::kRowBytes;
+    if constexpr (Shape::kQueriesShared) {
+      wgmma<T, Shape::kRowBytes, 0>(s, matrix_low(q_tile, 16) + i * 32 / 16, k + at / 16, i != 0);
+    } else {
+      wgmma<T, Shape::kRowBytes, 0>(s, q[i], k + at / 16, i != 0);
+    }
   }
   wgmma_commit();
 }
@@ -126,10 +119,11 @@ __device__ inline void issue_values(float (&o)[kDim / 2],
                                     const std::uint32_t (&p)[HopperShape<kDim>::kKeys / 16][4],
                                     const unsigned char* v_tile) {
   using Shape = HopperShape<kDim>;
-  const std::uint64_t v =
-      matrix_descriptor(shared_address(v_tile), Shape::kRowBytes, Shape::kKeys * Shape::kRowBytes);
+  const std::uint32_t v = matrix_low(v_tile, Shape::kKeys * Shape::kRowBytes);
 #pragma unroll
-  for (int i = 0; i < Shape::kKeys / 16; ++i) wgmma<T, 1>(o, p[i], v + i * 16 * Shape::kRowBytes / 16, 1);
+  for (int i = 0; i < Shape::kKeys / 16; ++i) {
+    wgmma<T, Shape::kRowBytes, 1>(o, p[i], v + i * 16 * Shape::kRowBytes / 16, 1);
+  }
   wgmma_commit();
 }
 
@@ -279,30 +273,13 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Shape = HopperShape<kDim>;
   constexpr int kKeys = Shape::kKeys;
-  extern __shared__ unsigned char raw[];
-  unsigned char* memory = raw + (1024 - shared_address(raw) % 1024) % 1024;
+  extern __shared__ __align__(1024) unsigned char memory[];
   KeyRing<kDim> ring;
   ring.k = memory + Shape::kQBytes;
   ring.v = ring.k + Shape::kStages * Shape::kKeyBytes;
-  HopperBarriers& barriers = ring.barriers;
-  barriers.q = reinterpret_cast<std::uint64_t*>(ring.v + Shape::kStages * Shape::kKeyBytes);
-  barriers.k_full = barriers.q + 1;
-  barriers.v_full = barriers.k_full + Shape::kStages;
-  barriers.k_empty = barriers.v_full + Shape::kStages;
-  barriers.v_empty = barriers.k_empty + Shape::kStages;
-  if (threadIdx.x == 0) {
-    barrier_init(barriers.q, 1);
-    for (int i = 0; i < Shape::kStages; ++i) {
-      barrier_init(barriers.k_full + i, 1);
-      barrier_init(barriers.v_full + i, 1);
-      barrier_init(barriers.k_empty + i, Shape::kThreads / kWarp);
-      barrier_init(barriers.v_empty + i, Shape::kThreads / kWarp);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    fence_async();
-  }
-  __syncthreads();
-
+  std::uint64_t* q_full = reinterpret_cast<std::uint64_t*>(ring.v + Shape::kStages * Shape::kKeyBytes);
+  ring.full = q_full + 1;
+  ring.empty = ring.full + Shape::kStages;
   const AttentionTile tile = a.tiles[blockIdx.x];
   const int b = tile.sequence, head = tile.head, q_begin = a.cu_q[b], k_begin = a.cu_k[b];
   const int queries = a.cu_q[b + 1] - q_begin, keys = a.cu_k[b + 1] - k_begin;
@@ -315,13 +292,21 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   ring.first_row = k_begin + block_begin * kKeys;
   ring.head = head / (a.heads / a.kv_heads);
   if (threadIdx.x == 0) {
-    barrier_expect(barriers.q, Shape::kQBytes);
+    barrier_init(q_full, 1);
+    for (int i = 0; i < Shape::kStages; ++i) {
+      barrier_init(ring.full + i, 1);
+      barrier_init(ring.empty + i, Shape::kThreads / kWarp);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_async();
+    barrier_expect(q_full, Shape::kQBytes);
     for (int half = 0; half < Shape::kHalves; ++half) {
-      copy_box(memory + half * Shape::kRows * Shape::kRowBytes, &maps.q, barriers.q, half * 64, head,
+      copy_box(memory + half * Shape::kRows * Shape::kRowBytes, &maps.q, q_full, half * 64, head,
                q_begin + first);
     }
     ring.produce(maps, Shape::kStages);
   }
+  __syncthreads();
 
   // This warpgroup's rows and the blocks (of the tile's) that they meet.
   const int my_first = first + group * 64, my_last = min(my_first + 64, queries);
@@ -336,74 +321,88 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   };
   const auto pass = [&](int n) {  // a block that only the other warpgroup meets
     produce_behind(n);
-    ring.wait_k(n);
-    ring.release_k(n);
-    ring.wait_v(n);
-    ring.release_v(n);
+    ring.wait(n);
+    ring.release(n);
   };
 
   std::uint32_t q[kDim / 16][4], p[kKeys / 16][4];
-  float s[kKeys / 2], o[kDim / 2], rescale[2];
+  float s[kKeys / 2] = {}, o[kDim / 2], rescale[2];
   HopperRows rows;
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
-  barrier_wait(barriers.q, 0);
-  load_queries<kDim>(q, memory);
+  barrier_wait(q_full, 0);
+  if constexpr (!Shape::kQueriesShared) load_queries<kDim>(q, memory);
 
   const auto weigh = [&](int n) {  // s: scores to weights
     const int key = (block_begin + n) * kKeys;
     if (!all_visible(window, my_first, my_last, key, kKeys, keys)) hide(s, window, query, key, keys);
     return soften(s, rows, scale, margin, rescale);
   };
-  const auto await_values = [&](int n) {
-    ring.wait_v(n);
+  const auto await = [&](int n) {
+    ring.wait(n);
     const int key = (block_begin + n) * kKeys;
     if (key + kKeys > keys) zero_tail<kDim>(ring.v_tile(n), keys - key, group);
   };
+  const auto rescale_values = [&] {
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) o[i] *= rescale[i / 2 % 2];
+  };
+  const unsigned char* q_tile = memory + group * 64 * Shape::kRowBytes;
 #pragma unroll 1
   for (int n = 0; n < begin; ++n) pass(n);
-  if (begin < end) {
-    produce_behind(begin);
-    ring.wait_k(begin);
+  if constexpr (!Shape::kOverlap) {
+#pragma unroll 1
+    for (int n = begin; n < end; ++n) {
+      await(n);
+      hold(s);
+      wgmma_fence();
+      issue_scores<T, kDim>(s, q, q_tile, ring.k_tile(n));
+      produce_behind(n);  // while the products run
+      wgmma_wait<0>();
+      hold(s);
+      if (weigh(n)) rescale_values();
+      round_weights<T, kDropout>(p, s, a.dropout, stream, query, (block_begin + n) * kKeys);
+      hold(o);
+      wgmma_fence();
+      issue_values<T, kDim>(o, p, ring.v_tile(n));
+      wgmma_wait<0>();
+      hold(o);
+      ring.release(n);
+    }
+  } else if (begin < end) {
+    await(begin);
     wgmma_fence();
-    issue_scores<T, kDim>(s, q, ring.k_tile(begin));
+    issue_scores<T, kDim>(s, q, q_tile, ring.k_tile(begin));
+    produce_behind(begin);
     wgmma_wait<0>();
     hold(s);
-    ring.release_k(begin);
     weigh(begin);  // o is zero: nothing to rescale
     round_weights<T, kDropout>(p, s, a.dropout, stream, query, (block_begin + begin) * kKeys);
 #pragma unroll 1
     for (int n = begin + 1; n < end; ++n) {
-      produce_behind(n);
-      ring.wait_k(n);
+      await(n);
       hold(s);
-      wgmma_fence();
-      issue_scores<T, kDim>(s, q, ring.k_tile(n));
-      await_values(n - 1);
       hold(o);
       wgmma_fence();
+      issue_scores<T, kDim>(s, q, q_tile, ring.k_tile(n));
       issue_values<T, kDim>(o, p, ring.v_tile(n - 1));
+      produce_behind(n);  // while the products run
       wgmma_wait<1>();
       hold(s);
-      ring.release_k(n);
       const bool rose = weigh(n);
       hold(s);  // or the compiler waits for O before the exponentials
       wgmma_wait<0>();
       hold(o);
-      ring.release_v(n - 1);
-      if (rose) {
-#pragma unroll
-        for (int i = 0; i < kDim / 2; ++i) o[i] *= rescale[i / 2 % 2];
-      }
+      ring.release(n - 1);
+      if (rose) rescale_values();
       round_weights<T, kDropout>(p, s, a.dropout, stream, query, (block_begin + n) * kKeys);
     }
-    await_values(end - 1);
     hold(o);
     wgmma_fence();
     issue_values<T, kDim>(o, p, ring.v_tile(end - 1));
     wgmma_wait<0>();
     hold(o);
-    ring.release_v(end - 1);
+    ring.release(end - 1);
   }
 #pragma unroll 1
   for (int n = end; n < ring.blocks; ++n) pass(n);

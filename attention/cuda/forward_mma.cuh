@@ -79,7 +79,8 @@ __device__ inline void mask_scores(float (&s)[kTiles][4], const ScoreRule& rule,
 }
 
 template <class T, int kDim, bool kExtras>
-__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads)
+__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads,
+                                  sizeof(T) == 2 && kDim == 64 && !kExtras ? 2 : 1)
     forward_mma_kernel(const __grid_constant__ ForwardArgs a, int stages, bool wide) {
   using Shape = ForwardShape<T, kDim>;
   constexpr int kKeys = Shape::kKeys, kStride = Shape::kStride, kThreads = Shape::kThreads;

@@ -54,6 +54,8 @@ std::size_t decode_counter_bytes(const ForwardArgs& args);
 cudaError_t decode(const ForwardArgs& args, const DecodeShape& shape, void* workspace,
                    const DeviceTraits& traits, cudaStream_t stream);
 
+/// "" when backward() takes its Hopper kernels for these arguments on this device, else why not.
+std::string backward_hopper_refusal(const BackwardArgs& args, const DeviceTraits& traits);
 /// Gradients by two kernels, each element of dq, dk and dv written by one thread block in a fixed order.
 cudaError_t backward(const BackwardArgs& args, const DeviceTraits& traits, cudaStream_t stream);
 

@@ -14,15 +14,14 @@
 
 namespace inkling::cuda {
 
-/// What a wgmma is told of a swizzled tile in shared memory: its address, the bytes between groups of eight
-/// rows
-/// (`stride`), and, when the product's columns run along the row, between 64-column halves (`leading`).
-__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address, int row_bytes,
-                                                  std::uint32_t leading) {
-  const std::uint64_t swizzle = row_bytes == 128 ? 1 : 2;
-  return (swizzle << 62) | (std::uint64_t{static_cast<std::uint32_t>(row_bytes) * 8 / 16} << 32) |
-         (std::uint64_t{leading / 16} << 16) | ((address & 0x3ffff) / 16);
+/// What a wgmma is told of a swizzled tile in shared memory. Low word: its address and, when the product's
+/// columns run along the row, the bytes between 64-column halves (`leading`), both in 16 bytes; the high
+/// word, which is constant: the bytes between groups of eight rows, and the swizzle.
+__device__ inline std::uint32_t matrix_low(const void* tile, int leading) {
+  return (static_cast<std::uint32_t>(leading) / 16 << 16) | shared_address(tile) / 16;
 }
+template <int kRowBytes>
+constexpr std::uint32_t kMatrixHigh = (kRowBytes == 128 ? 1u : 2u) << 30 | kRowBytes * 8 / 16;
 
 __device__ inline void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -45,54 +44,65 @@ __device__ inline void hold(float (&c)[kCount]) {
 #define INKLING_C16(c, i) INKLING_C4(c, i), INKLING_C4(c, i + 4), INKLING_C4(c, i + 8), INKLING_C4(c, i + 12)
 #define INKLING_R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define INKLING_R32 INKLING_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define INKLING_R64                                                                                       \
-  INKLING_R32                                                                                             \
-      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
-      "%56,%57,%58,%59,%60,%61,%62,%63"
-#define INKLING_WGMMA(n, type, registers, at0, at1, at2, at3, at_b, at_add, at_layout, ...)               \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" at_add ", 0;\nwgmma.mma_async.sync.aligned.m64n" n    \
-               "k16.f32." type "." type " {" registers "}, {%" at0 ",%" at1 ",%" at2 ",%" at3 "}, %" at_b \
-               ", p, 1, 1, %" at_layout ";\n}"                                                            \
-               : __VA_ARGS__                                                                              \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kByColumn))
+#define INKLING_R64                                                                                   \
+  INKLING_R32                                                                                         \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
+  "%56,%57,%58,%59,%60,%61,%62,%63"
+#define INKLING_OPCODE(n, type, registers) \
+  "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers "}, "
 
-/// c (64 × N, N / 2 registers a lane) = a × B, or += with `add`. a: 64 × 16 in registers, laid out like
-/// Mma<T>::A in each warp. B: 16 × N in shared memory; kByColumn 0: stored as N rows of 16, 1: as 16 rows of
-/// N.
-template <class T, int kByColumn>
-__device__ inline void wgmma(float (&c)[16], const std::uint32_t (&a)[4], std::uint64_t b, int add) {
-  if constexpr (__is_same(T, __half)) {
-    INKLING_WGMMA("32", "f16", INKLING_R16, "16", "17", "18", "19", "20", "21", "22", INKLING_C16(c, 0));
-  } else {
-    INKLING_WGMMA("32", "bf16", INKLING_R16, "16", "17", "18", "19", "20", "21", "22", INKLING_C16(c, 0));
+#define INKLING_WGMMA_OF(count, n, registers, a0, a1, a2, a3, low, high, add, layout, ...)                 \
+  template <class T, int kRowBytes, int kByColumn>                                                         \
+  __device__ inline void wgmma(float(&c)[count], const std::uint32_t(&a)[4], std::uint32_t b,              \
+                               int accumulate) {                                                           \
+    if constexpr (__is_same(T, __half)) {                                                                  \
+      asm volatile("{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %" add ", 0;\nmov.b64 b, {%" low        \
+                   ", %" high "};\n" INKLING_OPCODE(n, "f16", registers) "{%" a0 ",%" a1 ",%" a2 ",%" a3   \
+                                                                         "}, b, p, 1, 1, %" layout ";\n}"  \
+                   : __VA_ARGS__                                                                           \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(kMatrixHigh<kRowBytes>),      \
+                     "r"(accumulate), "n"(kByColumn));                                                     \
+    } else {                                                                                               \
+      asm volatile("{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %" add ", 0;\nmov.b64 b, {%" low        \
+                   ", %" high "};\n" INKLING_OPCODE(n, "bf16", registers) "{%" a0 ",%" a1 ",%" a2 ",%" a3  \
+                                                                          "}, b, p, 1, 1, %" layout ";\n}" \
+                   : __VA_ARGS__                                                                           \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(kMatrixHigh<kRowBytes>),      \
+                     "r"(accumulate), "n"(kByColumn));                                                     \
+    }                                                                                                      \
+  }                                                                                                        \
+  template <class T, int kRowBytes, int kByColumn>                                                         \
+  __device__ inline void wgmma(float(&c)[count], std::uint32_t a, std::uint32_t b, int accumulate) {       \
+    if constexpr (__is_same(T, __half)) {                                                                  \
+      asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %" a3 ", 0;\nmov.b64 a, {%" a0       \
+                   ", %" a2 "};\nmov.b64 b, {%" a1 ", %" a2                                                \
+                   "};\n" INKLING_OPCODE(n, "f16", registers) "a, b, p, 1, 1, 0, %" low ";\n}"             \
+                   : __VA_ARGS__                                                                           \
+                   : "r"(a), "r"(b), "r"(kMatrixHigh<kRowBytes>), "r"(accumulate), "n"(kByColumn));        \
+    } else {                                                                                               \
+      asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %" a3 ", 0;\nmov.b64 a, {%" a0       \
+                   ", %" a2 "};\nmov.b64 b, {%" a1 ", %" a2                                                \
+                   "};\n" INKLING_OPCODE(n, "bf16", registers) "a, b, p, 1, 1, 0, %" low ";\n}"            \
+                   : __VA_ARGS__                                                                           \
+                   : "r"(a), "r"(b), "r"(kMatrixHigh<kRowBytes>), "r"(accumulate), "n"(kByColumn));        \
+    }                                                                                                      \
   }
-}
-template <class T, int kByColumn>
-__device__ inline void wgmma(float (&c)[32], const std::uint32_t (&a)[4], std::uint64_t b, int add) {
-  if constexpr (__is_same(T, __half)) {
-    INKLING_WGMMA("64", "f16", INKLING_R32, "32", "33", "34", "35", "36", "37", "38", INKLING_C16(c, 0),
-                  INKLING_C16(c, 16));
-  } else {
-    INKLING_WGMMA("64", "bf16", INKLING_R32, "32", "33", "34", "35", "36", "37", "38", INKLING_C16(c, 0),
-                  INKLING_C16(c, 16));
-  }
-}
-template <class T, int kByColumn>
-__device__ inline void wgmma(float (&c)[64], const std::uint32_t (&a)[4], std::uint64_t b, int add) {
-  if constexpr (__is_same(T, __half)) {
-    INKLING_WGMMA("128", "f16", INKLING_R64, "64", "65", "66", "67", "68", "69", "70", INKLING_C16(c, 0),
-                  INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48));
-  } else {
-    INKLING_WGMMA("128", "bf16", INKLING_R64, "64", "65", "66", "67", "68", "69", "70", INKLING_C16(c, 0),
-                  INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48));
-  }
-}
+
+// c (64 × N, N / 2 registers a lane) = a × B, or += with `accumulate`. B: 16 × N in a shared tile; kByColumn
+// 0: stored as N rows of 16, 1: as 16 rows of N. a: 64 × 16, in registers laid out like Mma<T>::A in each
+// warp, or rows of a tile.
+INKLING_WGMMA_OF(16, "32", INKLING_R16, "16", "17", "18", "19", "20", "21", "22", "23", INKLING_C16(c, 0))
+INKLING_WGMMA_OF(32, "64", INKLING_R32, "32", "33", "34", "35", "36", "37", "38", "39", INKLING_C16(c, 0),
+                 INKLING_C16(c, 16))
+INKLING_WGMMA_OF(64, "128", INKLING_R64, "64", "65", "66", "67", "68", "69", "70", "71", INKLING_C16(c, 0),
+                 INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48))
 #undef INKLING_C4
 #undef INKLING_C16
 #undef INKLING_R16
 #undef INKLING_R32
 #undef INKLING_R64
-#undef INKLING_WGMMA
+#undef INKLING_OPCODE
+#undef INKLING_WGMMA_OF
 
 __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));

@@ -1,0 +1,64 @@
+// Instances of the Hopper backward kernel and when it can run.
+#include "attention/cuda/backward_hopper.cuh"
+
+#include <initializer_list>
+
+#include "attention/cuda/launch.cuh"
+#include "attention/cuda/tensor_map.cuh"
+
+namespace inkling::cuda {
+namespace {
+
+template <class T, bool kByKey, bool kDropout>
+cudaError_t run(const BackwardArgs& a, const BackwardMaps& maps, cudaStream_t stream) {
+  return launch(backward_hopper_kernel<T, kByKey, kDropout>,
+                dim3(kByKey ? a.key_tile_count : a.query_tile_count), 256, BackwardRing::kBytes, stream, a,
+                maps);
+}
+
+template <class T>
+cudaError_t run(const BackwardArgs& a, const BackwardMaps& by_key, const BackwardMaps& by_query,
+                cudaStream_t stream) {
+  const bool dropout = a.forward.dropout.threshold != 0;
+  const cudaError_t error =
+      dropout ? run<T, true, true>(a, by_key, stream) : run<T, true, false>(a, by_key, stream);
+  if (error != cudaSuccess) return error;
+  return dropout ? run<T, false, true>(a, by_query, stream) : run<T, false, false>(a, by_query, stream);
+}
+
+}  // namespace
+
+std::string backward_hopper_refusal(const BackwardArgs& a, const DeviceTraits& traits) {
+  if (std::string reason = hopper_refusal(a.forward, traits); !reason.empty()) return reason;
+  if (a.forward.dim > 64) return "D=" + std::to_string(a.forward.dim) + ", at most 64";
+  if (!is_wide(a.dout, a.forward.dim, 2)) return "rows of dout do not start at multiples of 16 bytes";
+  return {};
+}
+
+cudaError_t backward_hopper(const BackwardArgs& a, cudaStream_t stream) {
+  const ForwardArgs& f = a.forward;
+  EncodeTiled encode = nullptr;
+  if (const cudaError_t error = find_encoder(encode); error != cudaSuccess) return error;
+  BackwardMaps by_key, by_query;
+  struct Side {
+    const HeadRows& rows;
+    int count, heads;
+    CUtensorMap &own, &pass;
+  };
+  for (const Side& side : {Side{f.k, f.k_rows, f.kv_heads, by_key.own[0], by_query.pass[0]},
+                           Side{f.v, f.k_rows, f.kv_heads, by_key.own[1], by_query.pass[1]},
+                           Side{f.q, f.q_rows, f.heads, by_query.own[0], by_key.pass[0]},
+                           Side{a.dout, f.q_rows, f.heads, by_query.own[1], by_key.pass[1]}}) {
+    cudaError_t error = encode_rows(encode, side.own, f.dtype, side.rows, side.count, side.heads, f.dim,
+                                    BackwardRing::kRows, 64);
+    if (error == cudaSuccess) {
+      error = encode_rows(encode, side.pass, f.dtype, side.rows, side.count, side.heads, f.dim,
+                          BackwardRing::kOther, 64);
+    }
+    if (error != cudaSuccess) return error;
+  }
+  return f.dtype == DType::bf16 ? run<__nv_bfloat16>(a, by_key, by_query, stream)
+                                : run<__half>(a, by_key, by_query, stream);
+}
+
+}  // namespace inkling::cuda
