@@ -1,0 +1,49 @@
+"""Two processes of an MPI job train as one process does. Wants a build with INKLING_MPI=ON, and mpirun.
+
+    python3 tests/apps/mpi_test.py INKLING SOURCE_DIR
+"""
+
+import json
+import subprocess
+import sys
+import unittest
+
+from program import command, environment, run, Folder
+
+TEXT = "".join(f"ROMEO:\nBut soft, what light is {i * 7919 % 101}? It is the east!\n\n" for i in range(300))
+SETTINGS = ["--n-layer", 2, "--n-head", 2, "--n-embd", 16, "--block-size", 16, "--batch-size", 4, "--gradient-accumulation-steps", 2,
+            "--dropout", 0.1, "--warmup-iters", 2, "--lr-decay-iters", 30, "--max-iters", 20, "--eval-iters", 2, "--eval-interval", 5,
+            "--sample-tokens", 4, "-t", 1]
+
+
+def mpirun(processes, *args):
+    return subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(processes), *command(args)], capture_output=True,
+                          text=True, env=environment(), timeout=120)
+
+
+class Processes(Folder):
+    def log(self, out):
+        return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+    def test_two_processes_are_one(self):
+        data, one, two = self.file("text.txt", TEXT), self.folder / "one", self.folder / "two"
+        alone = run("train", "--data", data, "--out-dir", one, *SETTINGS)
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        both = mpirun(2, "train", "--data", data, "--out-dir", two, *SETTINGS)
+        self.assertEqual(both.returncode, 0, both.stderr)
+        self.assertEqual(both.stderr.count("iter 20: training loss"), 1, both.stderr)  # one of them speaks
+        self.assertEqual(len(self.log(one)), 5)
+        for a, b in zip(self.log(one), self.log(two), strict=True):
+            self.assertEqual(a["iter"], b["iter"])
+            for loss in ("train_loss", "val_loss"):
+                self.assertLessEqual(abs(a[loss] - b[loss]), 1e-6)
+
+    def test_batches_must_divide_among_them(self):
+        data = self.file("text.txt", TEXT)
+        result = mpirun(2, "train", "--data", data, "--out-dir", self.folder / "out", *SETTINGS, "--gradient-accumulation-steps", 3)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("expected a multiple of the 2 processes, got 3", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
