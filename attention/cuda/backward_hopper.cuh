@@ -28,14 +28,14 @@ struct BackwardMaps {
 struct BackwardRing {
   static constexpr int kRows = 128, kOther = 64, kStages = 4, kRowBytes = 128;
   static constexpr int kOwnBytes = kRows * kRowBytes, kPassBytes = kOther * kRowBytes;
-  static constexpr int kStatFloats = 2 * 2 * kOther;  // of each warpgroup: lse and delta of a block
+  static constexpr int kStatFloats = 2 * 2 * 2 * kOther;  // of each warpgroup: lse and delta of two blocks
   static constexpr int kBytes =
       2 * kOwnBytes + 2 * kStages * kPassBytes + kStatFloats * 4 + (1 + 2 * kStages) * 8;
 
   unsigned char* tiles;  // of stage s: pass₁ at 2s, pass₂ at 2s + 1
   std::uint64_t *full, *empty;
-  int steps = 0, blocks = 0, produced = 0, first_row = 0,
-      first_head = 0;  // `blocks` of each head, heads in order
+  int steps = 0, blocks = 0, first_row = 0;  // `blocks` of each head, heads in order
+  int produced = 0, head = 0, block = 0;     // what comes next
 
   __device__ unsigned char* tile(int n, int which) const {
     return tiles + (n % kStages * 2 + which) * kPassBytes;
@@ -43,13 +43,16 @@ struct BackwardRing {
   __device__ void produce(const BackwardMaps& maps, int end) {
 #pragma unroll 1
     for (; produced < min(end, steps); ++produced) {
-      const int stage = produced % kStages, head = first_head + produced / blocks;
-      const int row = first_row + produced % blocks * kOther;
+      const int stage = produced % kStages, row = first_row + block * kOther;
       if (produced >= kStages) barrier_wait(empty + stage, produced / kStages + 1 & 1);
       barrier_expect(full + stage, 2 * kPassBytes);
       copy_box(tile(produced, 0), &maps.pass[0], full + stage, 0, head, row);
       copy_box(tile(produced, 1), &maps.pass[1], full + stage, 0, head, row);
+      next(block, head);
     }
+  }
+  __device__ void next(int& at_block, int& at_head) const {
+    if (++at_block == blocks) at_block = 0, ++at_head;
   }
   __device__ void wait(int n) const {
     barrier_wait(full + n % kStages, n / kStages & 1);
@@ -134,7 +137,8 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
   ring.blocks = span.count() == 0 ? 0 : (span.end + kOther - 1) / kOther - block_begin;
   ring.steps = ring.blocks * (kByKey ? shared_by : 1);
   ring.first_row = (kByKey ? q_begin : k_begin) + block_begin * kOther;
-  ring.first_head = kByKey ? tile.head * shared_by : tile.head / shared_by;
+  ring.head = kByKey ? tile.head * shared_by : tile.head / shared_by;
+  int head = kByKey ? tile.head * shared_by : tile.head, block = 0;  // of the query; of what passes
   if (threadIdx.x == 0) {
     barrier_init(own_full, 1);
     for (int i = 0; i < Ring::kStages; ++i) {
@@ -152,51 +156,52 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
   }
   __syncthreads();
 
-  const int my_first = first + group * 64, my_last = min(my_first + 64, own_rows);
-  const RowSpan mine = meets(my_first, my_last);
+  const int my_first = first + group * 64;
   const int lane = threadIdx.x % kWarp, row = my_first + threadIdx.x % 128 / kWarp * 16 + lane / 4;
   const unsigned char* own = memory + group * 64 * Ring::kRowBytes;
   const float scale = f.scale * kLog2E;
-  float* my_stats = stats + group * 2 * kOther;
-  // lse (base 2) and delta of a query: of rows beyond the sequence such that weights are zero.
-  const auto lse_of = [&](int head, int query) {
-    if (query >= queries) return INFINITY;
-    const float lse = f.lse[head * f.lse_head + (q_begin + query) * f.lse_row];
-    return lse == -INFINITY ? INFINITY : lse * kLog2E;
+  float* my_stats = stats + group * 4 * kOther;  // of even blocks, then of odd ones
+  // lse and delta of a query: of rows beyond the sequence such that weights are zero.
+  const auto lse_of = [&](int of, int query) {
+    return query < queries ? f.lse[of * f.lse_head + (q_begin + query) * f.lse_row] : -INFINITY;
   };
-  const auto delta_of = [&](int head, int query) {
-    return query < queries ? a.delta[static_cast<std::int64_t>(head) * f.q_rows + q_begin + query] : 0.0f;
+  const auto delta_of = [&](int of, int query) {
+    return query < queries ? a.delta[static_cast<std::int64_t>(of) * f.q_rows + q_begin + query] : 0.0f;
   };
-  const auto stat_of =
-      [&](int n) {  // what this thread fetches for block n: lse by the first half, delta by the second
-        if (n >= ring.steps) return 0.0f;
-        const int head = ring.first_head + n / ring.blocks, at = threadIdx.x % 128;
-        const int query = (block_begin + n % ring.blocks) * kOther + at % kOther;
-        return at < kOther ? lse_of(head, query) : delta_of(head, query);
-      };
+  const auto base2 = [](float lse) { return lse == -INFINITY ? INFINITY : lse * kLog2E; };
+  const bool fetches_lse = threadIdx.x % 128 < kOther;  // half of the threads; the others fetch delta
+  const auto stat_of = [&](int of, int at_block) {
+    const int query = (block_begin + at_block) * kOther + threadIdx.x % kOther;
+    return fetches_lse ? lse_of(of, query) : delta_of(of, query);
+  };
   float row_lse[2] = {}, row_delta[2] = {}, next_stat = 0.0f;
   if constexpr (kByKey) {
-    next_stat = stat_of(0);
+    if (ring.steps > 0) next_stat = stat_of(head, 0);
   } else {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      row_lse[r] = lse_of(tile.head, row + 8 * r);
-      row_delta[r] = delta_of(tile.head, row + 8 * r);
+      row_lse[r] = base2(lse_of(head, row + 8 * r));
+      row_delta[r] = delta_of(head, row + 8 * r);
     }
   }
 
   float s[32] = {}, dp[32] = {}, sum_p[32] = {}, sum_ds[32] = {};
-  std::uint32_t weights[4][4];
+  std::uint32_t weights[4][4], values[4][4];
   barrier_wait(own_full, 0);
-#pragma unroll 1
-  for (int n = 0; n < ring.steps; ++n) {
-    const int other = (block_begin + n % ring.blocks) * kOther,
-              head = kByKey ? ring.first_head + n / ring.blocks : tile.head;
+  // Block n is there, and so are its statistics; `block` and `head` are the next block's.
+  int other = 0, of_head = head;
+  const auto prepare = [&](int n) {
+    other = (block_begin + block) * kOther;
+    of_head = head;
+    if constexpr (kByKey) {
+      ring.next(block, head);
+    } else {
+      ++block;
+    }
     ring.wait(n);
     if constexpr (kByKey) {
-      group_sync(group);  // the last block's statistics have been read
-      my_stats[threadIdx.x % 128] = next_stat;
-      next_stat = stat_of(n + 1);
+      my_stats[n % 2 * 2 * kOther + threadIdx.x % 128] = fetches_lse ? base2(next_stat) : next_stat;
+      if (n + 1 < ring.steps) next_stat = stat_of(head, block);
     }
     const bool tail = other + kOther > pass_rows;
     if (tail) {  // rows beyond the sequence may be NaN
@@ -207,96 +212,91 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
       fence_async();
     }
     if (kByKey || tail) group_sync(group);
-    if (other + kOther > mine.begin && other < mine.end) {
-      hold(s);
-      hold(dp);
-      wgmma_fence();
-      issue_rows<T>(s, own, ring.tile(n, 0));
-      issue_rows<T>(dp, own + Ring::kOwnBytes, ring.tile(n, 1));
-      if (threadIdx.x == 0) ring.produce(maps, n + Ring::kStages - 1);
-      wgmma_wait<1>();
-      hold(s);
-      // Visible columns of rows r: [low, high), counted from this lane's first.
-      const int column = other + lane % 4 * 2;
-      const bool whole =
-          kByKey ? all_visible(window, other, other + kOther, my_first, 64, keys) && other + kOther <= queries
-                 : all_visible(window, my_first, my_first + 64, other, kOther, keys);
-      if (!whole) {
+  };
+  if (ring.steps > 0) prepare(0);
+#pragma unroll 1
+  for (int n = 0; n < ring.steps; ++n) {
+    const float* stat = my_stats + n % 2 * 2 * kOther;
+    wgmma_fence();
+    issue_rows<T>(s, own, ring.tile(n, 0));
+    issue_rows<T>(dp, own + Ring::kOwnBytes, ring.tile(n, 1));
+    if (threadIdx.x == 0) ring.produce(maps, n + Ring::kStages - 1);  // behind the last release
+    wgmma_wait<1>();
+    hold(s);
+    // Visible columns of rows r: [low, high), counted from this lane's first.
+    const int column = other + lane % 4 * 2;
+    const bool whole =
+        kByKey ? all_visible(window, other, other + kOther, my_first, 64, keys) && other + kOther <= queries
+               : all_visible(window, my_first, my_first + 64, other, kOther, keys);
+    if (!whole) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int at = row + 8 * r;
-          const int low = (kByKey ? at - window.until + 1 : at + window.from) - column;
-          const int high =
-              (kByKey ? min(at - window.from + 1, queries) : min(at + window.until, keys)) - column;
+      for (int r = 0; r < 2; ++r) {
+        const int at = row + 8 * r;
+        const int low = (kByKey ? at - window.until + 1 : at + window.from) - column;
+        const int high =
+            (kByKey ? min(at - window.from + 1, queries) : min(at + window.until, keys)) - column;
 #pragma unroll
-          for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < 8; ++i) {
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              float& x = s[4 * i + 2 * r + e];
-              x = i * 8 + e >= low && i * 8 + e < high ? x : -INFINITY;
-            }
+          for (int e = 0; e < 2; ++e) {
+            float& x = s[4 * i + 2 * r + e];
+            x = i * 8 + e >= low && i * 8 + e < high ? x : -INFINITY;
           }
         }
       }
+    }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < 8; ++i) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float lse = kByKey ? my_stats[i * 8 + lane % 4 * 2 + e % 2] : row_lse[e / 2];
-          s[4 * i + e] = exp2_approx(fmaf(s[4 * i + e], scale, -lse));
-        }
+      for (int e = 0; e < 4; ++e) {
+        const float lse = kByKey ? stat[i * 8 + lane % 4 * 2 + e % 2] : row_lse[e / 2];
+        s[4 * i + e] = exp2_approx(fmaf(s[4 * i + e], scale, -lse));
       }
-      hold(s);
-      wgmma_wait<0>();
-      hold(dp);
-      if constexpr (kDropout) {
-        const std::uint32_t stream = b * f.heads + head;
-        const auto drop = [&](const auto& kept) {
-#pragma unroll
-          for (int i = 0; i < 32; ++i) {
-            const float keep = kept(i / 4, i % 4) ? f.dropout.scale : 0.0f;
-            const float delta =
-                kByKey ? my_stats[kOther + i / 4 * 8 + lane % 4 * 2 + i % 2] : row_delta[i % 4 / 2];
-            dp[i] = s[i] * (dp[i] * keep - delta);
-            s[i] *= keep;
-          }
-        };
-        if constexpr (kByKey) {
-          drop(KeptByKey<8>(f.dropout, stream, row, other));
-        } else {
-          drop(KeptByQuery<8>(f.dropout, stream, row, other));
-        }
-      } else {
+    }
+    hold(s);
+    wgmma_wait<0>();
+    hold(dp);
+    if constexpr (kDropout) {
+      const std::uint32_t stream = b * f.heads + of_head;
+      const auto drop = [&](const auto& kept) {
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
-          const float delta =
-              kByKey ? my_stats[kOther + i / 4 * 8 + lane % 4 * 2 + i % 2] : row_delta[i % 4 / 2];
-          dp[i] = s[i] * (dp[i] - delta);
+          const float keep = kept(i / 4, i % 4) ? f.dropout.scale : 0.0f;
+          const float delta = kByKey ? stat[kOther + i / 4 * 8 + lane % 4 * 2 + i % 2] : row_delta[i % 4 / 2];
+          dp[i] = s[i] * (dp[i] * keep - delta);
+          s[i] *= keep;
         }
-      }
+      };
       if constexpr (kByKey) {
-        std::uint32_t values[4][4];
-        round_pairs<T>(values, s);
-        round_pairs<T>(weights, dp);
-        hold(sum_p);
-        hold(sum_ds);
-        wgmma_fence();
-        issue_weights<T>(sum_p, values, ring.tile(n, 1));
-        issue_weights<T>(sum_ds, weights, ring.tile(n, 0));
-        wgmma_wait<0>();
-        hold(sum_p);
-        hold(sum_ds);
+        drop(KeptByKey<8>(f.dropout, stream, row, other));
       } else {
-        round_pairs<T>(weights, dp);
-        hold(sum_ds);
-        wgmma_fence();
-        issue_weights<T>(sum_ds, weights, ring.tile(n, 0));
-        wgmma_wait<0>();
-        hold(sum_ds);
+        drop(KeptByQuery<8>(f.dropout, stream, row, other));
       }
-    } else if (threadIdx.x == 0) {
-      ring.produce(maps, n + Ring::kStages - 1);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const float delta = kByKey ? stat[kOther + i / 4 * 8 + lane % 4 * 2 + i % 2] : row_delta[i % 4 / 2];
+        dp[i] = s[i] * (dp[i] - delta);
+      }
     }
+    if constexpr (kByKey) {
+      round_pairs<T>(values, s);
+      round_pairs<T>(weights, dp);
+      hold(sum_p);
+      hold(sum_ds);
+      wgmma_fence();
+      issue_weights<T>(sum_p, values, ring.tile(n, 1));
+      issue_weights<T>(sum_ds, weights, ring.tile(n, 0));
+    } else {
+      round_pairs<T>(weights, dp);
+      hold(sum_ds);
+      wgmma_fence();
+      issue_weights<T>(sum_ds, weights, ring.tile(n, 0));
+    }
+    if (n + 1 < ring.steps) prepare(n + 1);  // while the products run
+    wgmma_wait<0>();
+    if constexpr (kByKey) hold(sum_p);
+    hold(sum_ds);
     ring.release(n);
   }
 

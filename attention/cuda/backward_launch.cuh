@@ -12,9 +12,11 @@ cudaError_t backward_hopper(const BackwardArgs& a, cudaStream_t stream);
 
 template <class Out, class Grad>
 cudaError_t run_delta(const BackwardArgs& a, cudaStream_t stream) {
-  const std::int64_t warps = static_cast<std::int64_t>(a.forward.q_rows) * a.forward.heads;
-  return launch(delta_kernel<Out, Grad>, dim3(static_cast<unsigned int>((warps + 7) / 8)), 8 * kWarp, 0,
-                stream, a);
+  const std::int64_t rows = static_cast<std::int64_t>(a.forward.q_rows) * a.forward.heads;
+  const bool wide =
+      is_wide(a.forward.out, a.forward.dim, sizeof(Out)) && is_wide(a.dout, a.forward.dim, sizeof(Grad));
+  return launch(delta_kernel<Out, Grad>, dim3(static_cast<unsigned int>((rows + 31) / 32)), 256, 0, stream, a,
+                wide);
 }
 
 template <class T, int kDim, bool kExtras>
