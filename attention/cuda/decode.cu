@@ -44,23 +44,50 @@ struct DecodeUnit {
   __device__ int query(int row) const { return row / group; }
 };
 
-/// Copies `rows` rows, whose addresses row_at(i) gives, into a tile of kRows rows of one warp; the rest is
-/// zero.
-template <class T, int kDim, int kRows, bool kGeneral, class RowAt>
-__device__ inline void copy_rows(T* tile, int rows, int dim, bool wide, const RowAt& row_at) {
-  constexpr int kPer = 16 / sizeof(T), kPieces = kDim / kPer, kStride = DecodeTile<T, kDim>::kStride;
-#pragma unroll 8
-  for (int i = threadIdx.x % kWarp; i < kRows * kPieces; i += kWarp) {
-    const int row = i / kPieces, column = i % kPieces * kPer;
-    const bool valid = row < rows && column < dim;
-    const T* from = valid ? row_at(row) + column : nullptr;
-    T* to = tile + row * kStride + column;
-    if (!kGeneral || wide) {
-      copy16_async(to, from, valid);
-    } else {
+/// 16 bytes of a row, or as many elements of it as there are; zero otherwise.
+template <class T, bool kGeneral>
+__device__ inline void copy_piece(T* to, const T* from, int left, bool wide) {
+  if (!kGeneral || wide) {
+    copy16_async(to, from, left > 0);
+    return;
+  }
 #pragma unroll 1
-      for (int e = 0; e < kPer; ++e) to[e] = valid && column + e < dim ? from[e] : from_float<T>(0.0f);
+  for (int e = 0; e < static_cast<int>(16 / sizeof(T)); ++e) to[e] = e < left ? from[e] : from_float<T>(0.0f);
+}
+
+/// The rows of one (sequence, key/value head) that start at `from`, `rows` of them, into a tile; the rest is
+/// zero.
+template <class T, int kDim, bool kGeneral>
+__device__ inline void copy_keys(T* tile, const T* from, std::int64_t stride, int rows, int dim, bool wide) {
+  constexpr int kPer = 16 / sizeof(T), kPieces = kDim / kPer, kStride = DecodeTile<T, kDim>::kStride;
+  constexpr int kAtOnce = kPieces < kWarp ? kWarp / kPieces : 1,
+                kTurns = kPieces > kWarp ? kPieces / kWarp : 1;
+  const int lane = threadIdx.x % kWarp, first = lane / kPieces, column = lane % kPieces * kPer;
+  from += first * stride + column;
+  tile += first * kStride + column;
+#pragma unroll
+  for (int row = 0; row < kDecodeChunk; row += kAtOnce) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int at = turn * kWarp * kPer;
+      copy_piece<T, kGeneral>(tile + row * kStride + at, from + at,
+                              row + first < rows ? dim - column - at : 0, wide);
     }
+    from += kAtOnce * stride;
+  }
+}
+
+/// The query rows of a unit into a tile of 16.
+template <class T, int kDim, bool kGeneral>
+__device__ inline void copy_queries(T* tile, const ForwardArgs& a, const DecodeUnit& unit, bool wide) {
+  constexpr int kPer = 16 / sizeof(T), kPieces = kDim / kPer;
+#pragma unroll 1
+  for (int i = threadIdx.x % kWarp; i < DecodeTile<T, kDim>::kRows * kPieces; i += kWarp) {
+    const int row = i / kPieces, column = i % kPieces * kPer;
+    const T* from = reinterpret_cast<const T*>(
+        row_address(a.q, unit.q_begin + unit.query(row), unit.head(row), sizeof(T)));
+    copy_piece<T, kGeneral>(tile + row * DecodeTile<T, kDim>::kStride + column, from + column,
+                            row < unit.rows ? a.dim - column : 0, wide);
   }
 }
 
@@ -121,15 +148,21 @@ __device__ inline void mask_rows(float (&s)[kTiles][4], const ForwardArgs& a, co
 }
 
 /// Leaves the partial results of the warp's keys, or with one chunk the results.
-template <class T, int kDim, bool kGeneral>
+template <class T, int kDim, bool kGeneral, class LoadKeys>
 __device__ inline void attend_chunk(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
-                                    const T* q, const T* k, const T* v) {
+                                    const T* q, const T* k, const T* v, const LoadKeys& load_next_keys) {
   constexpr int kStride = DecodeTile<T, kDim>::kStride;
   float s[kDecodeChunk / 8][4] = {}, out[kDim / 8][4] = {}, rescale[2];
   SoftmaxRows state;
+  copy_wait<1>();  // Q and K are here
+  __syncwarp();
   multiply_rows<T, kDim>(s, q, 0, k, kStride);
+  __syncwarp();
+  load_next_keys();
   mask_rows<kGeneral>(s, a, unit);
   online_softmax(s, state, rescale);
+  copy_wait<1>();  // V, too
+  __syncwarp();
   multiply_weights<T>(out, s, v, kStride, 0);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -240,26 +273,25 @@ __global__ void __launch_bounds__(kWarp, 6)
   const KeyRows<T> k_rows(a, a.k, a.pages.k_offset, unit.sequence, k_begin, unit.kv_head);
   const KeyRows<T> v_rows(a, a.v, a.pages.v_offset, unit.sequence, k_begin, unit.kv_head);
   T *k = reinterpret_cast<T*>(memory), *v = k + kDecodeChunk * Tile::kStride, *q = k + Tile::kChunk;
-  const auto load = [&](int chunk) {
-    const int first = chunk * kDecodeChunk, count = min(unit.keys - first, kDecodeChunk);
-    const T *k_from = count > 0 ? k_rows.at(first) : nullptr,
-            *v_from = count > 0 ? v_rows.at(first) : nullptr;
-    copy_rows<T, kDim, kDecodeChunk, kGeneral>(k, count, a.dim, plan.wide,
-                                               [&](int i) { return k_from + i * k_rows.stride; });
-    copy_rows<T, kDim, kDecodeChunk, kGeneral>(v, count, a.dim, plan.wide,
-                                               [&](int i) { return v_from + i * v_rows.stride; });
+  // While a chunk is worked on, the next one's K comes as soon as its scores are there, and V after its
+  // values.
+  const auto load = [&](T* tile, const KeyRows<T>& rows, int chunk) {
+    const int first = chunk * kDecodeChunk;
+    if (chunk < end && first < unit.keys) {
+      copy_keys<T, kDim, kGeneral>(tile, rows.at(first), rows.stride, unit.keys - first, a.dim, plan.wide);
+    } else if (chunk < end) {
+      copy_keys<T, kDim, kGeneral>(tile, static_cast<const T*>(a.q.data), 0, 0, a.dim,
+                                   plan.wide);  // no keys: zeros
+    }
     copy_commit();
   };
-  copy_rows<T, kDim, Tile::kRows, kGeneral>(q, unit.rows, a.dim, plan.wide, [&](int i) {
-    return reinterpret_cast<const T*>(
-        row_address(a.q, unit.q_begin + unit.query(i), unit.head(i), sizeof(T)));
-  });
+  copy_queries<T, kDim, kGeneral>(q, a, unit, plan.wide);
+  load(k, k_rows, begin);
+  load(v, v_rows, begin);
   for (unit.chunk = begin; unit.chunk < end; ++unit.chunk) {
-    load(unit.chunk);
-    copy_wait<0>();
+    attend_chunk<T, kDim, kGeneral>(a, plan, unit, q, k, v, [&] { load(k, k_rows, unit.chunk + 1); });
     __syncwarp();
-    attend_chunk<T, kDim, kGeneral>(a, plan, unit, q, k, v);
-    __syncwarp();
+    load(v, v_rows, unit.chunk + 1);
   }
   if (unit.chunks == 1) return;
 

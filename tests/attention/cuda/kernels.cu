@@ -354,6 +354,38 @@ void check_invariance() {
   }
 }
 
+/// Decode in a batch whose warps take runs of chunks, against each sequence alone.
+void check_decode_invariance() {
+  Shape s;
+  s.heads = s.kv_heads = 12;
+  s.mask = MaskKind::causal_lower_right;
+  for (int b = 0; b < 40; ++b) s.lengths.push_back({1, 1 + b * 97 % 2500});
+  DeviceProblem x(s);
+  run(x, x.args, Kernel::decode);
+  const auto all = x.out.device.values();
+  const std::size_t row_bytes = static_cast<std::size_t>(s.heads) * s.dim * 2;
+  for (int b = 0; b < 40; b += 3) {
+    const std::vector<std::int32_t> cu_q{0, 1}, cu_k{0, s.lengths[b].second};
+    DeviceArray<std::int32_t> d_q(cu_q), d_k(cu_k);
+    cuda::ForwardArgs a = x.args;
+    a.cu_q = d_q.get();
+    a.cu_k = d_k.get();
+    a.batch = 1;
+    const auto shift = [](cuda::HeadRows& r, int by) {
+      r.data = static_cast<std::byte*>(r.data) + by * r.row * 2;
+    };
+    shift(a.q, b);
+    shift(a.out, b);
+    shift(a.k, x.cu_k[b]);
+    shift(a.v, x.cu_k[b]);
+    a.lse = nullptr;
+    run(x, a, Kernel::decode);
+    const auto now = x.out.device.values();
+    expect(std::memcmp(now.data() + b * row_bytes, all.data() + b * row_bytes, row_bytes) == 0,
+           "decode: bits of sequence " + std::to_string(b) + " alone differ");
+  }
+}
+
 /// The same keys in pages, through a table that is out of order, give the same bits.
 void check_pages() {
   for (const DType dtype : kTypes) {
@@ -424,6 +456,7 @@ int main() {
   check_dropout();
   report("dropout");
   check_invariance();
+  check_decode_invariance();
   report("invariance");
   check_pages();
   report("pages");
