@@ -306,6 +306,8 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
                 f.dim);
   if constexpr (kByKey)
     store_sums<T>(a.dv, as_f32, sum_p, 1.0f, out_row, own_rows - my_first, tile.head, f.dim);
+#else
+  __trap();  // built without sm_90a: fail aloud
 #endif
 }
 

@@ -10,7 +10,6 @@
 // number of queries. Cost: 2·Tk·D·size bytes per key/value head. Oracle: tests/attention/cuda/kernels.cu,
 // f64. Measured: attention/cuda/README.md.
 #include <algorithm>
-#include <cmath>
 
 #include "attention/cuda/forward_mma.cuh"
 #include "attention/cuda/launch.cuh"
@@ -320,17 +319,12 @@ std::size_t partials_of(const ForwardArgs& a, const DecodeShape& shape) {
   return static_cast<std::size_t>(a.batch) * a.kv_heads * shape.most_rows * chunks_of(shape);
 }
 
-/// How many chunks a warp should take in a row: as few rounds of warps as possible, each costing its chunks
-/// and some fixed time, worth about two chunks.
+/// Chunks of a warp: more than one once there are enough to go round, so that starting is paid for less
+/// often, but few, so that the last warps do not run alone.
 int run_length(int chunks, int heads, int slots) {
-  int best = 1;
-  double least = 1e30;
-  for (int run = 1; run <= chunks; ++run) {
-    const double rounds = std::ceil(static_cast<double>((chunks + run - 1) / run) * heads / slots);
-    const double cost = rounds * (run + 2);
-    if (cost < least) least = cost, best = run;
-  }
-  return best;
+  constexpr int kMost = 3;
+  const std::int64_t units = static_cast<std::int64_t>(chunks) * heads;
+  return static_cast<int>(std::min<std::int64_t>(kMost, (units + slots - 1) / slots));
 }
 
 template <class T, int kDim>

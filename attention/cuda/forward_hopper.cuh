@@ -422,6 +422,8 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   }
   __syncthreads();  // every warp has read its Q, whose place the output takes
   store_out<T, kDim>(a, o, factor, memory, q_begin, first, queries, head, wide_out);
+#else
+  __trap();  // built without sm_90a: fail aloud
 #endif
 }
 
