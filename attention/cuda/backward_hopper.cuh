@@ -10,6 +10,7 @@
 // sum. Nothing is added atomically and each order is fixed: gradients are deterministic, and those of a
 // sequence do not depend on the batch. Cost: 14·Tq·Tk·D flops per head, 2 exp2 a score. Masks that are a
 // range of keys; dropout. Oracle: tests/attention/cuda/kernels.cu, f64. Measured: attention/cuda/README.md.
+// Longer than a header, and one long function, for the reasons of forward_hopper.cuh.
 #pragma once
 
 #include <cuda.h>

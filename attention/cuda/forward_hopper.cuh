@@ -12,6 +12,8 @@
 // the rule looks at one row alone, so bits stay those of the row. V rows beyond the sequence are zeroed in
 // shared memory. Bounds: per score one exp2 (16 a cycle and multiprocessor) and 4·D flops (4096): equal at D
 // = 64. Oracle: tests/attention/cuda_kernels.cu, f64. Measured: attention/cuda/README.md.
+// Longer than a header: the kernel and its pieces read as one, and the kernel is one function because wgmma
+// allows no calls between its parts.
 #pragma once
 
 #include <cuda.h>

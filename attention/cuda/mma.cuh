@@ -8,6 +8,7 @@
 //              small·big drops terms under 2⁻²² of the product, so this is f32 and not "tf32".
 // A weight fragment comes straight from accumulators (from_weights): the product runs over keys, whose order
 // within a k-step is free, so for f32 step column t means key 2t and column t + 4 key 2t + 1, on both sides.
+// Longer than a header: three element types, each with its fragments.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,6 @@
 // An attention problem on the device, its f64 answer on the host, and how to run each kernel on it. Needs
 // nothing but the CUDA runtime.
+// Longer than a header: problem and answer read as one, and both programs need them.
 #pragma once
 
 #include <cuda_runtime.h>

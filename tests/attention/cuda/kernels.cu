@@ -1,7 +1,8 @@
 // Checks of the attention kernels on the device they run on, against f64 on the host. Needs the CUDA runtime
 // alone.
 //
-//   kernels [--quick]     exit 0: every check passed. Prints one line per failure and a summary per group.
+//   kernels     exit 0: every check passed. Prints one line per failure and a summary per group.
+// Longer than a source: one program that can be carried to a GPU machine alone.
 #include "tests/attention/cuda/device_problem.h"
 
 using namespace inkling;
