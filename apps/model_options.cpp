@@ -1,6 +1,8 @@
 #include "apps/model_options.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <exception>
 #include <utility>
 
 #include "weights/sha256.h"
@@ -47,6 +49,7 @@ Result<Model> load(const fs::path& path, ExecContext& context, const ModelOption
   load.dtype = options.dtype;
   load.quant = options.quant;
   load.max_memory = options.max_memory;
+  load.packed_cache = cache_folder(options);
   load.progress = [&](double share) { progress.update(share); };
   return Model::load(path, context, load);
 }
@@ -99,8 +102,20 @@ void add_model_options(Options& options, ModelOptions& model) {
               backends(model.attn));
   options.add("--verify", "HASH", "sha256:HEX or a sha256sum manifest that the weights must match",
               text(model.verify));
+  options.add("--cache-dir", "DIR", "packed weights for the next start, or none [~/.cache/inkling]",
+              text(model.cache_dir));
   options.add("--max-memory", "SIZE", "most bytes of weights, keys and values, e.g. 2G",
               bytes(model.max_memory));
+}
+
+fs::path cache_folder(const ModelOptions& options) {
+  if (options.cache_dir == "none") return {};
+  if (options.cache_dir != "auto") return options.cache_dir;
+  if (const char* xdg = std::getenv("XDG_CACHE_HOME"); xdg != nullptr && *xdg == '/')
+    return fs::path(xdg) / "inkling";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/')
+    return fs::path(home) / ".cache/inkling";
+  return {};
 }
 
 fs::path model_path(const ModelOptions& options) {
@@ -130,6 +145,7 @@ ExecOptions exec_options(const ModelOptions& options, const Console& console) {
 
 Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Console& console)
     : options_(options),
+      console_(console),
       path_(model_path(options)),
       reading_(std::async(read == ReadTokenizer::at_once ? std::launch::async : std::launch::deferred,
                           [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
@@ -142,6 +158,26 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
     throw Error(Code::usage, "--ctx-size: expected at most the model's " + std::to_string(most) +
                                  " positions, got " + std::to_string(options.context));
   }
+}
+
+Workspace::~Workspace() {
+  if (!model_ || std::uncaught_exceptions() > 0) return;
+  try {
+    keep_packed_weights();
+  } catch (const std::exception& error) {
+    console_.log().warn(std::string("packed weights: ") + error.what());
+  }
+}
+
+// After the work, which should not wait for it. What packs in a moment needs none.
+void Workspace::keep_packed_weights() const {
+  constexpr std::uint64_t kSmall = std::uint64_t{16} << 20;
+  const fs::path folder = cache_folder(options_);
+  if (folder.empty() || model_->from_packed_cache() || model_->nbytes() < kSmall) return;
+  console_.note(
+      format("inkling: keeping %.0f MB of packed weights in ", static_cast<double>(model_->nbytes()) / 1e6) +
+      folder.string() + " for the next start (--cache-dir none: never)");
+  model_->write_packed_cache().value();
 }
 
 std::int64_t Workspace::positions() const noexcept {

@@ -24,11 +24,16 @@ struct ModelOptions {
   WeightType dtype = WeightType::automatic;
   Quantisation quant = Quantisation::none;
   int threads = 0;
-  std::int64_t context = 0;       ///< positions; 0: all
-  std::vector<SdpaBackend> attn;  ///< backends allowed, in order of preference; empty: automatic
-  std::string verify;             ///< "sha256:HEX" or a manifest
-  std::uint64_t max_memory = 0;   ///< bytes of weights, keys and values; 0: no limit
+  std::int64_t context = 0;        ///< positions; 0: all
+  std::vector<SdpaBackend> attn;   ///< backends allowed, in order of preference; empty: automatic
+  std::string verify;              ///< "sha256:HEX" or a manifest
+  std::uint64_t max_memory = 0;    ///< bytes of weights, keys and values; 0: no limit
+  std::string cache_dir = "auto";  ///< of packed weights; or auto or none
 };
+
+/// Where packed weights lie between runs: as asked for, else inkling/ in $XDG_CACHE_HOME or ~/.cache. Empty:
+/// nowhere.
+std::filesystem::path cache_folder(const ModelOptions& options);
 
 /// "flash,math", or "auto" for an empty list.
 Setter backends(std::vector<SdpaBackend>& target);
@@ -54,6 +59,10 @@ enum class ReadTokenizer : std::uint8_t { at_once, when_needed };
 class Workspace {
  public:
   Workspace(const ModelOptions& options, ReadTokenizer read, const Console& console);
+  /// Leaves packed weights for the next start, unless the work has failed or the model is small.
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
 
   ExecContext& context() noexcept { return context_; }
   const Model& model() const noexcept { return *model_; }
@@ -72,7 +81,10 @@ class Workspace {
   const Tokenizer* tokenizer_or_null();
 
  private:
+  void keep_packed_weights() const;
+
   const ModelOptions& options_;
+  const Console& console_;
   std::filesystem::path path_;
   std::future<Result<Tokenizer>> reading_;  // a deferred one is read by get()
   ExecContext context_;

@@ -18,6 +18,8 @@ class Backend {
   virtual std::string description() const = 0;
 
   virtual PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) = 0;
+  virtual PackedMatrix packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,
+                                 WeightFormat format) const = 0;
   virtual std::size_t packed_nbytes(std::int64_t k, std::int64_t n, WeightFormat format) const = 0;
   virtual void unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const = 0;
 

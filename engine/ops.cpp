@@ -134,6 +134,11 @@ PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat
   return context.backend().pack(source, format, memory);
 }
 
+PackedMatrix packed_at(const ExecContext& context, const std::byte* memory, std::int64_t k, std::int64_t n,
+                       WeightFormat format) {
+  return context.backend().packed_at(memory, k, n, format);
+}
+
 std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64_t n, WeightFormat format) {
   return context.backend().packed_nbytes(k, n, format);
 }

@@ -82,6 +82,10 @@ struct MatrixSource {
 /// the caller keeps it alive) or into memory of the matrix's own. Throws Error{out_of_memory}.
 PackedMatrix pack(ExecContext& context, const MatrixSource& source, WeightFormat format,
                   std::byte* memory = nullptr);
+/// What pack() has left at `memory` (aligned to 64), perhaps in another process: the matrix, with nothing
+/// moved.
+PackedMatrix packed_at(const ExecContext& context, const std::byte* memory, std::int64_t k, std::int64_t n,
+                       WeightFormat format);
 /// Bytes that a packed matrix takes, a multiple of 64.
 std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64_t n, WeightFormat format);
 /// Column n of a packed matrix as f32 (K): what the kernels multiply with, quantisation included.

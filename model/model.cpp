@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -52,13 +53,19 @@ Tensor to_f32(const TensorView& view) {
   return tensor;
 }
 
+/// What a tensor that is no matrix takes in a cache file: f32, whole cache lines. 0 for an absent one.
+std::size_t small_nbytes(const TensorView& view) {
+  return view.data == nullptr ? 0 : (static_cast<std::size_t>(view.numel()) * sizeof(float) + 63) / 64 * 64;
+}
+
 }  // namespace
 
 // Packs one tensor after another and lets each one's pages go.
 class ModelLoader {
  public:
-  ModelLoader(const Gpt2Source& source, ExecContext& context, const LoadOptions& options)
-      : source_(source), context_(context), options_(options) {}
+  ModelLoader(const Gpt2Source& source, const std::filesystem::path& path, ExecContext& context,
+              const LoadOptions& options)
+      : source_(source), path_(path), context_(context), options_(options) {}
 
   Result<Model> load() {
     const Gpt2Tensors& t = source_.tensors();
@@ -68,8 +75,11 @@ class ModelLoader {
     model.format_ = format_ =
         choose_format(options_, t.layers.empty() ? t.wte.dtype : t.layers[0].fc_w.dtype);
     if (Result<void> fits = check_memory(model.config_); !fits) return fits.error();
-    model.slab_ = Buffer(slab_bytes(model.config_));
-    free_ = model.slab_.data();
+    model.slab_bytes_ = slab_bytes(model.config_);
+    if (!take_cached(model)) {
+      model.slab_ = Buffer(model.slab_bytes_);
+      free_ = model.slab_.data();
+    }
 
     model.positions_ = small(t.wpe);
     for (const Gpt2Layer& layer : t.layers) {
@@ -106,6 +116,32 @@ class ModelLoader {
                                           std::to_string(options_.max_memory));
   }
 
+  /// Maps the packed weights of an earlier load, if there are such.
+  bool take_cached(Model& model) {
+    if (options_.packed_cache.empty()) return false;
+    const auto key = PackedCacheKey::of(path_, model.config_, format_, context_.isa());
+    if (!key) return false;
+    model.cache_folder_ = options_.packed_cache;
+    model.cache_key_ = *key;
+    auto file = open_packed_cache(options_.packed_cache, *key, model.slab_bytes_);
+    if (!file || file->small.size() != small_bytes()) return false;
+    cached_matrix_ = file->slab.data();
+    cached_small_ = file->small.data();
+    model.cached_ = std::move(file->map);
+    return true;
+  }
+  /// Of all tensors that are not matrices, as Model::write_packed_cache() lays them out.
+  std::size_t small_bytes() const {
+    const Gpt2Tensors& t = source_.tensors();
+    std::size_t total = small_nbytes(t.wpe) + small_nbytes(t.lnf_w) + small_nbytes(t.lnf_b);
+    for (const Gpt2Layer& l : t.layers) {
+      for (const TensorView* v :
+           {&l.ln1_w, &l.ln1_b, &l.attn_b, &l.proj_b, &l.ln2_w, &l.ln2_b, &l.fc_b, &l.fcproj_b})
+        total += small_nbytes(*v);
+    }
+    return total;
+  }
+
   /// A matrix of a linear layer in either layout of files.
   PackedMatrix matrix(const TensorView& w) {
     MatrixSource m{w.data, w.dtype, w.shape[0], w.shape[1], w.stride[0], w.stride[1]};
@@ -120,6 +156,11 @@ class ModelLoader {
     return packed(w, {w.data, w.dtype, w.shape[1], w.shape[0], w.stride[1], w.stride[0]});
   }
   PackedMatrix packed(const TensorView& w, const MatrixSource& m) {
+    if (cached_matrix_ != nullptr) {
+      PackedMatrix whole = packed_at(context_, cached_matrix_, m.k, m.n, format_);
+      cached_matrix_ += whole.bytes;
+      return whole;
+    }
     const std::int64_t at_once = m.k_stride == 1 ? kColumnsAtOnce : m.n;
     PackedMatrix whole = pack_columns(w, m, 0, std::min(m.n, at_once));
     for (std::int64_t n = whole.n; n < m.n; n += at_once) {
@@ -147,6 +188,13 @@ class ModelLoader {
   }
 
   Tensor small(const TensorView& view) {
+    if (cached_small_ != nullptr) {
+      if (view.data == nullptr) return {};
+      Tensor tensor(DType::f32, std::span(view.shape.data(), view.rank));
+      std::memcpy(tensor.view().data, cached_small_, tensor.view().nbytes());
+      cached_small_ += small_nbytes(view);
+      return tensor;
+    }
     Tensor tensor = to_f32(view);
     finish(view);
     return tensor;
@@ -163,8 +211,10 @@ class ModelLoader {
   }
 
   const Gpt2Source& source_;
+  const std::filesystem::path& path_;
   ExecContext& context_;
   const LoadOptions& options_;
+  const std::byte *cached_matrix_ = nullptr, *cached_small_ = nullptr;  // what is left of a cache file
   WeightFormat format_ = WeightFormat::f32;
   std::byte* free_ = nullptr;  // what is left of the slab
   std::uint64_t done_ = 0;
@@ -177,7 +227,7 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
   Result<Gpt2Source> source = Gpt2Source::open(path, open);
   if (!source) return source.error();
   try {
-    return ModelLoader(*source, context, options).load();
+    return ModelLoader(*source, path, context, options).load();
   } catch (const Error& error) {
     return error;
   } catch (const std::bad_alloc&) {
@@ -185,8 +235,34 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
   }
 }
 
+Result<void> Model::write_packed_cache() const {
+  if (!cache_key_) {
+    return Error(Code::usage,
+                 "model: write_packed_cache: expected a load with packed_cache, got one without");
+  }
+  std::vector<std::byte> small;
+  const auto add = [&](const Tensor& tensor) {
+    const std::size_t begin = small.size();
+    small.resize(begin + small_nbytes(tensor.view()));
+    if (tensor.view().data != nullptr)
+      std::memcpy(small.data() + begin, tensor.view().data, tensor.view().nbytes());
+  };
+  // In the order in which ModelLoader asks for them.
+  const auto norm = [&](const NormWeights& n) { add(n.weight), add(n.bias); };
+  add(positions_);
+  for (const LayerWeights& l : layers_) {
+    norm(l.ln1);
+    add(l.qkv.bias), add(l.proj.bias);
+    norm(l.ln2);
+    add(l.fc.bias), add(l.fcproj.bias);
+  }
+  norm(final_norm_);
+  return inkling::write_packed_cache(cache_folder_, *cache_key_, {layers_[0].qkv.weight.data, slab_bytes_},
+                                     small);
+}
+
 std::uint64_t Model::nbytes() const noexcept {
-  std::uint64_t total = slab_.size() + positions_.nbytes();
+  std::uint64_t total = slab_bytes_ + positions_.nbytes();
   const auto norm = [](const NormWeights& n) { return n.weight.nbytes() + n.bias.nbytes(); };
   total += norm(final_norm_);
   for (const LayerWeights& l : layers_) {

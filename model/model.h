@@ -15,6 +15,7 @@
 #include "engine/base/result.h"
 #include "engine/exec_context.h"
 #include "engine/packed_matrix.h"
+#include "model/packed_cache.h"
 #include "weights/config.h"
 #include "weights/gpt2_source.h"
 
@@ -29,6 +30,7 @@ struct LoadOptions {
   Quantisation quant = Quantisation::none;  ///< of the matrices; embeddings of positions and norms stay f32
   std::uint64_t max_memory = 0;             ///< bytes of packed weights; 0: no limit
   std::optional<ModelConfig> config;        ///< in place of config.json
+  std::filesystem::path packed_cache;       ///< folder of packed weights to take these from; empty: none
   std::function<void(double)> progress;     ///< called with the share done, 0 … 1, on the loading thread
 };
 
@@ -59,6 +61,13 @@ class Model {
   static Result<Model> load(const std::filesystem::path& path, ExecContext& context,
                             const LoadOptions& options = {});
 
+  /// Whether LoadOptions::packed_cache had these weights, as this machine reads them and of the same files.
+  bool from_packed_cache() const noexcept { return !cached_.bytes().empty(); }
+  /// Leaves the packed weights in that folder for the next load (packed_cache.h): a file of about nbytes()
+  /// that takes the place of an older one of the same model, format and instruction set. Error{usage} for a
+  /// model that was loaded without LoadOptions::packed_cache, Error{output}.
+  Result<void> write_packed_cache() const;
+
   const ModelConfig& config() const noexcept { return config_; }
   const PublishedGeneration& published_generation() const noexcept { return generation_; }
   /// What the matrices are held as.
@@ -82,7 +91,11 @@ class Model {
   ModelConfig config_;
   PublishedGeneration generation_;
   WeightFormat format_ = WeightFormat::f32;
-  Buffer slab_;  // the memory of every PackedMatrix below
+  std::filesystem::path cache_folder_;
+  std::optional<PackedCacheKey> cache_key_;  // of the files as they were before they were read
+  Buffer slab_;                              // the memory of every PackedMatrix below,
+  weights::FileMap cached_;                  // or a file that holds it
+  std::size_t slab_bytes_ = 0;
   PackedMatrix embedding_;
   std::optional<PackedMatrix> head_;
   Tensor positions_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -51,6 +52,7 @@ class ByteLevelBpe final : public TokenModel {
   void encode_bytes(std::string_view text, std::vector<std::int32_t>& ids) const;
   void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
   std::size_t merge_word(std::string_view word, std::vector<std::int32_t>& ids) const;
+  bool is_word(std::string_view word, std::int32_t id, std::vector<std::int32_t>& ids) const;
   void index_words(const std::string& file);
 
   std::vector<MergeRule> resolve(const ByteLevelSpec& spec) const;
@@ -61,8 +63,9 @@ class ByteLevelBpe final : public TokenModel {
   BpeMerges merges_;
   Pretokenizer pretokenizer_;
   std::array<std::int32_t, 256> byte_ids_{};
-  StringIndex
-      words_;  // bytes of a token that merging its bytes leads to → its id: most words need no merging
+  enum class Merges : std::uint8_t { unknown, to_token, to_others };  // what merging a token's bytes leads to
+  StringIndex words_;  // bytes of a token → its id: most words are tokens and need no merging
+  mutable std::vector<std::atomic<Merges>> known_;
 };
 
 }  // namespace inkling

@@ -41,24 +41,30 @@ class CpuBackend final : public CpuTraining {
   }
 
   PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) override {
-    PackedMatrix matrix;
-    matrix.format = format;
-    matrix.isa = table_.isa;
-    matrix.k = source.k;
-    matrix.n = source.n;
-    matrix.panel = table_.panel;
-    matrix.panel_bytes = cpu::panel_nbytes(table_, format, source.k);
-    matrix.bytes = packed_nbytes(source.k, source.n, format);
+    PackedMatrix matrix = packed_at(memory, source.k, source.n, format);
     if (memory == nullptr) {
       matrix.owned = Buffer(matrix.bytes);
-      memory = matrix.owned.data();
+      matrix.data = memory = matrix.owned.data();
     }
-    matrix.data = memory;
     pool_.reserve_scratch(cpu::kLinearScratch);
     pool_.run(matrix.panels(), [&](std::int64_t panel, int worker) {
       table_.pack_panel(source, format, panel, memory + static_cast<std::size_t>(panel) * matrix.panel_bytes,
                         pool_.scratch(worker));
     });
+    return matrix;
+  }
+
+  PackedMatrix packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,
+                         WeightFormat format) const override {
+    PackedMatrix matrix;
+    matrix.format = format;
+    matrix.isa = table_.isa;
+    matrix.k = k;
+    matrix.n = n;
+    matrix.panel = table_.panel;
+    matrix.panel_bytes = cpu::panel_nbytes(table_, format, k);
+    matrix.data = memory;
+    matrix.bytes = packed_nbytes(k, n, format);
     return matrix;
   }
 

@@ -20,7 +20,7 @@ def command(args):
 
 def environment(env=None):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("INKLING_")}
-    return {**clean, "XDG_CONFIG_HOME": "/nonexistent", **(env or {})}
+    return {**clean, "XDG_CONFIG_HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent", **(env or {})}
 
 
 def run(*args, stdin="", env=None, text=True, **more):

@@ -1,0 +1,118 @@
+#include "model/packed_cache.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <chrono>
+#include <cstring>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "weights/atomic_file.h"
+#include "weights/sha256.h"
+#include "weights/sharded.h"
+
+namespace inkling {
+namespace {
+
+namespace fs = std::filesystem;
+
+// To be raised whenever PackedMatrix's layout, or the order of tensors in the file, changes.
+constexpr int kLayout = 1;
+constexpr std::size_t kHeader = 4096;
+constexpr std::string_view kMagic = "INKLPCK1";
+
+std::string sha256_of(std::string_view text) {
+  Sha256 hash;
+  hash.update(std::as_bytes(std::span(text)));
+  return hash.finish();
+}
+
+// "INKLPCK1\nHASH\n" and then what HASH is of: "SLAB SMALL\nKEY".
+std::string header_text(std::string_view key, std::size_t slab, std::size_t small) {
+  const std::string body = std::to_string(slab) + ' ' + std::to_string(small) + '\n' + std::string(key);
+  return std::string(kMagic) + '\n' + sha256_of(body) + '\n' + body;
+}
+
+// What processes that were killed have left: temporaries of AtomicFile that nobody has touched for an hour.
+void remove_leftovers(const fs::path& folder, const std::string& name) {
+  std::error_code error;
+  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
+    const std::string file = at->path().filename().string();
+    if (!file.starts_with('.' + name + '.') || !file.ends_with(".tmp")) continue;
+    std::error_code ignored;
+    const auto age = fs::file_time_type::clock::now() - fs::last_write_time(at->path(), ignored);
+    if (!ignored && age > std::chrono::hours(1)) fs::remove(at->path(), ignored);
+  }
+}
+
+}  // namespace
+
+Result<PackedCacheKey> PackedCacheKey::of(const fs::path& model, const ModelConfig& config,
+                                          WeightFormat format, Isa isa) {
+  auto location = locate_weights(model);
+  if (!location) return location.error();
+  std::vector<fs::path> files = location->files;
+  if (location->index_path) files.push_back(*location->index_path);
+  const std::string kind = std::string(weight_format_name(format)) + ' ' + std::string(isa_name(isa));
+  PackedCacheKey key;
+  std::string paths;
+  key.text = "layout " + std::to_string(kLayout) + ", " + kind + '\n';
+  for (const fs::path& file : files) {
+    std::error_code error;
+    const fs::path whole = fs::canonical(file, error);
+    struct stat status {};
+    if (error || ::stat(whole.c_str(), &status) != 0) {
+      return Error(Code::file, file.string() + ": cannot look at the file");
+    }
+    paths += whole.string() + '\n';
+    key.text += whole.string() + ' ' + std::to_string(status.st_size) + ' ' + std::to_string(status.st_dev) +
+                ' ' + std::to_string(status.st_ino) + ' ' + std::to_string(status.st_mtim.tv_sec) + '.' +
+                std::to_string(status.st_mtim.tv_nsec) + ' ' + std::to_string(status.st_ctim.tv_sec) + '.' +
+                std::to_string(status.st_ctim.tv_nsec) + '\n';
+  }
+  key.text += to_config_json(config);
+  // Not the files' times: what has changed replaces what it was.
+  key.name = sha256_of(paths + kind).substr(0, 32) + ".packed";
+  return key;
+}
+
+std::optional<PackedCacheFile> open_packed_cache(const fs::path& folder, const PackedCacheKey& key,
+                                                 std::size_t slab_bytes) {
+  auto map = weights::FileMap::open(folder / key.name);
+  if (!map || map->bytes().size() < kHeader + slab_bytes) return std::nullopt;
+  const std::span<const std::byte> bytes = map->bytes();
+  const std::size_t small_bytes = bytes.size() - kHeader - slab_bytes;
+  const std::string wanted = header_text(key.text, slab_bytes, small_bytes);
+  if (wanted.size() >= kHeader || std::memcmp(bytes.data(), wanted.c_str(), wanted.size() + 1) != 0) {
+    return std::nullopt;
+  }
+  PackedCacheFile file;
+  file.slab = bytes.subspan(kHeader, slab_bytes);
+  file.small = bytes.subspan(kHeader + slab_bytes);
+  file.map = std::move(*map);
+  return file;
+}
+
+Result<void> write_packed_cache(const fs::path& folder, const PackedCacheKey& key,
+                                std::span<const std::byte> slab, std::span<const std::byte> small) {
+  std::string header = header_text(key.text, slab.size(), small.size());
+  if (header.size() >= kHeader) {
+    return Error(Code::output,
+                 key.name + ": a key of " + std::to_string(header.size()) + " bytes is too long");
+  }
+  header.resize(kHeader, '\0');
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) return Error(Code::output, folder.string() + ": cannot make the folder: " + error.message());
+  remove_leftovers(folder, key.name);
+  auto file = AtomicFile::create(folder / key.name);
+  if (!file) return file.error();
+  if (auto wrote = file->write(header); !wrote) return wrote;
+  if (auto wrote = file->write(slab); !wrote) return wrote;
+  if (auto wrote = file->write(small); !wrote) return wrote;
+  return file->commit();
+}
+
+}  // namespace inkling
