@@ -1,4 +1,5 @@
 // inkling train: a GPT-2 from scratch, further, or fine-tuned.
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -34,6 +35,11 @@ TrainSettings settings_of(const Given& given) {
     }
     set(settings, *setting, text);
   }
+  // nanoGPT's advice: a rate that says nothing of its end falls to a tenth.
+  const auto is_given = [&](std::string_view name) {
+    return std::ranges::any_of(given.values, [&](const auto& value) { return value.first->name == name; });
+  };
+  if (is_given("learning_rate") && !is_given("min_lr")) settings.min_lr = settings.learning_rate / 10;
   return settings;
 }
 
@@ -76,7 +82,7 @@ void add_train(Program& program) {
   Options& options = program.command("train", "train a model from scratch, go on, or fine-tune",
                                      [given](const Console& console) { train(*given, console); });
   options.group("Run", Options::Layers::command_line);
-  options.add("--data", "PATH", "text, JSON lines {\"text\"}, a folder of them, or of train.bin and val.bin",
+  options.add("--data", "PATH", "text, JSON lines {\"text\"}, a folder of them, or of train.bin, val.bin",
               path(c.data));
   options.add("--tokenizer", "WHAT", "char, bpe:N, unigram:N, sp-bpe:N, or a path [char, or the model's]",
               text(c.tokenizer));

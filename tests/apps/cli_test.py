@@ -294,7 +294,7 @@ class Others(Folder):
         self.assertIn("/nonexistent/trace.json", done.stderr)
 
     def test_help_fits_a_screen(self):
-        for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["bench", "gemm"], ["doctor"], ["completion"], ["tokenizer", "train"]):
+        for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["bench", "gemm"], ["doctor"], ["completion"], ["tokenizer", "train"], ["train"], ["bench", "train"]):
             lines = run(*command, "--help").stdout.splitlines()
             self.assertLessEqual(len(lines), 50, command)
             self.assertLessEqual(max(map(len, lines)), 100, command)
@@ -310,14 +310,19 @@ class Readme(Folder):
         (self.folder / "prompts.jsonl").write_text('{"id":1,"prompt":"ROMEO:"}\n')
         (self.folder / "texts.jsonl").write_text('{"id":1,"text":"ROMEO: I come."}\n')
         (self.folder / "text.txt").write_text("To be, or not to be: that is the question.\n" * 20)
+        (self.folder / "input.txt").write_text("ROMEO:\nO, she doth teach the torches to burn bright!\n\n" * 60)
+        (self.folder / "mine.jsonl").write_text('{"text":"ROMEO: I come, anon, and we shall see what we shall see."}\n' * 40)
         text = (SOURCE / "README.md").read_text()
         examples = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("inkling ")]
         self.assertGreater(len(examples), 7)
         for words in (shlex.split(" ".join(each)) for each in examples):
             replaced = [str(SAMPLE) if word in ("FOLDER", "models/gpt2") else word.replace("512", "32").replace("128", "8") for word in words]
+            if words[1] == "train":  # a few iterations tell as much
+                replaced = [word.replace("4000", "4") for word in replaced] + ([] if "--max-iters" in words else ["--max-iters", "2"])
+                replaced += ["--eval-iters", "1", "--batch-size", "2"]
             result = subprocess.run([INKLING, *replaced[1:]], cwd=self.folder, capture_output=True, text=True, timeout=120)
             self.assertEqual(result.returncode, 0, (words, result.stderr))
-            self.assertTrue(result.stdout)
+            self.assertTrue(result.stdout or words[1:3] == ["tokenizer", "train"])
 
 
 if __name__ == "__main__":
