@@ -14,8 +14,7 @@ constexpr double kMany = 1e9;
 const TrainSetting kSettings[] = {
     {"batch_size", &S::batch_size, 1, 1 << 20, "sequences of a batch"},
     {"block_size", &S::block_size, 1, 1 << 20, "tokens of a sequence, and positions of a new model"},
-    {"gradient_accumulation_steps", &S::gradient_accumulation_steps, 1, 1 << 20,
-     "batches of an iteration"},
+    {"gradient_accumulation_steps", &S::gradient_accumulation_steps, 1, 1 << 20, "batches of an iteration"},
     {"packed_documents", &S::packed_documents, 0, 1, "whole documents, packed, none seeing another"},
     {"n_layer", &S::n_layer, 1, kMaxLayers, "layers", true},
     {"n_head", &S::n_head, 1, kMaxEmbd, "heads of attention", true},

@@ -92,6 +92,7 @@ class Engines:
         self.workers: dict[str, Worker] = {}
         self.info: dict[str, dict] = {}
         self.first_token = work / "first_token_llama"
+        self.packed = set()  # variants of Inkling whose packed weights are on disk
 
     def build(self) -> None:
         cxx, cc = os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc")
@@ -139,11 +140,15 @@ class Engines:
 
     def inkling_flags(self, variant: str) -> list[str]:
         dtype, quant = ("bf16" if variant == "bf16" else "f32"), (variant if variant.startswith("int") else "none")
-        return ["-m", str(self.models / f"hf-{dtype}"), "--dtype", dtype, "--quant", quant]
+        return ["-m", str(self.models / f"hf-{dtype}"), "--dtype", dtype, "--quant", quant,
+                "--cache-dir", str(self.models / "packed")]
 
     def inkling_run(self, command: str, variant: str, threads: int, flags: list[str]) -> dict:
         if self.inkling is None:
             raise Broken("no binary given")
+        if variant not in self.packed:  # as after a first start
+            self.packed.add(variant)
+            run_process([str(self.inkling), "generate", *self.inkling_flags(variant), "-p", PROMPT, "-n", "1", "-q"], self.log)
         return run_process([str(self.inkling), command, *self.inkling_flags(variant), "-t", str(threads), *flags], self.log)
 
     def inkling_bench(self, variant: str, row: Row) -> dict:
