@@ -147,21 +147,24 @@ bool up_to_date(const fs::path& path, const std::string& source) {
   return data && data->source() == source;
 }
 
+void make_vocabulary(const TrainSource& source, std::span<const std::string_view> texts,
+                     const Console& console) {
+  const auto vocabulary = vocabulary_of(source.tokenizer.empty() ? "char" : source.tokenizer);
+  if (!vocabulary) return take_tokenizer(source.tokenizer, source.out);
+  Progress progress(console, "vocabulary");
+  write_vocabulary(source.out, train_vocabulary(texts, *vocabulary, [&](double share) {
+                     check_interrupt();
+                     progress.update(share);
+                   }));
+}
+
 TrainData from_text(const TrainSource& source, const Console& console) {
   const Documents documents = read_documents(std::span(&source.data, 1));
   std::vector<std::string_view> texts = documents.views();
   std::size_t bytes = 0;
   for (const std::string_view text : texts) bytes += text.size();
   if (bytes == 0) throw Error(Code::input, source.data.string() + ": expected text, got none");
-  if (const auto vocabulary = vocabulary_of(source.tokenizer.empty() ? "char" : source.tokenizer)) {
-    Progress progress(console, "vocabulary");
-    write_vocabulary(source.out, train_vocabulary(texts, *vocabulary, [&](double share) {
-                       check_interrupt();
-                       progress.update(share);
-                     }));
-  } else if (fs::path(source.tokenizer) != source.out) {
-    take_tokenizer(source.tokenizer, source.out);
-  }
+  if (!source.has_vocabulary) make_vocabulary(source, texts, console);
   const Tokenizer tokenizer = Tokenizer::load(source.out).value();
   const std::string hash = hash_of(documents, source.out);
   const fs::path train = source.out / "train.tokens", validation = source.out / "val.tokens";
@@ -186,11 +189,12 @@ TrainData from_text(const TrainSource& source, const Console& console) {
 
 TrainData from_nano_gpt(const TrainSource& source) {
   TrainData data = open_both(source.data, "train.bin", "val.bin", TokenData::open_u16);
-  const bool has_own = is_there(source.data / "meta.json");
-  if (!source.tokenizer.empty() && fs::path(source.tokenizer) != source.out) {
-    take_tokenizer(source.tokenizer, source.out);
-  } else if (has_own) {
-    take_tokenizer(source.data, source.out);
+  if (!source.has_vocabulary) {
+    if (!source.tokenizer.empty()) {
+      take_tokenizer(source.tokenizer, source.out);
+    } else if (is_there(source.data / "meta.json")) {
+      take_tokenizer(source.data, source.out);
+    }
   }
   if (auto tokenizer = Tokenizer::load(source.out)) data.tokenizer = *tokenizer;
   data.vocab_size = data.tokenizer ? data.tokenizer->vocab_size() : kNanoGptVocab;

@@ -35,12 +35,12 @@ std::string duration(double seconds) {
 
 TrainSource source_of(const TrainCommand& c) {
   std::string tokenizer = c.tokenizer;
-  if (c.init_from == "resume") {
-    tokenizer = c.out.string();
-  } else if (tokenizer.empty() && c.init_from != "scratch") {
-    tokenizer = c.init_from;
+  if (tokenizer.empty() && c.init_from != "scratch" && c.init_from != "resume") {  // the model's own
+    std::error_code ignored;
+    const fs::path model = c.init_from;
+    tokenizer = (fs::is_directory(model, ignored) ? model : model.parent_path() / ".").string();
   }
-  return {c.data, tokenizer, c.out};
+  return {c.data, tokenizer, c.out, c.init_from == "resume"};
 }
 
 // Rank 0 makes the files, the others find them made.
@@ -51,7 +51,7 @@ TrainData data_of(const TrainCommand& command, const Console& console, Communica
   double done = 0;
   if (communicator->rank() != 0) {
     communicator->sum(std::span(&done, 1));
-    source.tokenizer = source.out.string();
+    source.has_vocabulary = true;
     return prepare_data(source, console);
   }
   TrainData data = prepare_data(source, console);

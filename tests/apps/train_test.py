@@ -6,6 +6,7 @@
 import json
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -154,11 +155,16 @@ class Training(Folder):
     def test_any_text_and_vocabulary(self):
         lines = self.file("lines.jsonl", "\n".join(json.dumps({"text": f"Document {i}: {TEXT[i:i + 40]}"}) for i in range(200)))
         for what, extra in (("bpe:300", ["--packed-documents"]), ("sp-bpe:310", [])):
-            out = self.folder / what.replace(":", "-")
+            out = self.folder / "char"  # a folder, not the vocabulary of that name
+            shutil.rmtree(out, ignore_errors=True)
             result = run("train", "--data", lines, *TINY, "--out-dir", out, "--max-iters", 12, "--tokenizer", what, *extra)
             self.assertEqual(result.returncode, 0, result.stderr)
             log = self.log(out)
             self.assertLess(log[-1]["val_loss"], log[0]["val_loss"])
+            vocabulary = sorted(p.name for p in out.iterdir())
+            result = run("train", "--data", lines, "--out-dir", out, "--init-from", "resume", "--max-iters", 14)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual(vocabulary, sorted(p.name for p in out.iterdir()))
 
     def test_nanogpt_binaries(self):
         folder = self.folder / "bins"
@@ -175,7 +181,7 @@ class Training(Folder):
     def test_fine_tuning(self):
         base, tuned = self.folder / "base", self.folder / "tuned"
         self.train("--out-dir", base, "--max-iters", 20)
-        result = run("train", "--data", self.data(), *TINY[6:], "--init-from", base, "--out-dir", tuned, "--max-iters", 0, "--learning-rate", 1e-4,
+        result = run("train", "--data", self.data(), *TINY[6:], "--init-from", base / "model.safetensors", "--out-dir", tuned, "--max-iters", 0, "--learning-rate", 1e-4,
                      "--min-lr", 0)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertAlmostEqual(self.log(base)[-1]["val_loss"], self.log(tuned)[0]["val_loss"], places=5)
