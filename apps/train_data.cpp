@@ -15,6 +15,7 @@ namespace inkling::app {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr const char *kTrainFile = "train.tokens", *kValidationFile = "val.tokens";
 constexpr std::int64_t kNanoGptVocab = 50304;  // GPT-2's, padded
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "vocab.json", "merges.txt",     "encoder.json",
                                            "vocab.bpe",      "meta.json",  "tokenizer.model"};
@@ -94,6 +95,19 @@ std::size_t split_documents(const std::vector<std::string_view>& texts) {
   return texts.size() - 1;
 }
 
+// Up to `most` bytes: after a line end between two characters that are no white space, since there no
+// tokenizer joins what it sees; failing that, between two characters.
+std::size_t piece_of(std::string_view text, std::size_t most) {
+  if (text.size() <= most) return text.size();
+  const auto is_space = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
+  for (std::size_t at = most - 1; at > 0; --at) {
+    if (text[at] == '\n' && !is_space(text[at - 1]) && !is_space(text[at + 1])) return at + 1;
+  }
+  std::size_t count = most;
+  while (count > 1 && !begins_character(text[count])) --count;
+  return count;
+}
+
 class Encoder {
  public:
   Encoder(const Tokenizer& tokenizer, bool with_end, const Console& console, std::size_t total)
@@ -111,18 +125,11 @@ class Encoder {
   }
 
  private:
-  // In pieces of lines, where a text is longer than the tokenizer takes at once.
+  // In pieces, where a text is longer than the tokenizer takes at once.
   void encode(std::string_view text, std::vector<std::int32_t>& ids) {
-    constexpr std::size_t kPiece = std::size_t{4} << 20;
-    const std::size_t most = std::min(kPiece, tokenizer_.max_input_bytes());
     while (!text.empty()) {
       check_interrupt();
-      std::size_t count = std::min(text.size(), most);
-      if (count < text.size()) {
-        const std::size_t line = text.rfind('\n', count - 1);
-        if (line != std::string_view::npos && line > 0) count = line + 1;
-        while (count < text.size() && count > 1 && !begins_character(text[count])) --count;
-      }
+      const std::size_t count = piece_of(text, tokenizer_.max_input_bytes());
       const auto piece = tokenizer_.encode(text.substr(0, count), {SpecialTokens::literal}).value();
       ids.insert(ids.end(), piece.begin(), piece.end());
       text.remove_prefix(count);
@@ -147,12 +154,14 @@ bool up_to_date(const fs::path& path, const std::string& source) {
   return data && data->source() == source;
 }
 
-void make_vocabulary(const TrainSource& source, std::span<const std::string_view> texts,
-                     const Console& console) {
+// Of the training part alone, but for characters, of which each must have an id.
+void make_vocabulary(const TrainSource& source, std::span<const std::string_view> training,
+                     std::span<const std::string_view> all, const Console& console) {
   const auto vocabulary = vocabulary_of(source.tokenizer.empty() ? "char" : source.tokenizer);
   if (!vocabulary) return take_tokenizer(source.tokenizer, source.out);
   Progress progress(console, "vocabulary");
-  write_vocabulary(source.out, train_vocabulary(texts, *vocabulary, [&](double share) {
+  const bool characters = vocabulary->type == VocabularyType::characters;
+  write_vocabulary(source.out, train_vocabulary(characters ? all : training, *vocabulary, [&](double share) {
                      check_interrupt();
                      progress.update(share);
                    }));
@@ -161,27 +170,33 @@ void make_vocabulary(const TrainSource& source, std::span<const std::string_view
 TrainData from_text(const TrainSource& source, const Console& console) {
   const Documents documents = read_documents(std::span(&source.data, 1));
   std::vector<std::string_view> texts = documents.views();
+  const bool many = texts.size() > 1;
   std::size_t bytes = 0;
   for (const std::string_view text : texts) bytes += text.size();
   if (bytes == 0) throw Error(Code::input, source.data.string() + ": expected text, got none");
-  if (!source.has_vocabulary) make_vocabulary(source, texts, console);
+  std::size_t for_training = 1;
+  if (many) {
+    for_training = split_documents(texts);
+  } else {
+    const auto [first, rest] = split_text(texts[0]);
+    texts = {first, rest};
+  }
+  const std::span training = std::span(texts).first(for_training),
+                  validation = std::span(texts).subspan(for_training);
+  if (!source.has_vocabulary) make_vocabulary(source, training, texts, console);
   const Tokenizer tokenizer = Tokenizer::load(source.out).value();
   const std::string hash = hash_of(documents, source.out);
-  const fs::path train = source.out / "train.tokens", validation = source.out / "val.tokens";
-  if (!up_to_date(train, hash) || !up_to_date(validation, hash)) {
-    Encoder encoder(tokenizer, texts.size() > 1, console, bytes);
-    std::size_t for_training = 0;
-    if (texts.size() == 1) {
-      const auto [first, rest] = split_text(texts[0]);
-      texts = {first, rest};
-      for_training = 1;
-    } else {
-      for_training = split_documents(texts);
+  const fs::path train_path = source.out / kTrainFile, validation_path = source.out / kValidationFile;
+  if (!up_to_date(train_path, hash) || !up_to_date(validation_path, hash)) {
+    if (source.has_vocabulary && is_there(train_path)) {
+      throw Error(Code::input, source.data.string() + ": expected the text that the run in " +
+                                   source.out.string() + " began with, got another");
     }
-    encoder.write(train, std::span(texts).first(for_training), hash);
-    encoder.write(validation, std::span(texts).subspan(for_training), hash);
+    Encoder encoder(tokenizer, many, console, bytes);
+    encoder.write(train_path, training, hash);
+    encoder.write(validation_path, validation, hash);
   }
-  TrainData data = open_both(source.out, "train.tokens", "val.tokens", TokenData::open);
+  TrainData data = open_both(source.out, kTrainFile, kValidationFile, TokenData::open);
   data.vocab_size = tokenizer.vocab_size();
   data.tokenizer = tokenizer;
   return data;

@@ -17,7 +17,8 @@ struct TrainSource {
   std::string tokenizer;       ///< "char", "bpe:N", "unigram:N", "sp-bpe:N", or a folder or file to take.
                                ///< Empty: char, or what lies beside nanoGPT's ids
   std::filesystem::path out;   ///< a folder that exists
-  bool has_vocabulary = false;  ///< the out folder has the vocabulary already, whatever `tokenizer` says
+  bool has_vocabulary = false;  ///< the out folder has the vocabulary already, whatever `tokenizer` says, and
+                                ///< the data must be what its ids were made from
 };
 
 struct TrainData {

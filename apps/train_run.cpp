@@ -120,10 +120,12 @@ TrainRun::TrainRun(const TrainCommand& command, const Console& console, Communic
                                  std::to_string(trainer_.config().n_positions) + " positions, got " +
                                  std::to_string(s.block_size));
   }
-  if (data_.vocab_size > trainer_.config().vocab_size) {
-    throw Error(Code::malformed, command.init_from + ": vocab_size: expected at least the tokenizer's " +
-                                     std::to_string(data_.vocab_size) + ", got " +
-                                     std::to_string(trainer_.config().vocab_size));
+  // Ids without a tokenizer are held against the vocabulary batch by batch.
+  const std::int64_t vocab = trainer_.config().vocab_size;
+  if (data_.vocab_size > vocab || (data_.tokenizer && data_.vocab_size + kMaxVocabPadding < vocab)) {
+    throw Error(Code::malformed, command.init_from + ": vocab_size: expected the tokenizer's " +
+                                     std::to_string(data_.vocab_size) + " or a little more, got " +
+                                     std::to_string(vocab));
   }
   if (!writes_) return;
   const bool resumed = command.init_from == "resume";

@@ -13,7 +13,7 @@ import time
 import unittest
 import xml.etree.ElementTree as ET
 
-from program import popen, run, Folder
+from program import popen, run, Folder, SAMPLE
 
 TEXT = "".join(f"ROMEO:\nBut soft, what light is {i * 7919 % 101}? It is the east — naïve!\n\n" for i in range(300))
 
@@ -185,6 +185,16 @@ class Training(Folder):
                      "--min-lr", 0)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertAlmostEqual(self.log(base)[-1]["val_loss"], self.log(tuned)[0]["val_loss"], places=5)
+
+    def test_a_run_goes_on_with_its_own_text(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 0)
+        other = self.file("other.txt", CORPUS + "more")
+        self.fails(7, "train", "--data", other, "--out-dir", out, "--init-from", "resume", says="began with")
+
+    def test_a_vocabulary_of_another_model_is_refused(self):
+        self.fails(4, "train", "--data", self.data(), "--out-dir", self.folder / "out", "--init-from", SAMPLE, "--tokenizer", "char",
+                   "--block-size", 16, says="vocab_size: expected the tokenizer's")
 
     def test_what_is_refused(self):
         out, short = self.folder / "out", self.file("short.txt", "abc")
