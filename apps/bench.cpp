@@ -52,7 +52,7 @@ class Bench {
         context_(workspace.context()),
         model_(workspace.model()),
         forward_(model_, context_),
-        pool_(forward_.kv_shape(forward_.default_kv_dtype()), workspace.kv_max_bytes()) {
+        pool_(forward_.kv_shape(forward_.default_kv_dtype()), workspace.kv_max_bytes(), &forward_.context().backend()) {
     if (options.ceiling) ceilings_ = measure_ceilings(context_);
   }
 
@@ -101,7 +101,7 @@ class Bench {
     batch_.clear();
     batch_.add(sequence, ids, 1);
     forward_.run(batch_);
-    (void)forward_.logits();
+    (void)forward_.on_host(forward_.logits());
     check_interrupt();
     return static_cast<double>(length) / (now() - start);
   }
@@ -118,7 +118,7 @@ class Bench {
         batch_.add(sequence, std::span(&id, 1), 1);
       }
       forward_.run(batch_);
-      (void)forward_.logits();
+      (void)forward_.on_host(forward_.logits());
       check_interrupt();
     }
     return static_cast<double>(steps * count) / (now() - start);

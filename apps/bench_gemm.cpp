@@ -108,7 +108,7 @@ void print_json(const GemmOptions& o, ExecContext& context) {
 }
 
 void bench_gemm(const GemmOptions& o, const Console& console) {
-  ExecContext context(exec_options(o.model, console));
+  ExecContext context(cpu_options(o.model, console, "bench gemm"));
   if (o.table == Table::json) return print_json(o, context);
   const Ceilings ceilings = measure_ceilings(context);
   console.note("inkling: " + context.backend().description() + format(", %.0f GFLOP/s", ceilings.gflop_s) +

@@ -67,7 +67,7 @@ class SdpaBench {
 
  private:
   ExecOptions exec() {
-    ExecOptions exec = exec_options(o_.model, console_);
+    ExecOptions exec = cpu_options(o_.model, console_, "bench sdpa");
     if (exec.profiler == nullptr) exec.profiler = &own_;  // it knows what the ops cost
     profiler_ = exec.profiler;
     return exec;

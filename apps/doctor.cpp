@@ -9,6 +9,7 @@
 #include "apps/ceilings.h"
 #include "apps/model_options.h"
 #include "apps/program.h"
+#include "engine/cuda/cuda.h"
 
 namespace inkling::app {
 namespace {
@@ -85,7 +86,7 @@ void explain_attention(const DoctorOptions& o, const Console& console) {
       throw Error(error.code(), "--attn: " + error.message());
     }
   }();
-  ExecContext context(exec_options(o.model, console));
+  ExecContext context(cpu_options(o.model, console, "doctor --attn"));
   const SdpaScope scope(context, policy);
   const AttentionData data(shape, AttentionData::Memory::none);
   const SdpaChoice forward = choose(context, data.forward());
@@ -97,15 +98,34 @@ void explain_attention(const DoctorOptions& o, const Console& console) {
   if (shape.backward) print_choice("backward", choose_backward(context, data.backward()));
 }
 
-void doctor(const ModelOptions& options, const Console& console) {
+/// Every GPU, and why it is used or not. Throws Error{device} when one was asked for that cannot run.
+void gpus(const ModelOptions& options) {
+  const std::string reason = cuda_unavailable_reason(options.ordinal);
+  line("cuda", reason.empty() ? "available" : "refused, " + reason);
+  if (const std::string versions = cuda_versions(); !versions.empty()) line("cuda versions", versions);
+  for (const CudaDevice& gpu : cuda_devices()) {
+    const std::string refusal = cuda_unavailable_reason(gpu.ordinal);
+    constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+    line("cuda:" + std::to_string(gpu.ordinal),
+         gpu.name + ", compute capability " + std::to_string(gpu.major) + "." + std::to_string(gpu.minor) + ", " +
+             std::to_string(gpu.processors) + " multiprocessors, " +
+             format("%.1f GiB", static_cast<double>(gpu.memory) / kGiB) +
+             format(" (%.1f free)", static_cast<double>(gpu.free_memory) / kGiB) +
+             (refusal.empty() ? "" : "; refused, " + refusal));
+  }
+  require(options.device != Device::cuda || reason.empty(), Code::device,
+          [&] { return "device: cuda was asked for, but " + reason; });
+}
+
+void doctor(ModelOptions options, const Console& console) {
   line("inkling", version_text());
   machine();
+  gpus(options);
+  options.device = Device::cpu;
   ExecContext context(exec_options(options, console));
   line("threads", std::to_string(context.pool().size()) + " (this process may run on " +
                       std::to_string(available_cpus()) + " CPUs)");
   kernels(context);
-  const std::string cuda = cuda_unavailable_reason();
-  line("cuda", cuda.empty() ? "available" : "refused, " + cuda);
   const Ceilings ceilings = measure_ceilings(context);
   line("measured",
        format("%.1f GB/s read", ceilings.read_gb_s) +

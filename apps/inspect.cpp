@@ -5,6 +5,7 @@
 #include "apps/generation.h"
 #include "apps/json_text.h"
 #include "apps/program.h"
+#include "engine/cuda/cuda.h"
 #include "model/forward.h"
 #include "weights/sha256.h"
 

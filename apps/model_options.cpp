@@ -23,8 +23,8 @@ std::optional<fs::path> find_sample() {
   return std::nullopt;
 }
 
-Setter device(Device& target) {
-  return [&target](const std::string& value) {
+Setter device(Device& target, int& ordinal) {
+  return [&target, &ordinal](const std::string& value) {
     int number = 0;
     if (value == "auto") {
       target = Device::automatic;
@@ -33,6 +33,7 @@ Setter device(Device& target) {
     } else if (value == "cuda" || (value.starts_with("cuda:") &&
                                    parse_number(std::string_view(value).substr(5), number) && number >= 0)) {
       target = Device::cuda;
+      ordinal = number;
     } else {
       refuse("auto, cpu, cuda or cuda:N", value);
     }
@@ -80,7 +81,7 @@ Setter backends(std::vector<SdpaBackend>& target) {
 
 void add_device_options(Options& options, ModelOptions& model) {
   options.group("Model", Options::Layers::all);
-  options.add("--device", "NAME", "auto, cpu or cuda[:N] [auto]", device(model.device));
+  options.add("--device", "NAME", "auto, cpu or cuda[:N] [auto]", device(model.device, model.ordinal));
   options.add("-t,--threads", "N", "0: every CPU of this process [0]", whole(model.threads, 0, 1024));
 }
 
@@ -137,9 +138,20 @@ fs::path tokenizer_path(const ModelOptions& options) {
 ExecOptions exec_options(const ModelOptions& options, const Console& console) {
   ExecOptions exec;
   exec.device = options.device;
+  exec.ordinal = options.ordinal;
+  // Integer weights and quantised products exist on the CPU alone.
+  if (options.device == Device::automatic && options.quant != Quantisation::none) exec.device = Device::cpu;
   exec.threads = options.threads;
   exec.log = console.log();
   exec.profiler = console.profiler();
+  return exec;
+}
+
+ExecOptions cpu_options(const ModelOptions& options, const Console& console, const char* command) {
+  ExecOptions exec = exec_options(options, console);
+  if (exec.device == Device::cuda)
+    throw Error(Code::device, std::string("--device: ") + command + " runs on the CPU alone, got cuda");
+  exec.device = Device::cpu;
   return exec;
 }
 

@@ -21,6 +21,7 @@ struct ModelOptions {
   std::filesystem::path model;      ///< empty: the sample model
   std::filesystem::path tokenizer;  ///< empty: the one beside the model
   Device device = Device::automatic;
+  int ordinal = 0;  ///< of a GPU
   WeightType dtype = WeightType::automatic;
   Quantisation quant = Quantisation::none;
   int threads = 0;
@@ -50,6 +51,8 @@ std::filesystem::path model_path(const ModelOptions& options);
 std::filesystem::path tokenizer_path(const ModelOptions& options);
 
 ExecOptions exec_options(const ModelOptions& options, const Console& console);
+/// The same for a command that has no GPU form: auto means the CPU. Throws Error{device} for cuda.
+ExecOptions cpu_options(const ModelOptions& options, const Console& console, const char* command);
 
 /// When the tokenizer is read: beside the weights, by a thread of its own, or at the first need if there is
 /// one.

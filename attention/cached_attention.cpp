@@ -4,6 +4,7 @@
 #include <string>
 
 #include "attention/cpu/kernels.h"
+#include "attention/cuda/cuda_attention.h"
 #include "attention/in_order.h"
 #include "attention/sdpa_problem.h"
 #include "engine/exec_context.h"
@@ -23,9 +24,9 @@ void check(bool ok, const char* argument, Text&& text) {
   require(ok, Code::usage, [&] { return std::string("cached_attention: ") + argument + ": " + text(); });
 }
 
-void check_rows(const TensorView& view, const char* name, std::int64_t heads, std::int64_t dim) {
-  check(view.rank == 3 && view.dtype == DType::f32, name, [&] {
-    return "expected an f32 tensor of rank 3, got " + std::string(dtype_name(view.dtype)) + ' ' +
+void check_rows(const TensorView& view, DType dtype, const char* name, std::int64_t heads, std::int64_t dim) {
+  check(view.rank == 3 && view.dtype == dtype, name, [&] {
+    return "expected a tensor of rank 3 in " + std::string(dtype_name(dtype)) + ", got " + std::string(dtype_name(view.dtype)) + ' ' +
            view.shape_string();
   });
   check(view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1), name, [&] {
@@ -39,7 +40,8 @@ void check_cu(std::span<const std::int32_t> cu, const char* name, std::size_t se
         [&] { return "expected " + std::to_string(sequences + 1) + " offsets rising from 0"; });
 }
 
-void check_arguments(const CachedAttentionArgs& args) {
+// The CPU computes in f32 whatever the cache holds; a GPU in the dtype of the cache.
+void check_arguments(const ExecContext& context, const CachedAttentionArgs& args) {
   check(!args.sequences.empty(), "sequences", [&] { return std::string("expected at least one"); });
   const std::size_t batch = args.sequences.size();
   const KvShape& shape = args.sequences[0]->pool().shape();
@@ -50,9 +52,10 @@ void check_arguments(const CachedAttentionArgs& args) {
     return "expected (rows, H, D) with H a multiple of " + std::to_string(shape.heads) + ", got " +
            args.q.shape_string();
   });
-  check_rows(args.q, "q", args.q.shape[1], shape.head_dim);
-  check_rows(args.k, "k", shape.heads, shape.head_dim);
-  check_rows(args.v, "v", shape.heads, shape.head_dim);
+  const DType dtype = context.device() == Device::cpu ? DType::f32 : shape.dtype;
+  check_rows(args.q, dtype, "q", args.q.shape[1], shape.head_dim);
+  check_rows(args.k, dtype, "k", shape.heads, shape.head_dim);
+  check_rows(args.v, dtype, "v", shape.heads, shape.head_dim);
   check_cu(args.cu_new, "cu_new", batch);
   check_cu(args.cu_q, "cu_q", batch);
   const std::int64_t rows = args.cu_new.back(), queries = args.cu_q.back();
@@ -62,9 +65,9 @@ void check_arguments(const CachedAttentionArgs& args) {
     return "expected " + std::to_string(rows) + " or " + std::to_string(queries) + " rows, got " +
            args.q.shape_string();
   });
-  check(args.out.rank == 2 && args.out.dtype == DType::f32 && args.out.shape[0] == queries &&
+  check(args.out.rank == 2 && args.out.dtype == dtype && args.out.shape[0] == queries &&
             args.out.shape[1] == args.q.shape[1] * shape.head_dim && args.out.stride[1] == 1,
-        "out", [&] { return "expected f32 (ΣTq, H·D), got " + args.out.shape_string(); });
+        "out", [&] { return "expected (ΣTq, H·D) in " + std::string(dtype_name(dtype)) + ", got " + args.out.shape_string(); });
   for (std::size_t b = 0; b < batch; ++b) {
     const std::int64_t fresh = args.cu_new[b + 1] - args.cu_new[b], wanted = args.cu_q[b + 1] - args.cu_q[b];
     check(wanted <= fresh, "cu_q",
@@ -227,7 +230,8 @@ void attend_by_math(ExecContext& context, const CachedAttentionArgs& args, const
 }  // namespace
 
 void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
-  check_arguments(args);
+  check_arguments(context, args);
+  if (context.device() == Device::cuda) return cached_attention_on_cuda(context, args);
   ThreadPool& pool = context.pool();
   const Step step(args, cpu::attention_kernels(context.isa()));
   pool.reserve_scratch(cpu::forward_scratch_bytes(args.sequences[0]->pool().shape().head_dim));

@@ -114,7 +114,7 @@ CausalSelfAttention::Views CausalSelfAttention::plan(std::int64_t tokens, Phase 
   const std::size_t dy = plan_.add("gradient of the projection", training ? tokens : 0, c);
   const std::size_t dattended = plan_.add("gradient of attention", training ? tokens : 0, c);
   const std::size_t dqkv = plan_.add("gradient of queries, keys, values", training ? tokens : 0, 3 * c);
-  arena_.use(plan_);
+  arena_.use(plan_, context_.backend());
   return {arena_.view(qkv), arena_.view(attended),  arena_.view(lse),
           arena_.view(dy),  arena_.view(dattended), arena_.view(dqkv)};
 }

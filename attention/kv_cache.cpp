@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <string>
 #include <utility>
+
+#include "engine/backend.h"
 
 namespace inkling {
 namespace {
@@ -19,7 +20,8 @@ std::string megabytes(std::size_t bytes) {
 
 }  // namespace
 
-KvPool::KvPool(const KvShape& shape, std::size_t max_bytes) : shape_(shape), max_bytes_(max_bytes) {
+KvPool::KvPool(const KvShape& shape, std::size_t max_bytes, Backend* backend)
+    : backend_(backend), shape_(shape), max_bytes_(max_bytes) {
   require(shape.layers > 0 && shape.heads > 0, Code::usage, [&] {
     return "kv cache: shape: expected at least one layer and head, got " + std::to_string(shape.layers) +
            " and " + std::to_string(shape.heads);
@@ -30,7 +32,7 @@ KvPool::KvPool(const KvShape& shape, std::size_t max_bytes) : shape_(shape), max
           [&] {
             return "kv cache: dtype: expected f32, bf16 or f16, got " + std::string(dtype_name(shape.dtype));
           });
-  page_stride_ = kHeaderBytes + shape.page_bytes();
+  page_stride_ = (shape.page_bytes() + 63) / 64 * 64;
 }
 
 std::int64_t KvPool::free_tokens() const noexcept {
@@ -40,10 +42,17 @@ std::int64_t KvPool::free_tokens() const noexcept {
 }
 
 void KvPool::scribble_free_pages(std::byte byte) {
-  for (Header* page = free_; page != nullptr; page = page->next_free) {
-    std::memset(reinterpret_cast<std::byte*>(page) + kHeaderBytes, static_cast<int>(byte),
-                shape_.page_bytes());
+  const std::vector<std::byte> bytes(shape_.page_bytes(), byte);
+  for (const std::int32_t page : free_) {
+    std::byte* to = pages_[static_cast<std::size_t>(page)].data;
+    backend_ == nullptr ? void(std::memcpy(to, bytes.data(), bytes.size()))
+                        : backend_->copy_in(to, bytes.data(), bytes.size());
   }
+}
+
+void KvPool::copy_page(std::byte* to, const std::byte* from) {
+  backend_ == nullptr ? void(std::memcpy(to, from, shape_.page_bytes()))
+                      : backend_->copy(to, from, shape_.page_bytes());
 }
 
 void KvPool::refuse(std::size_t bytes) const {
@@ -60,26 +69,28 @@ void KvPool::grow() {
     if (pages == 0) refuse(page_stride_);
   }
   chunks_.reserve(chunks_.size() + 1);
-  Buffer chunk(pages * page_stride_);
-  for (std::size_t i = pages; i-- > 0;) {
-    free_ = new (chunk.data() + i * page_stride_) Header{0, free_};
-  }
+  pages_.reserve(pages_.size() + pages);
+  free_.reserve(pages_.size() + pages);
+  Buffer chunk = backend_ == nullptr ? Buffer(pages * page_stride_) : backend_->allocate(pages * page_stride_);
+  const std::size_t first = pages_.size();
+  for (std::size_t i = 0; i < pages; ++i) pages_.push_back({chunk.data() + i * page_stride_, 0});
+  for (std::size_t i = pages; i-- > 0;) free_.push_back(static_cast<std::int32_t>(first + i));
   allocated_ += chunk.size();
   chunks_.push_back(std::move(chunk));
 }
 
-std::byte* KvPool::take() {
-  if (free_ == nullptr) grow();
-  Header* page = std::exchange(free_, free_->next_free);
-  page->references = 1;
+std::int32_t KvPool::take() {
+  if (free_.empty()) grow();
+  const std::int32_t page = free_.back();
+  free_.pop_back();
+  pages_[static_cast<std::size_t>(page)].references = 1;
   ++used_pages_;
-  return reinterpret_cast<std::byte*>(page) + kHeaderBytes;
+  return page;
 }
 
-void KvPool::drop(std::byte* page) noexcept {
-  Header& h = header(page);
-  if (--h.references > 0) return;
-  h.next_free = std::exchange(free_, &h);
+void KvPool::drop(std::int32_t page) noexcept {
+  if (--pages_[static_cast<std::size_t>(page)].references > 0) return;
+  free_.push_back(page);  // grow() has made the room
   --used_pages_;
 }
 
@@ -88,9 +99,11 @@ KvSequence::KvSequence(KvPool& pool) : pool_(&pool) {}
 KvSequence::KvSequence(KvSequence&& other) noexcept
     : pool_(other.pool_),
       pages_(std::move(other.pages_)),
+      numbers_(std::move(other.numbers_)),
       length_(std::exchange(other.length_, 0)),
       writable_(std::exchange(other.writable_, 0)) {
   other.pages_.clear();
+  other.numbers_.clear();
 }
 
 KvSequence& KvSequence::operator=(KvSequence&& other) noexcept {
@@ -98,6 +111,7 @@ KvSequence& KvSequence::operator=(KvSequence&& other) noexcept {
   release(0);
   pool_ = other.pool_;
   pages_.swap(other.pages_);
+  numbers_.swap(other.numbers_);
   length_ = std::exchange(other.length_, 0);
   writable_ = std::exchange(other.writable_, 0);
   return *this;
@@ -105,7 +119,8 @@ KvSequence& KvSequence::operator=(KvSequence&& other) noexcept {
 
 void KvSequence::release(std::size_t keep) noexcept {
   while (pages_.size() > keep) {
-    pool_->drop(pages_.back());
+    pool_->drop(numbers_.back());
+    numbers_.pop_back();
     pages_.pop_back();
   }
 }
@@ -115,22 +130,33 @@ void KvSequence::reserve(std::int64_t n) {
   const auto held = static_cast<std::size_t>((length_ + kKvPageTokens - 1) / kKvPageTokens);
   const auto needed = static_cast<std::size_t>((length_ + n + kKvPageTokens - 1) / kKvPageTokens);
   // Room for 64 pages at once, so that the list itself rarely grows in a decode loop.
-  if (pages_.capacity() < needed) pages_.reserve(std::max<std::size_t>({64, needed, pages_.capacity() * 2}));
+  if (pages_.capacity() < needed) {
+    const std::size_t room = std::max<std::size_t>({64, needed, pages_.capacity() * 2});
+    pages_.reserve(room);
+    numbers_.reserve(room);
+  }
 
+  const auto page = [&](std::int32_t number) -> KvPool::Page& {
+    return pool_->pages_[static_cast<std::size_t>(number)];
+  };
   const bool partial = length_ % kKvPageTokens != 0;
-  const bool unshare = n > 0 && partial && KvPool::header(pages_[held - 1]).references > 1;
+  const bool unshare = n > 0 && partial && page(numbers_[held - 1]).references > 1;
   const std::size_t before = pages_.size();
-  std::byte* copy = nullptr;
+  std::int32_t copy = -1;
   try {
-    while (pages_.size() < needed) pages_.push_back(pool_->take());
+    while (pages_.size() < needed) {
+      numbers_.push_back(pool_->take());
+      pages_.push_back(page(numbers_.back()).data);
+    }
     if (unshare) copy = pool_->take();
   } catch (...) {
     release(before);
     throw;
   }
-  if (copy != nullptr) {
-    std::memcpy(copy, pages_[held - 1], pool_->shape().page_bytes());
-    pool_->drop(std::exchange(pages_[held - 1], copy));
+  if (copy >= 0) {
+    pool_->copy_page(page(copy).data, pages_[held - 1]);
+    pool_->drop(std::exchange(numbers_[held - 1], copy));
+    pages_[held - 1] = page(copy).data;
   }
   writable_ = std::max(writable_, length_ + n);
 }
@@ -153,11 +179,12 @@ void KvSequence::truncate(std::int64_t n) {
 KvSequence KvSequence::fork() {
   KvSequence other(*pool_);
   truncate(length_);
-  other.pages_.reserve(std::max<std::size_t>(64, pages_.size()));
-  for (std::byte* page : pages_) {
-    ++KvPool::header(page).references;
-    other.pages_.push_back(page);
-  }
+  const std::size_t room = std::max<std::size_t>(64, pages_.size());
+  other.pages_.reserve(room);
+  other.numbers_.reserve(room);
+  other.pages_ = pages_;
+  other.numbers_ = numbers_;
+  for (const std::int32_t page : numbers_) ++pool_->pages_[static_cast<std::size_t>(page)].references;
   other.length_ = other.writable_ = length_;
   return other;
 }

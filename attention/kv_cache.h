@@ -1,8 +1,8 @@
 // The paged key/value cache: KvPool owns pages of 64 tokens, KvSequence is one sequence's list of pages.
 //
 // A page holds 64 tokens of all layers. Within a page, each (layer, head) owns one contiguous run:
-//   K  [D][64]    transposed: 64 tokens side by side, the column panel of a weight, so Q·Kᵀ needs no
-//   horizontal sums V  [64][Dp]   Dp = D rounded up to 16; columns D … Dp−1 of a written token are zero
+//   K  [D][64]    transposed (on a GPU [64][D]): 64 tokens side by side, the column panel of a weight, so Q·Kᵀ needs no
+//   horizontal sums V  [64][Dp] (on a GPU [64][D])   Dp = D rounded up to 16; columns D … Dp−1 of a written token are zero
 // Memory of tokens that were never written is garbage, and nothing reads it.
 //
 // Sequences share pages by reference count: fork() copies nothing, and the first to write into a shared page
@@ -19,6 +19,8 @@
 #include "engine/tensor.h"
 
 namespace inkling {
+
+class Backend;
 
 inline constexpr std::int64_t kKvPageTokens = 64;
 
@@ -49,8 +51,9 @@ struct KvShape {
 /// Owns the pages. Must outlive its sequences. Not movable: sequences point at it.
 class KvPool {
  public:
-  /// No limit when max_bytes is 0. Allocates nothing yet. Throws Error{usage} for a shape out of range.
-  explicit KvPool(const KvShape& shape, std::size_t max_bytes = 0);
+  /// No limit when max_bytes is 0. Pages lie in the memory of `backend`, which outlives the pool; null: that
+  /// of the CPU. Allocates nothing yet. Throws Error{usage} for a shape out of range.
+  explicit KvPool(const KvShape& shape, std::size_t max_bytes = 0, Backend* backend = nullptr);
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
@@ -72,21 +75,23 @@ class KvPool {
 
  private:
   friend class KvSequence;
-  struct Header {
+  struct Page {
+    std::byte* data = nullptr;
     std::int64_t references = 0;
-    Header* next_free = nullptr;
   };
-  static constexpr std::size_t kHeaderBytes = 64;  // in front of a page's data, which stays 64-byte aligned
-  static Header& header(std::byte* page) noexcept { return *reinterpret_cast<Header*>(page - kHeaderBytes); }
 
-  std::byte* take();  // one page with one reference, or throws Error{out_of_memory}
-  void drop(std::byte* page) noexcept;
+  std::int32_t take();  // one page with one reference, or throws Error{out_of_memory}
+  void drop(std::int32_t page) noexcept;
   void grow();
   [[noreturn]] void refuse(std::size_t bytes) const;
 
+  void copy_page(std::byte* to, const std::byte* from);
+
+  Backend* backend_;
   KvShape shape_;
   std::size_t max_bytes_ = 0, page_stride_ = 0, allocated_ = 0, used_pages_ = 0;
-  Header* free_ = nullptr;
+  std::vector<Page> pages_;          // all there are, by number
+  std::vector<std::int32_t> free_;   // those that no sequence holds; room for all
   std::vector<Buffer> chunks_;
 };
 
@@ -125,6 +130,7 @@ class KvSequence {
 
   KvPool* pool_ = nullptr;
   std::vector<std::byte*> pages_;
+  std::vector<std::int32_t> numbers_;  // of the same pages in the pool
   std::int64_t length_ = 0;
   std::int64_t writable_ = 0;  // positions below this may be written by this sequence
 };

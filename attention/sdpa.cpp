@@ -25,9 +25,10 @@ std::string amount(std::size_t bytes) {
 }
 
 // What keeps a backend from running a problem. Its reason in words is written only for those who ask.
-enum class Obstacle : std::uint8_t { none, no_backward, too_many_rows, too_much_memory };
+enum class Obstacle : std::uint8_t { none, no_backward, too_many_rows, too_much_memory, cpu_alone };
 
 Obstacle obstacle(ExecContext& context, SdpaBackend backend, const SdpaSizes& sizes, SdpaPass pass) {
+  if (backend == SdpaBackend::math && context.device() == Device::cuda) return Obstacle::cpu_alone;
   if (backend == SdpaBackend::decode) {
     if (pass == SdpaPass::backward) return Obstacle::no_backward;
     if (sizes.most_rows() > kDecodeRows) return Obstacle::too_many_rows;
@@ -43,6 +44,8 @@ SdpaSupport supports_sizes(ExecContext& context, SdpaBackend backend, const Sdpa
   switch (obstacle(context, backend, sizes, pass)) {
     case Obstacle::none:
       break;
+    case Obstacle::cpu_alone:
+      return {false, "it runs on the CPU alone"};
     case Obstacle::no_backward:
       return {false, "it has no backward pass"};
     case Obstacle::too_many_rows:
@@ -79,6 +82,12 @@ SdpaChoice choose_for(ExecContext& context, const SdpaSizes& sizes, SdpaPass pas
     }
   }
   return choice;
+}
+
+// Of attention, a GPU runs that over the cache (cached_attention.h) so far.
+void check_device(const ExecContext& context, const char* op) {
+  require(context.device() == Device::cpu, Code::device,
+          [&] { return std::string(op) + ": expected a context of the CPU, got " + context.backend().description(); });
 }
 
 void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
@@ -156,6 +165,7 @@ SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
 }
 
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
+  check_device(context, "sdpa");
   const SdpaProblem problem(args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::forward);
   const ProfileRange range(context, range_name(backend, SdpaPass::forward),
@@ -179,6 +189,7 @@ SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
 }
 
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
+  check_device(context, "sdpa_backward");
   const SdpaProblem problem(args.forward);
   check_backward(problem, args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);

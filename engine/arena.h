@@ -2,16 +2,17 @@
 //
 //   ArenaPlan plan;
 //   const auto x = plan.add("x", N, C);
-//   arena.use(plan);                // grows when the plan needs more than any before it
+//   arena.use(plan, backend);       // grows when the plan needs more than any before it
 //   TensorView v = arena.view(x);   // (N,C), content undefined
 //
-// All f32 matrices. Rows are 64-byte aligned. Not thread-safe.
+// Matrices with rows 64-byte aligned, in the memory of one device. Not thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <string_view>
 #include <vector>
 
+#include "engine/backend.h"
 #include "engine/tensor.h"
 
 namespace inkling {
@@ -28,13 +29,13 @@ class ArenaPlan {
   void clear() noexcept { entries_.clear(), bytes_ = 0; }
   /// A matrix whose rows are an odd number of cache lines apart: rows a multiple of 4 KiB apart would all
   /// fall into the same few sets of the L1 cache. Returns its number.
-  std::size_t add(std::string_view name, std::int64_t rows, std::int64_t columns) {
-    constexpr std::int64_t kLine = 16;  // floats
-    std::int64_t stride = (columns + kLine - 1) / kLine * kLine;
-    if (stride / kLine % 2 == 0) stride += kLine;
-    Entry entry{name, TensorView(nullptr, DType::f32, {rows, columns}), bytes_, 0};
+  std::size_t add(std::string_view name, std::int64_t rows, std::int64_t columns, DType dtype = DType::f32) {
+    const auto line = static_cast<std::int64_t>(64 / dtype_size(dtype));  // elements
+    std::int64_t stride = (columns + line - 1) / line * line;
+    if (stride / line % 2 == 0) stride += line;
+    Entry entry{name, TensorView(nullptr, dtype, {rows, columns}), bytes_, 0};
     entry.layout.stride[0] = stride;
-    entry.bytes = static_cast<std::size_t>(rows * stride) * sizeof(float);
+    entry.bytes = (static_cast<std::size_t>(rows * stride) * dtype_size(dtype) + 63) / 64 * 64;
     bytes_ += entry.bytes;
     entries_.push_back(entry);
     return entries_.size() - 1;
@@ -50,10 +51,10 @@ class ArenaPlan {
 class Arena {
  public:
   /// Lays `plan` out. Throws Error{out_of_memory}.
-  void use(const ArenaPlan& plan) {
+  void use(const ArenaPlan& plan, Backend& backend) {
     if (plan.nbytes() > buffer_.size()) {
       buffer_ = Buffer();  // first give back, then take: never both at once
-      buffer_ = Buffer(plan.nbytes());
+      buffer_ = backend.allocate(plan.nbytes());
     }
     plan_ = &plan;
   }

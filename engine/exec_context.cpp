@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "engine/cpu/cpu_backend.h"
+#include "engine/cuda/cuda.h"
 
 namespace inkling {
 namespace {
@@ -37,10 +38,17 @@ ExecContext::ExecContext(const ExecOptions& options)
     : log_(options.log),
       profiler_(options.profiler),
       isa_(choose_isa(options.isa ? options.isa : isa_from_environment())) {
-  require(options.device != Device::cuda, Code::device,
-          [] { return "device: cuda was asked for, but " + cuda_unavailable_reason(); });
+  const std::string reason =
+      options.device == Device::cpu ? std::string() : cuda_unavailable_reason(options.ordinal);
+  require(options.device != Device::cuda || reason.empty(), Code::device,
+          [&] { return "device: cuda was asked for, but " + reason; });
   pool_ = std::make_unique<ThreadPool>(thread_count(options.threads));
-  backend_ = make_cpu_backend(*pool_, isa_.isa);
+  if (options.device == Device::cpu || !reason.empty()) {
+    backend_ = make_cpu_backend(*pool_, isa_.isa);
+    if (!reason.empty()) log_.debug("device: cpu, since " + reason);
+  } else {
+    backend_ = make_cuda_backend(options.ordinal, isa_.isa);
+  }
   log_.debug(backend_->description());
 }
 

@@ -19,10 +19,9 @@ namespace inkling {
 
 class Profiler;
 
-enum class Device : std::uint8_t { automatic, cpu, cuda };
-
 struct ExecOptions {
-  Device device = Device::automatic;
+  Device device = Device::cpu;  ///< automatic: cuda where it can run, else cpu, with the reason logged
+  int ordinal = 0;                    ///< which GPU
   int threads = 0;         ///< 0: INKLING's choice, the CPUs this process may run on
   std::optional<Isa> isa;  ///< unset: environment INKLING_CPU_ISA, else the best
   Log log;
@@ -39,6 +38,7 @@ class ExecContext {
 
   Backend& backend() noexcept { return *backend_; }
   const Backend& backend() const noexcept { return *backend_; }
+  Device device() const noexcept { return backend_->device(); }
   ThreadPool& pool() noexcept { return *pool_; }
   const ThreadPool& pool() const noexcept { return *pool_; }
   Isa isa() const noexcept { return isa_.isa; }
@@ -70,8 +70,5 @@ class ExecContext {
 
 /// CPUs that this process may run on (its affinity mask), at least 1.
 int available_cpus();
-
-/// What is known of CUDA in this build: "" when it can run, else the reason why not.
-std::string cuda_unavailable_reason();
 
 }  // namespace inkling

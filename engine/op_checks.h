@@ -15,15 +15,18 @@ void check(bool ok, const char* what, Got&& got) {
   require(ok, Code::usage, [&] { return std::string(what) + ", got " + std::string(got()); });
 }
 
-inline void check_rows(const TensorView& x, const char* what) {
-  require(x.rank == 2 && x.dtype == DType::f32 && (x.shape[1] <= 1 || x.stride[1] == 1), Code::usage, [&] {
+/// `other`: a dtype that is as good as f32.
+inline void check_rows(const TensorView& x, const char* what, DType other = DType::f32) {
+  const bool type = x.dtype == DType::f32 || x.dtype == other;
+  require(x.rank == 2 && type && (x.shape[1] <= 1 || x.stride[1] == 1), Code::usage, [&] {
     return std::string(what) + ": expected f32 rows of rank 2, got " + std::string(dtype_name(x.dtype)) +
            " " + x.shape_string();
   });
 }
 
-inline void check_shape(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* what) {
-  check_rows(x, what);
+inline void check_shape(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* what,
+                        DType other = DType::f32) {
+  check_rows(x, what, other);
   require(x.shape[0] == rows && x.shape[1] == columns, Code::usage, [&] {
     return std::string(what) + ": expected [" + std::to_string(rows) + ", " + std::to_string(columns) +
            "], got " + x.shape_string();

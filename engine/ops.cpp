@@ -21,6 +21,7 @@ std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
 /// (K, N) of what x is multiplied with, and its bytes.
 struct Right {
   std::int64_t k, n;
+  WeightFormat format;
   double bytes;
 };
 
@@ -28,9 +29,11 @@ Right check_right(const ExecContext& context, const LinearArgs& args) {
   if (const PackedMatrix* w = args.weight; w != nullptr) {
     check(args.matrix.data == nullptr, "linear: matrix: expected nothing beside weight",
           [&] { return args.matrix.shape_string(); });
+    check(w->device == context.device(), "linear: weight: expected the memory of this context's device",
+          [&] { return std::string(device_name(w->device)); });
     check(w->isa == context.isa(), "linear: weight: expected the layout of this context's kernels",
           [&] { return std::string(isa_name(w->isa)); });
-    return {w->k, w->n, static_cast<double>(w->bytes)};
+    return {w->k, w->n, w->format, static_cast<double>(w->bytes)};
   }
   const TensorView& w = args.matrix;
   check(w.data != nullptr, "linear: weight: expected a packed matrix", [] { return "null"; });
@@ -40,7 +43,7 @@ Right check_right(const ExecContext& context, const LinearArgs& args) {
   check(args.matrix_format == WeightFormat::f32 || args.matrix_format == WeightFormat::bf16,
         "linear: matrix_format: expected f32 or bf16",
         [&] { return std::string(weight_format_name(args.matrix_format)); });
-  return {w.shape[0], w.shape[1], 4.0 * static_cast<double>(w.numel())};
+  return {w.shape[0], w.shape[1], args.matrix_format, 4.0 * static_cast<double>(w.numel())};
 }
 
 ProfileWork work_of(const LinearArgs& args, const Right& w) {
@@ -55,11 +58,12 @@ ProfileWork work_of(const LinearArgs& args, const Right& w) {
 
 void linear(ExecContext& context, const LinearArgs& args) {
   const Right w = check_right(context, args);
-  check_rows(args.x, "linear: x");
+  const DType half = context.backend().activation_dtype(w.format);
+  check_rows(args.x, "linear: x", half);
   check(args.x.shape[1] == w.k, "linear: x: expected as many columns as the weight has inputs",
         [&] { return args.x.shape_string() + " and K = " + std::to_string(w.k); });
   check_indices(args.rows, args.x.shape[0], "linear: rows");
-  check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out");
+  check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out", half);
   if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
   if (args.pre_activation.data != nullptr) {
     check_shape(args.pre_activation, args.out.shape[0], w.n, "linear: pre_activation");

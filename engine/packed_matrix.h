@@ -10,6 +10,7 @@
 //          column holds k = b in its low and k = b + 4 in its high half, value = scale × nibble + minimum
 // Integer formats multiply with activations quantised per row and group to signed bytes; sums are exact
 // integers within a group and f32 across groups, in order.
+// On a GPU: float formats only, a "panel" is one column, K rounded up to 64 bytes, zeros beyond.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +18,7 @@
 #include <string_view>
 
 #include "engine/cpu/isa.h"
+#include "engine/device.h"
 #include "engine/tensor.h"
 
 namespace inkling {
@@ -41,6 +43,7 @@ constexpr std::int64_t group_size(WeightFormat format) noexcept {
 /// them all.
 struct PackedMatrix {
   WeightFormat format = WeightFormat::f32;
+  Device device = Device::cpu;  ///< whose memory it lies in
   Isa isa = Isa::portable;      ///< the family whose layout this is
   std::int64_t k = 0;           ///< inputs
   std::int64_t n = 0;           ///< outputs

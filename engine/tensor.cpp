@@ -78,7 +78,9 @@ Buffer::Buffer(std::size_t bytes) : size_(bytes) {
 }
 
 void Buffer::release() noexcept {
-  if (mapped_ != 0) {
+  if (release_ != nullptr) {
+    release_(data_);
+  } else if (mapped_ != 0) {
     ::munmap(data_, mapped_);
   } else {
     ::operator delete(data_, kAlign);

@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "engine/base/error.h"
 #include "engine/dtype.h"
@@ -52,6 +53,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::size_t bytes);
+  /// Takes over memory that `give_back(data)` frees: a device's (Backend::allocate).
+  Buffer(std::byte* data, std::size_t bytes, void (*give_back)(std::byte* data) noexcept)
+      : data_(data), size_(bytes), release_(give_back) {}
   ~Buffer() { release(); }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept { return Buffer(std::move(other)).swap(*this), *this; }
@@ -67,12 +71,14 @@ class Buffer {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     std::swap(mapped_, other.mapped_);
+    std::swap(release_, other.release_);
   }
   void release() noexcept;
 
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
   std::size_t mapped_ = 0;  // bytes to unmap; 0 when the memory came from the heap
+  void (*release_)(std::byte*) noexcept = nullptr;  // of memory that came from elsewhere
 };
 
 /// A Buffer and its contiguous layout.
@@ -82,6 +88,9 @@ class Tensor {
   Tensor(DType dtype, std::initializer_list<std::int64_t> shape)
       : Tensor(dtype, std::span(shape.begin(), shape.size())) {}
   Tensor(DType dtype, std::span<const std::int64_t> shape);
+  /// `buffer` holds at least that many bytes.
+  Tensor(Buffer buffer, DType dtype, std::span<const std::int64_t> shape)
+      : buffer_(std::move(buffer)), view_(buffer_.data(), dtype, shape) {}
 
   TensorView view() const noexcept { return view_; }
   template <class T>

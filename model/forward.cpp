@@ -19,6 +19,7 @@ LayerNorm norm_of(const NormWeights& weights, float epsilon) {
 PackedMatrix columns(const PackedMatrix& matrix, std::int64_t begin, std::int64_t count) {
   PackedMatrix part;
   part.format = matrix.format;
+  part.device = matrix.device;
   part.isa = matrix.isa;
   part.k = matrix.k;
   part.n = count;
@@ -32,7 +33,7 @@ PackedMatrix columns(const PackedMatrix& matrix, std::int64_t begin, std::int64_
 /// Columns [begin, begin + count) of rows.
 TensorView columns(const TensorView& rows, std::int64_t begin, std::int64_t count) {
   TensorView view = rows;
-  view.data = static_cast<float*>(rows.data) + begin;
+  view.data = static_cast<std::byte*>(rows.data) + begin * static_cast<std::int64_t>(dtype_size(rows.dtype));
   view.shape[1] = count;
   return view;
 }
@@ -57,6 +58,10 @@ struct Forward::Views {
 };
 
 Forward::Forward(const Model& model, ExecContext& context) : model_(model), context_(context) {
+  require(model.device() == context.device(), Code::usage, [&] {
+    return "forward: context: expected the device of the model, " + std::string(device_name(model.device())) +
+           ", got " + std::string(device_name(context.device()));
+  });
   require(model.isa() == context.isa(), Code::usage, [&] {
     return "forward: context: expected " + std::string(isa_name(model.isa())) +
            ", for which the model is packed, got " + std::string(isa_name(context.isa()));
@@ -72,12 +77,13 @@ void Forward::plan(std::int64_t tokens, std::int64_t wanted, Views& views) {
   const ModelConfig& c = model_.config();
   plan_.clear();
   const std::size_t x = plan_.add("residual stream", tokens, c.n_embd);
-  const std::size_t qkv = plan_.add("queries, keys, values", tokens, 3 * c.n_embd);
-  const std::size_t attended = plan_.add("attention", tokens, c.n_embd);
-  const std::size_t wide = plan_.add("mlp", tokens, c.inner());
+  const DType half = context_.backend().activation_dtype(model_.format());
+  const std::size_t qkv = plan_.add("queries, keys, values", tokens, 3 * c.n_embd, half);
+  const std::size_t attended = plan_.add("attention", tokens, c.n_embd, half);
+  const std::size_t wide = plan_.add("mlp", tokens, c.inner(), half);
   const std::size_t chosen = plan_.add("wanted rows", wanted, c.n_embd);
-  const std::size_t queries = plan_.add("wanted queries", wanted, c.n_embd);
-  arena_.use(plan_);
+  const std::size_t queries = plan_.add("wanted queries", wanted, c.n_embd, half);
+  arena_.use(plan_, context_.backend());
   views = {arena_.view(x),    arena_.view(qkv),    arena_.view(attended),
            arena_.view(wide), arena_.view(chosen), arena_.view(queries)};
 }
@@ -194,7 +200,7 @@ TensorView Forward::logits(std::int64_t begin, std::int64_t count) {
   const ProfileRange range(context_, "logits");
   logits_plan_.clear();
   const std::size_t out = logits_plan_.add("logits", count, model_.config().vocab_size);
-  logits_arena_.use(logits_plan_);
+  logits_arena_.use(logits_plan_, context_.backend());
   const TensorView view = logits_arena_.view(out);
   if (count == 0) return view;
   TensorView rows = hidden_;
@@ -209,6 +215,21 @@ TensorView Forward::logits(std::int64_t begin, std::int64_t count) {
                     {},
                     view});
   return view;
+}
+
+DType Forward::default_kv_dtype() const noexcept {
+  if (context_.device() == Device::cuda) return context_.backend().activation_dtype(model_.format());
+  return model_.format() == WeightFormat::f32 ? DType::f32 : DType::bf16;
+}
+
+TensorView Forward::on_host(const TensorView& rows) {
+  if (context_.device() == Device::cpu) return rows;
+  const std::size_t bytes = static_cast<std::size_t>(rows.shape[0] * rows.stride[0]) * sizeof(float);
+  if (host_rows_.size() < bytes) host_rows_ = context_.backend().allocate_on_host(bytes);
+  context_.backend().copy_out(host_rows_.data(), rows.data, bytes);
+  TensorView copy = rows;
+  copy.data = host_rows_.data();
+  return copy;
 }
 
 }  // namespace inkling

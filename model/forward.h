@@ -36,6 +36,9 @@ class Forward {
   TensorView logits(std::int64_t begin, std::int64_t count);
   /// All wanted rows.
   TensorView logits() { return logits(0, wanted_); }
+  /// Rows of f32 where the host can read them: `rows` itself on the CPU, else a copy that is good until the
+  /// next call.
+  TensorView on_host(const TensorView& rows);
 
   /// Shows intermediate values to `observer` as they are made, for tests and traces: "embedding" of layer −1,
   /// then of each layer "qkv", "attention", "residual" after attention, "mlp" before its second matrix, and
@@ -48,9 +51,8 @@ class Forward {
   /// A KV shape that fits the model: head count, width, layers.
   KvShape kv_shape(DType dtype) const;
   /// The dtype of keys and values that goes with the weights: f32 with f32, else bf16 halves the traffic.
-  DType default_kv_dtype() const noexcept {
-    return model_.format() == WeightFormat::f32 ? DType::f32 : DType::bf16;
-  }
+  /// On a GPU: that of the activations.
+  DType default_kv_dtype() const noexcept;
   /// Bytes of activations and logits held.
   std::size_t nbytes() const noexcept { return arena_.nbytes() + logits_arena_.nbytes(); }
 
@@ -68,6 +70,7 @@ class Forward {
   ExecContext& context_;
   ArenaPlan plan_, logits_plan_;
   Arena arena_, logits_arena_;
+  Buffer host_rows_;
   std::vector<std::int32_t> wanted_rows_;  // (R) rows of the batch whose logits are wanted
   TensorView hidden_;                      // (R,C) after the last block
   Observer observer_;

@@ -52,7 +52,7 @@ Generator::Generator(const Model& model, ExecContext& context, const GeneratorOp
       forward_(model, context),
       options_(options),
       context_length_(inkling::context_length(model, options)),
-      pool_(forward_.kv_shape(options.kv_dtype.value_or(forward_.default_kv_dtype())), options.kv_max_bytes),
+      pool_(forward_.kv_shape(options.kv_dtype.value_or(forward_.default_kv_dtype())), options.kv_max_bytes, &context.backend()),
       samplers_(static_cast<std::size_t>(context.pool().size())) {}
 
 Generator::~Generator() = default;
@@ -238,7 +238,7 @@ void Generator::fork(Sequence& s, const float* logits) {
 
 // Draws for all sequences whose tokens are all in the cache, side by side when there are several.
 void Generator::draw_all() {
-  const TensorView logits = forward_.logits();
+  const TensorView logits = forward_.on_host(forward_.logits());
   draws_.clear();
   for (std::size_t b = 0; b < stepped_.size(); ++b) {
     if (batch_.cu_wanted[b] == batch_.cu_wanted[b + 1]) continue;

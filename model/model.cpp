@@ -77,7 +77,7 @@ class ModelLoader {
     if (Result<void> fits = check_memory(model.config_); !fits) return fits.error();
     model.slab_bytes_ = slab_bytes(model.config_);
     if (!take_cached(model)) {
-      model.slab_ = Buffer(model.slab_bytes_);
+      model.slab_ = context_.backend().allocate(model.slab_bytes_);
       free_ = model.slab_.data();
     }
 
@@ -118,7 +118,7 @@ class ModelLoader {
 
   /// Maps the packed weights of an earlier load, if there are such.
   bool take_cached(Model& model) {
-    if (options_.packed_cache.empty()) return false;
+    if (options_.packed_cache.empty() || context_.device() != Device::cpu) return false;
     const auto key = PackedCacheKey::of(path_, model.config_, format_, context_.isa());
     if (!key) return false;
     model.cache_folder_ = options_.packed_cache;
@@ -197,6 +197,13 @@ class ModelLoader {
     }
     Tensor tensor = to_f32(view);
     finish(view);
+    return context_.device() == Device::cpu ? std::move(tensor) : on_device(tensor.view());
+  }
+  Tensor on_device(const TensorView& view) {
+    if (view.data == nullptr) return {};
+    Tensor tensor(context_.backend().allocate(view.nbytes()), view.dtype,
+                  std::span(view.shape.data(), view.rank));
+    context_.backend().copy_in(tensor.view().data, view.data, view.nbytes());
     return tensor;
   }
   LinearWeights linear(const TensorView& w, const TensorView& b) { return {matrix(w), small(b)}; }

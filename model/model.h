@@ -1,4 +1,4 @@
-// Model: a GPT-2's weights, packed for the CPU's kernels. Immutable once loaded; any number of threads and
+// Model: a GPT-2's weights, packed for the kernels of one device. Immutable once loaded; any number of threads and
 // generators may share it, each with an ExecContext of the same instruction set.
 //
 //   ExecContext context;
@@ -73,6 +73,8 @@ class Model {
   /// What the matrices are held as.
   WeightFormat format() const noexcept { return format_; }
   Isa isa() const noexcept { return embedding_.isa; }
+  /// Whose memory holds it.
+  Device device() const noexcept { return embedding_.device; }
   /// Bytes of packed weights.
   std::uint64_t nbytes() const noexcept;
   /// Lines "name  shape  format  bytes", one per kind of matrix, for reports.

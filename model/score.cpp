@@ -47,7 +47,7 @@ std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
     total += static_cast<std::int64_t>(ids.size());
   }
   Forward forward(model, context);
-  KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
+  KvPool pool(forward.kv_shape(forward.default_kv_dtype()), 0, &context.backend());
   std::vector<Under> active;
   std::vector<std::pair<std::size_t, std::size_t>>
       targets;  // (sequence, token) that each wanted row predicts
@@ -74,8 +74,9 @@ std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
     forward.run(batch);
     for (std::int64_t begin = 0; begin < batch.wanted(); begin += kRows) {
       const std::int64_t count = std::min(kRows, batch.wanted() - begin);
-      const TensorView logits = forward.logits(begin, count);
-      log_softmax(context, logits);
+      const TensorView on_device = forward.logits(begin, count);
+      log_softmax(context, on_device);
+      const TensorView logits = forward.on_host(on_device);
       for (std::int64_t r = 0; r < count; ++r) {
         const auto [sequence, token] = targets[static_cast<std::size_t>(begin + r)];
         result[sequence][token] = logits.as<float>()[r * logits.stride[0] + sequences[sequence][token]];

@@ -73,6 +73,16 @@ struct ForwardArgs {
   std::int32_t tile_count = 0;
 };
 
+/// New rows of keys and values for the pages of their sequences.
+struct AppendArgs {
+  DType dtype = DType::bf16;
+  HeadRows k, v;                         ///< (N, Hkv, D)
+  KvPages pages;
+  const std::int32_t* cu_new = nullptr;  ///< (B+1)
+  const std::int32_t* length = nullptr;  ///< (B) tokens in the cache before
+  std::int32_t batch = 0, rows = 0, kv_heads = 0, dim = 0;  ///< B, N, Hkv, D
+};
+
 struct BackwardArgs {
   ForwardArgs forward;  ///< as given to forward, with out and lse as it left them; packed; tiles unused
   DType grad_dtype = DType::bf16;  ///< of dq, dk, dv: f32 or the dtype of q

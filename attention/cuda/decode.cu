@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kWarp, 6)
   unit.partial =
       (static_cast<std::int64_t>(unit.sequence) * a.kv_heads + unit.kv_head) * plan.rows * plan.chunks;
   const int begin = blockIdx.x * plan.run, end = min(begin + plan.run, unit.chunks);
-  if (begin >= end || unit.rows == 0) return;
+  if (begin >= end || unit.rows == 0 || unit.rows > kDecodeMostRows) return;
 
   const int k_begin = a.pages.table == nullptr ? a.cu_k[unit.sequence] : 0;
   const KeyRows<T> k_rows(a, a.k, a.pages.k_offset, unit.sequence, k_begin, unit.kv_head);

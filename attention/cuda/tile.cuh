@@ -1,44 +1,13 @@
-// Tiles of rows between device memory and shared memory, and the conversions around them.
+// Tiles of rows between device memory and shared memory.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <cstdint>
 
 #include "attention/cuda/args.h"
-#include "attention/cuda/mma.cuh"
+#include "engine/cuda/element.cuh"
+#include "engine/cuda/mma.cuh"
 
 namespace inkling::cuda {
-
-template <class T>
-__device__ inline float to_float(T x) {
-  return static_cast<float>(x);
-}
-template <class T>
-__device__ inline T from_float(float x) {
-  return static_cast<T>(x);
-}
-template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ inline __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-
-__device__ inline void copy16_async(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(valid ? 16 : 0));
-}
-__device__ inline void copy_commit() {
-  asm volatile("cp.async.commit_group;");
-}
-template <int kPending>
-__device__ inline void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
-}
 
 /// Copies rows [0, valid) of `from` into a shared tile of kRows × kDim (row stride kDim + pad); rows and
 /// columns beyond are zero. `wide`: everything is 16-byte aligned and the copy is asynchronous; otherwise

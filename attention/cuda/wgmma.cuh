@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "attention/cuda/mma.cuh"
+#include "engine/cuda/mma.cuh"
 
 namespace inkling::cuda {
 

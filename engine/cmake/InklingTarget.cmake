@@ -22,10 +22,10 @@ add_library(inkling_settings INTERFACE)
 target_compile_features(inkling_settings INTERFACE cxx_std_20)
 # No contraction: a*b+c becomes an FMA only where the code says so, or results would depend on the compiler's mood.
 target_compile_options(inkling_settings INTERFACE
-  $<BUILD_INTERFACE:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-missing-field-initializers -ffp-contract=off>
+  "$<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-missing-field-initializers;-ffp-contract=off>>"
   # g++ 12 sees an impossible overlap in std::string's operator+ (GCC bug 105651).
-  $<$<CXX_COMPILER_ID:GNU>:$<BUILD_INTERFACE:-Wno-restrict>>
-  $<$<BOOL:$ENV{CI}>:-Werror>)
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:$<BUILD_INTERFACE:-Wno-restrict>>
+  "$<$<COMPILE_LANGUAGE:CXX>:$<$<BOOL:$ENV{CI}>:-Werror>>")
 if(INKLING_SANITIZE)
   string(REGEX REPLACE "fuzzer$" "fuzzer-no-link" INKLING_SANITIZE_COMPILE "${INKLING_SANITIZE}")
   target_compile_options(inkling_settings INTERFACE

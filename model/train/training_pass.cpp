@@ -111,7 +111,7 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   const std::size_t dqkv = plan_.add("gradient of queries, keys, values", gradients, 3 * c);
   const std::size_t dwide = plan_.add("gradient of the mlp", gradients, inner);
   const std::size_t logits = plan_.add("logits", (tokens + blocks - 1) / blocks, config_.vocab_size);
-  arena_.use(plan_);
+  arena_.use(plan_, context_.backend());
 
   views_.layers.clear();
   for (std::int64_t i = 0; i < config_.n_layer; ++i) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "engine/arena.h"
+#include "engine/exec_context.h"
 
 using namespace inkling;
 
@@ -85,8 +86,9 @@ TEST_CASE("buffers are aligned, move, and refuse what cannot be had") {
 TEST_CASE("an arena lays a plan out and grows only when it must") {
   ArenaPlan plan;
   const auto a = plan.add("a", 3, 64), b = plan.add("b", 2, 5);
+  ExecContext context({.device = Device::cpu, .threads = 1});
   Arena arena;
-  arena.use(plan);
+  arena.use(plan, context.backend());
   const TensorView va = arena.view(a), vb = arena.view(b);
   CHECK(va.stride[0] == 80);  // five lines: odd
   CHECK(vb.stride[0] == 16);
@@ -94,6 +96,6 @@ TEST_CASE("an arena lays a plan out and grows only when it must") {
   const std::size_t bytes = arena.nbytes();
   plan.clear();
   (void)plan.add("c", 1, 8);
-  arena.use(plan);
+  arena.use(plan, context.backend());
   CHECK(arena.nbytes() == bytes);
 }

@@ -1,0 +1,18 @@
+// CUDA's error codes as Errors.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "engine/base/error.h"
+
+namespace inkling::cuda {
+
+/// Throws Error{out_of_memory} or Error{device}: "cuda: WHAT: reason".
+inline void check(cudaError_t error, const char* what) {
+  require(error == cudaSuccess, error == cudaErrorMemoryAllocation ? Code::out_of_memory : Code::device,
+          [&] { return std::string("cuda: ") + what + ": " + cudaGetErrorString(error); });
+}
+
+}  // namespace inkling::cuda

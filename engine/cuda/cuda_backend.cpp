@@ -1,0 +1,285 @@
+#include "engine/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "engine/cuda/check.h"
+#include "engine/cuda/cuda.h"
+
+namespace inkling {
+namespace cuda {
+namespace {
+
+constexpr int kOldestMajor = 8;  // compute capability 8.0: mma.sync of bf16 and cp.async
+
+constexpr std::size_t round_up(std::size_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
+
+DType dtype_of_format(WeightFormat format) noexcept {
+  return format == WeightFormat::bf16 ? DType::bf16 : format == WeightFormat::f16 ? DType::f16 : DType::f32;
+}
+
+void free_device(std::byte* data) noexcept {
+  cudaFree(data);
+}
+void free_host(std::byte* data) noexcept {
+  cudaFreeHost(data);
+}
+
+/// The weight as rows of its columns.
+Matrix columns_of(const PackedMatrix& w) {
+  Matrix m;
+  m.data = const_cast<std::byte*>(w.data);
+  m.dtype = dtype_of_format(w.format);
+  m.rows = w.n;
+  m.columns = w.k;
+  m.stride = static_cast<std::int64_t>(w.panel_bytes / dtype_size(m.dtype));
+  return m;
+}
+
+Matrix matrix_of(const TensorView& view) {
+  return view.data == nullptr ? Matrix() : Matrix(view);
+}
+
+/// Rows that linear_kernel can copy 16 bytes at a time.
+bool is_wide(const Matrix& m) {
+  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 &&
+         m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(int ordinal, Isa isa) : ordinal_(ordinal), isa_(isa) {
+  const std::string reason = cuda_unavailable_reason(ordinal);
+  require(reason.empty(), Code::device, [&] { return "device: " + reason; });
+  check(cudaSetDevice(ordinal), "cudaSetDevice");
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
+  description_ = "cuda:" + std::to_string(ordinal) + ": " + properties.name + ", compute capability " +
+                 std::to_string(properties.major) + "." + std::to_string(properties.minor);
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  cudaStreamDestroy(stream_);
+}
+
+DType CudaBackend::activation_dtype(WeightFormat format) const noexcept {
+  return dtype_of_format(format);
+}
+
+Buffer CudaBackend::allocate(std::size_t bytes) {
+  if (bytes == 0) return {};
+  void* data = nullptr;
+  if (const cudaError_t error = cudaMalloc(&data, bytes); error != cudaSuccess) {
+    cudaGetLastError();  // forgotten: it is reported here
+    std::size_t left = 0, total = 0;
+    cudaMemGetInfo(&left, &total);
+    throw Error(Code::out_of_memory, "cuda: " + std::to_string(bytes) + " bytes were needed, " +
+                                         std::to_string(left) + " of " + std::to_string(total) + " are free");
+  }
+  return {static_cast<std::byte*>(data), bytes, free_device};
+}
+
+Buffer CudaBackend::allocate_on_host(std::size_t bytes) {
+  void* data = nullptr;
+  check(cudaMallocHost(&data, std::max<std::size_t>(bytes, 1)), "cudaMallocHost");
+  return {static_cast<std::byte*>(data), bytes, free_host};
+}
+
+// Pageable host memory has been read, or staged, when cudaMemcpyAsync returns; pinned memory has not.
+void CudaBackend::copy_in(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy to the device");
+}
+
+void CudaBackend::copy(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy on the device");
+}
+
+void CudaBackend::copy_out(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copy from the device");
+  synchronise();
+}
+
+void CudaBackend::synchronise() {
+  check(cudaStreamSynchronize(stream_), "kernels");
+}
+
+std::byte* CudaBackend::grown(Buffer& memory, std::size_t bytes) {
+  if (memory.size() < bytes) {
+    synchronise();
+    memory = Buffer();
+    memory = allocate(round_up(bytes + bytes / 4, 256));
+  }
+  return memory.data();
+}
+
+std::size_t CudaBackend::packed_nbytes(std::int64_t k, std::int64_t n, WeightFormat format) const {
+  require(group_size(format) == 0, Code::device, [&] {
+    return "device: cuda has no kernels for " + std::string(weight_format_name(format)) +
+           " weights: expected f32, f16 or bf16";
+  });
+  const std::size_t row = round_up(static_cast<std::size_t>(k) * dtype_size(dtype_of_format(format)), 64);
+  return row * static_cast<std::size_t>(n);
+}
+
+PackedMatrix CudaBackend::packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,
+                                    WeightFormat format) const {
+  PackedMatrix matrix;
+  matrix.format = format;
+  matrix.device = Device::cuda;
+  matrix.isa = isa_;
+  matrix.k = k;
+  matrix.n = n;
+  matrix.panel = 1;
+  matrix.panel_bytes = packed_nbytes(k, 1, format);
+  matrix.data = memory;
+  matrix.bytes = packed_nbytes(k, n, format);
+  return matrix;
+}
+
+PackedMatrix CudaBackend::pack(const MatrixSource& source, WeightFormat format, std::byte* memory) {
+  PackedMatrix matrix = packed_at(memory, source.k, source.n, format);
+  if (memory == nullptr) {
+    matrix.owned = allocate(matrix.bytes);
+    matrix.data = matrix.owned.data();
+  }
+  // The source as it lies in the file, from its first element to its last.
+  const auto span = static_cast<std::size_t>((source.k - 1) * source.k_stride + (source.n - 1) * source.n_stride + 1) *
+                    dtype_size(source.dtype);
+  MatrixSource on_device = source;
+  on_device.data = grown(source_, span);
+  copy_in(source_.data(), source.data, span);
+  check(cuda::pack(on_device, columns_of(matrix), stream_), "pack");
+  synchronise();
+  return matrix;
+}
+
+void CudaBackend::unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const {
+  const Matrix columns = columns_of(matrix);
+  const std::size_t bytes = static_cast<std::size_t>(matrix.k) * dtype_size(columns.dtype);
+  std::string raw(bytes, '\0');
+  check(cudaMemcpyAsync(raw.data(), matrix.panel_data(n), bytes, cudaMemcpyDeviceToHost, stream_),
+        "copy from the device");
+  check(cudaStreamSynchronize(stream_), "kernels");
+  const auto widen = [&](auto type) {
+    using T = decltype(type);
+    const auto* from = reinterpret_cast<const T*>(raw.data());
+    for (std::int64_t i = 0; i < matrix.k; ++i) out[i] = static_cast<float>(from[i]);
+  };
+  if (columns.dtype == DType::bf16) return widen(bf16{});
+  if (columns.dtype == DType::f16) return widen(f16{});
+  widen(float{});
+}
+
+const std::int32_t* CudaBackend::upload(std::span<const std::int32_t> list, std::size_t at) {
+  if (list.empty()) return nullptr;
+  auto* to = reinterpret_cast<std::int32_t*>(lists_.data()) + at;
+  copy_in(to, list.data(), list.size_bytes());
+  return to;
+}
+
+void CudaBackend::linear(const LinearArgs& args) {
+  require(args.weight != nullptr, Code::device,
+          [] { return std::string("linear: matrix: cuda multiplies with packed weights alone"); });
+  Linear product;
+  product.weight = columns_of(*args.weight);
+  product.bias = args.bias;
+  product.activation = args.activation;
+  product.residual = matrix_of(args.residual);
+  product.pre_activation = matrix_of(args.pre_activation);
+  product.out = Matrix(args.out);
+  product.x = Matrix(args.x);
+  product.x.rows = product.out.rows;
+  if (args.norm.weight != nullptr || !args.rows.empty() || product.x.dtype != product.weight.dtype ||
+      !is_wide(product.x)) {
+    Matrix rows = product.x;
+    const std::size_t row = round_up(static_cast<std::size_t>(rows.columns) * dtype_size(product.weight.dtype), 64);
+    rows.data = grown(rows_, row * static_cast<std::size_t>(rows.rows));
+    rows.dtype = product.weight.dtype;
+    rows.stride = static_cast<std::int64_t>(row / dtype_size(rows.dtype));
+    grown(lists_, args.rows.size_bytes());
+    check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, rows}, stream_), "layer_norm");
+    product.x = rows;
+  }
+  check(cuda::linear(product, stream_), "linear");
+}
+
+void CudaBackend::embed(const EmbedArgs& args) {
+  grown(lists_, 2 * args.ids.size_bytes());
+  Embed e;
+  e.token = args.token_table != nullptr ? columns_of(*args.token_table) : Matrix(args.token_rows);
+  e.position = Matrix(args.position_table);
+  e.out = Matrix(args.out);
+  e.ids = upload(args.ids, 0);
+  e.positions = upload(args.positions, args.ids.size());
+  check(cuda::embed(e, stream_), "embed");
+}
+
+void CudaBackend::layer_norm(const NormArgs& args) {
+  grown(lists_, args.rows.size_bytes());
+  check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, Matrix(args.out)}, stream_), "layer_norm");
+}
+
+void CudaBackend::softmax(TensorView x) {
+  check(cuda::softmax(Matrix(x), false, stream_), "softmax");
+}
+void CudaBackend::log_softmax(TensorView x) {
+  check(cuda::softmax(Matrix(x), true, stream_), "log_softmax");
+}
+void CudaBackend::activate(TensorView x, Activation activation) {
+  check(cuda::activate(Matrix(x), activation, stream_), "activate");
+}
+
+}  // namespace cuda
+
+std::string cuda_versions() {
+  int driver = 0, runtime = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return {};
+  cudaRuntimeGetVersion(&runtime);
+  const auto text = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+  return "driver " + text(driver) + ", runtime " + text(runtime);
+}
+
+std::vector<CudaDevice> cuda_devices() {
+  int count = 0;
+  std::vector<CudaDevice> devices;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return devices;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp p{};
+    if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
+    CudaDevice device{i, p.name, p.major, p.minor, p.multiProcessorCount, p.totalGlobalMem, 0};
+    std::size_t total = 0;
+    if (cudaSetDevice(i) == cudaSuccess) cudaMemGetInfo(&device.free_memory, &total);
+    devices.push_back(device);
+  }
+  return devices;
+}
+
+std::string cuda_unavailable_reason(int ordinal) {
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    return std::string("the CUDA runtime says: ") + cudaGetErrorString(error);
+  }
+  if (ordinal >= count) {
+    return "GPU " + std::to_string(ordinal) + " was asked for, and there " +
+           (count == 1 ? "is 1" : "are " + std::to_string(count));
+  }
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
+  if (major < cuda::kOldestMajor) {
+    return "GPU " + std::to_string(ordinal) + " has compute capability " + std::to_string(major) + "." +
+           std::to_string(minor) + ", at least 8.0 is needed";
+  }
+  return {};
+}
+
+std::unique_ptr<Backend> make_cuda_backend(int ordinal, Isa isa) {
+  return std::make_unique<cuda::CudaBackend>(ordinal, isa);
+}
+
+}  // namespace inkling

@@ -1,0 +1,63 @@
+// CudaBackend: the ops of one context on one GPU, all in one stream. Seen by */cuda/ alone.
+//
+// Calls return when the work is enqueued; copy_out() and synchronise() wait. Weights are f32, f16 or bf16; x and out
+// of linear() have the dtype of the weights or are f32. Bits: a row depends on its own inputs alone, within one kind
+// of device, dtype and build.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <span>
+#include <string>
+
+#include "engine/backend.h"
+#include "engine/cuda/kernels.h"
+
+namespace inkling::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  /// Throws Error{device} when GPU `ordinal` cannot be used.
+  CudaBackend(int ordinal, Isa isa);
+  ~CudaBackend() override;
+
+  std::string description() const override { return description_; }
+  Device device() const noexcept override { return Device::cuda; }
+  DType activation_dtype(WeightFormat format) const noexcept override;
+  Buffer allocate(std::size_t bytes) override;
+  Buffer allocate_on_host(std::size_t bytes) override;
+  void copy_in(void* to, const void* from, std::size_t bytes) override;
+  void copy(void* to, const void* from, std::size_t bytes) override;
+  void copy_out(void* to, const void* from, std::size_t bytes) override;
+  void synchronise() override;
+
+  PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) override;
+  PackedMatrix packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,
+                         WeightFormat format) const override;
+  std::size_t packed_nbytes(std::int64_t k, std::int64_t n, WeightFormat format) const override;
+  void unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const override;
+
+  void linear(const LinearArgs& args) override;
+  void embed(const EmbedArgs& args) override;
+  void layer_norm(const NormArgs& args) override;
+  void softmax(TensorView x) override;
+  void log_softmax(TensorView x) override;
+  void activate(TensorView x, Activation activation) override;
+
+  cudaStream_t stream() const noexcept { return stream_; }
+  int ordinal() const noexcept { return ordinal_; }
+  /// At least `bytes` of `memory`, which grows; what it held is lost. In the order of the ops.
+  std::byte* grown(Buffer& memory, std::size_t bytes);
+
+ private:
+  /// Lists of one op, one behind the other, on the device until the next op.
+  const std::int32_t* upload(std::span<const std::int32_t> list, std::size_t at);
+
+  int ordinal_;
+  Isa isa_;
+  std::string description_;
+  cudaStream_t stream_ = nullptr;
+  Buffer lists_, rows_, source_;
+};
+
+}  // namespace inkling::cuda

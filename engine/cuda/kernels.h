@@ -1,0 +1,60 @@
+// The kernels of the plain ops as functions over device memory. Each enqueues on `stream` and returns the first
+// error; none allocates or synchronises.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "engine/ops.h"
+
+namespace inkling::cuda {
+
+/// A strided matrix in device memory.
+struct Matrix {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int64_t rows = 0, columns = 0, stride = 0;  ///< stride in elements
+
+  Matrix() = default;
+  explicit Matrix(const TensorView& v)
+      : data(v.data), dtype(v.dtype), rows(v.shape[0]), columns(v.shape[1]), stride(v.stride[0]) {}
+};
+
+/// out[i] = norm(x[rows[i]]) or a copy without a norm; columns beyond x's are zero. Any float dtypes.
+struct NormRows {
+  Matrix x;
+  const std::int32_t* rows = nullptr;  ///< (out.rows) on the device, or null: all
+  LayerNorm norm;
+  Matrix out;
+};
+cudaError_t norm_rows(const NormRows& args, cudaStream_t stream);
+
+/// out = residual + act(x · wᵀ + bias). One chain of products over k for each output, the same instruction in
+/// every tile shape, so that its bits do not depend on M.
+struct Linear {
+  Matrix x;       ///< (M, K), dtype of w; rows start at multiples of 16 bytes
+  Matrix weight;  ///< (N, stride): column n of the matrix is a row here, zeros behind K
+  const float* bias = nullptr;
+  Activation activation = Activation::none;
+  Matrix residual;        ///< f32 or empty
+  Matrix pre_activation;  ///< f32 or empty
+  Matrix out;             ///< f32 or dtype of w
+};
+cudaError_t linear(const Linear& args, cudaStream_t stream);
+
+/// out[i] = token[ids[i]] + position[positions[i]]; ids and positions on the device.
+struct Embed {
+  Matrix token, position, out;
+  const std::int32_t *ids = nullptr, *positions = nullptr;
+};
+cudaError_t embed(const Embed& args, cudaStream_t stream);
+
+/// In place: softmax of each row, or its logarithm.
+cudaError_t softmax(const Matrix& x, bool logarithm, cudaStream_t stream);
+cudaError_t activate(const Matrix& x, Activation activation, cudaStream_t stream);
+
+/// Element (k, n) of `source`, in device memory, to out[n][k]; zeros for k beyond source.k.
+cudaError_t pack(const MatrixSource& source, const Matrix& out, cudaStream_t stream);
+
+}  // namespace inkling::cuda
