@@ -52,7 +52,8 @@ class Bench {
         context_(workspace.context()),
         model_(workspace.model()),
         forward_(model_, context_),
-        pool_(forward_.kv_shape(forward_.default_kv_dtype()), workspace.kv_max_bytes(), &forward_.context().backend()) {
+        pool_(forward_.kv_shape(forward_.default_kv_dtype()), workspace.kv_max_bytes(),
+              &forward_.context().backend()) {
     if (options.ceiling) ceilings_ = measure_ceilings(context_);
   }
 

@@ -107,8 +107,8 @@ void gpus(const ModelOptions& options) {
     const std::string refusal = cuda_unavailable_reason(gpu.ordinal);
     constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
     line("cuda:" + std::to_string(gpu.ordinal),
-         gpu.name + ", compute capability " + std::to_string(gpu.major) + "." + std::to_string(gpu.minor) + ", " +
-             std::to_string(gpu.processors) + " multiprocessors, " +
+         gpu.name + ", compute capability " + std::to_string(gpu.major) + "." + std::to_string(gpu.minor) +
+             ", " + std::to_string(gpu.processors) + " multiprocessors, " +
              format("%.1f GiB", static_cast<double>(gpu.memory) / kGiB) +
              format(" (%.1f free)", static_cast<double>(gpu.free_memory) / kGiB) +
              (refusal.empty() ? "" : "; refused, " + refusal));

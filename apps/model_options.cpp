@@ -185,7 +185,9 @@ Workspace::~Workspace() {
 void Workspace::keep_packed_weights() const {
   constexpr std::uint64_t kSmall = std::uint64_t{16} << 20;
   const fs::path folder = cache_folder(options_);
-  if (folder.empty() || model_->from_packed_cache() || model_->nbytes() < kSmall) return;
+  if (folder.empty() || model_->device() != Device::cpu || model_->from_packed_cache() ||
+      model_->nbytes() < kSmall)
+    return;
   console_.note(
       format("inkling: keeping %.0f MB of packed weights in ", static_cast<double>(model_->nbytes()) / 1e6) +
       folder.string() + " for the next start (--cache-dir none: never)");

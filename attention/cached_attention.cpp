@@ -26,8 +26,8 @@ void check(bool ok, const char* argument, Text&& text) {
 
 void check_rows(const TensorView& view, DType dtype, const char* name, std::int64_t heads, std::int64_t dim) {
   check(view.rank == 3 && view.dtype == dtype, name, [&] {
-    return "expected a tensor of rank 3 in " + std::string(dtype_name(dtype)) + ", got " + std::string(dtype_name(view.dtype)) + ' ' +
-           view.shape_string();
+    return "expected a tensor of rank 3 in " + std::string(dtype_name(dtype)) + ", got " +
+           std::string(dtype_name(view.dtype)) + ' ' + view.shape_string();
   });
   check(view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1), name, [&] {
     return "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
@@ -67,7 +67,10 @@ void check_arguments(const ExecContext& context, const CachedAttentionArgs& args
   });
   check(args.out.rank == 2 && args.out.dtype == dtype && args.out.shape[0] == queries &&
             args.out.shape[1] == args.q.shape[1] * shape.head_dim && args.out.stride[1] == 1,
-        "out", [&] { return "expected (ΣTq, H·D) in " + std::string(dtype_name(dtype)) + ", got " + args.out.shape_string(); });
+        "out", [&] {
+          return "expected (ΣTq, H·D) in " + std::string(dtype_name(dtype)) + ", got " +
+                 args.out.shape_string();
+        });
   for (std::size_t b = 0; b < batch; ++b) {
     const std::int64_t fresh = args.cu_new[b + 1] - args.cu_new[b], wanted = args.cu_q[b + 1] - args.cu_q[b];
     check(wanted <= fresh, "cu_q",

@@ -14,8 +14,8 @@ class ExecContext;
 /// A packed step of B sequences with N new tokens in total, of which ΣTq are queries.
 struct CachedAttentionArgs {
   int layer = 0;
-  TensorView q;  ///< (N, H, D) f32 (on a GPU the dtype of the cache, so k, v and out), a row per new token of which only the queries are read; or (ΣTq, H, D),
-                 ///< only those
+  TensorView q;  ///< (N, H, D) f32 (on a GPU the dtype of the cache, so k, v and out), a row per new token of
+                 ///< which only the queries are read; or (ΣTq, H, D), only those
   TensorView k;  ///< (N, Hkv, D) f32
   TensorView v;  ///< (N, Hkv, D) f32. q, k, v: any row and head stride, the D elements side by side
   std::span<const std::int32_t>

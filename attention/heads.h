@@ -5,9 +5,11 @@
 
 namespace inkling {
 
-/// Columns [begin, begin + heads · dim) of f32 rows (N, ·) as (N, H, D).
+/// Columns [begin, begin + heads · dim) of rows (N, ·) as (N, H, D).
 inline TensorView heads_of(const TensorView& rows, std::int64_t begin, std::int64_t heads, std::int64_t dim) {
-  TensorView view(static_cast<float*>(rows.data) + begin, DType::f32, {rows.shape[0], heads, dim});
+  auto* first =
+      static_cast<std::byte*>(rows.data) + begin * static_cast<std::int64_t>(dtype_size(rows.dtype));
+  TensorView view(first, rows.dtype, {rows.shape[0], heads, dim});
   view.stride = {rows.stride[0], dim, 1, 0};
   return view;
 }

@@ -71,7 +71,8 @@ void KvPool::grow() {
   chunks_.reserve(chunks_.size() + 1);
   pages_.reserve(pages_.size() + pages);
   free_.reserve(pages_.size() + pages);
-  Buffer chunk = backend_ == nullptr ? Buffer(pages * page_stride_) : backend_->allocate(pages * page_stride_);
+  Buffer chunk =
+      backend_ == nullptr ? Buffer(pages * page_stride_) : backend_->allocate(pages * page_stride_);
   const std::size_t first = pages_.size();
   for (std::size_t i = 0; i < pages; ++i) pages_.push_back({chunk.data() + i * page_stride_, 0});
   for (std::size_t i = pages; i-- > 0;) free_.push_back(static_cast<std::int32_t>(first + i));

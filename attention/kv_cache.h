@@ -1,8 +1,9 @@
 // The paged key/value cache: KvPool owns pages of 64 tokens, KvSequence is one sequence's list of pages.
 //
 // A page holds 64 tokens of all layers. Within a page, each (layer, head) owns one contiguous run:
-//   K  [D][64]    transposed (on a GPU [64][D]): 64 tokens side by side, the column panel of a weight, so Q·Kᵀ needs no
-//   horizontal sums V  [64][Dp] (on a GPU [64][D])   Dp = D rounded up to 16; columns D … Dp−1 of a written token are zero
+//   K  [D][64]    transposed (on a GPU [64][D]): 64 tokens side by side, the column panel of a weight, so
+//   Q·Kᵀ needs no horizontal sums V  [64][Dp] (on a GPU [64][D])   Dp = D rounded up to 16; columns D … Dp−1
+//   of a written token are zero
 // Memory of tokens that were never written is garbage, and nothing reads it.
 //
 // Sequences share pages by reference count: fork() copies nothing, and the first to write into a shared page
@@ -90,8 +91,8 @@ class KvPool {
   Backend* backend_;
   KvShape shape_;
   std::size_t max_bytes_ = 0, page_stride_ = 0, allocated_ = 0, used_pages_ = 0;
-  std::vector<Page> pages_;          // all there are, by number
-  std::vector<std::int32_t> free_;   // those that no sequence holds; room for all
+  std::vector<Page> pages_;         // all there are, by number
+  std::vector<std::int32_t> free_;  // those that no sequence holds; room for all
   std::vector<Buffer> chunks_;
 };
 

@@ -86,8 +86,9 @@ SdpaChoice choose_for(ExecContext& context, const SdpaSizes& sizes, SdpaPass pas
 
 // Of attention, a GPU runs that over the cache (cached_attention.h) so far.
 void check_device(const ExecContext& context, const char* op) {
-  require(context.device() == Device::cpu, Code::device,
-          [&] { return std::string(op) + ": expected a context of the CPU, got " + context.backend().description(); });
+  require(context.device() == Device::cpu, Code::device, [&] {
+    return std::string(op) + ": expected a context of the CPU, got " + context.backend().description();
+  });
 }
 
 void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {

@@ -77,7 +77,7 @@ class Buffer {
 
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
-  std::size_t mapped_ = 0;  // bytes to unmap; 0 when the memory came from the heap
+  std::size_t mapped_ = 0;                          // bytes to unmap; 0 when the memory came from the heap
   void (*release_)(std::byte*) noexcept = nullptr;  // of memory that came from elsewhere
 };
 

@@ -52,7 +52,8 @@ Generator::Generator(const Model& model, ExecContext& context, const GeneratorOp
       forward_(model, context),
       options_(options),
       context_length_(inkling::context_length(model, options)),
-      pool_(forward_.kv_shape(options.kv_dtype.value_or(forward_.default_kv_dtype())), options.kv_max_bytes, &context.backend()),
+      pool_(forward_.kv_shape(options.kv_dtype.value_or(forward_.default_kv_dtype())), options.kv_max_bytes,
+            &context.backend()),
       samplers_(static_cast<std::size_t>(context.pool().size())) {}
 
 Generator::~Generator() = default;

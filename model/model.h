@@ -1,5 +1,5 @@
-// Model: a GPT-2's weights, packed for the kernels of one device. Immutable once loaded; any number of threads and
-// generators may share it, each with an ExecContext of the same instruction set.
+// Model: a GPT-2's weights, packed for the kernels of one device. Immutable once loaded; any number of
+// threads and generators may share it, each with an ExecContext of the same instruction set.
 //
 //   ExecContext context;
 //   Result<Model> model = Model::load("weights/sample", context);

@@ -29,7 +29,8 @@ __global__ void append_kernel(const AppendArgs a) {
 
 cudaError_t append(const AppendArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(args.rows));
-  if (dtype_size(args.dtype) == 2) return launch(append_kernel<std::uint16_t>, grid, kThreads, 0, stream, args);
+  if (dtype_size(args.dtype) == 2)
+    return launch(append_kernel<std::uint16_t>, grid, kThreads, 0, stream, args);
   return launch(append_kernel<std::uint32_t>, grid, kThreads, 0, stream, args);
 }
 

@@ -76,10 +76,10 @@ struct ForwardArgs {
 /// New rows of keys and values for the pages of their sequences.
 struct AppendArgs {
   DType dtype = DType::bf16;
-  HeadRows k, v;                         ///< (N, Hkv, D)
+  HeadRows k, v;  ///< (N, Hkv, D)
   KvPages pages;
-  const std::int32_t* cu_new = nullptr;  ///< (B+1)
-  const std::int32_t* length = nullptr;  ///< (B) tokens in the cache before
+  const std::int32_t* cu_new = nullptr;                     ///< (B+1)
+  const std::int32_t* length = nullptr;                     ///< (B) tokens in the cache before
   std::int32_t batch = 0, rows = 0, kv_heads = 0, dim = 0;  ///< B, N, Hkv, D
 };
 

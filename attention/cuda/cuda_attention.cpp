@@ -17,7 +17,8 @@ namespace {
 
 using cuda::check;
 
-/// What a context keeps for attention on its GPU: the lists of a step, uploaded once for all layers, and workspace.
+/// What a context keeps for attention on its GPU: the lists of a step, uploaded once for all layers, and
+/// workspace.
 struct GpuAttention {
   cuda::DeviceTraits traits;
   bool known = false;
@@ -59,7 +60,8 @@ StepLists lists_of(const CachedAttentionArgs& args, bool decode, std::int64_t gr
   }
   std::vector<const std::byte*> table(batch * lists.pages);
   for (std::size_t b = 0; b < batch; ++b) {
-    std::ranges::copy(args.sequences[b]->pages(), table.begin() + static_cast<std::ptrdiff_t>(b * lists.pages));
+    std::ranges::copy(args.sequences[b]->pages(),
+                      table.begin() + static_cast<std::ptrdiff_t>(b * lists.pages));
   }
   lists.table = lists.add(table.data(), table.size());
   lists.length = lists.add(length.data(), batch);
@@ -159,8 +161,10 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
     check(cuda::forward_mma(forward, gpu.traits, backend.stream()), "flash attention");
   }
   if (lists.few_rows > 0) {
-    const cuda::DecodeShape few{static_cast<std::int32_t>(lists.few_rows), static_cast<std::int32_t>(lists.most_keys)};
-    const std::size_t bytes = cuda::decode_workspace_bytes(forward, few), counters = cuda::decode_counter_bytes(forward);
+    const cuda::DecodeShape few{static_cast<std::int32_t>(lists.few_rows),
+                                static_cast<std::int32_t>(lists.most_keys)};
+    const std::size_t bytes = cuda::decode_workspace_bytes(forward, few),
+                      counters = cuda::decode_counter_bytes(forward);
     if (gpu.workspace.size() < bytes || gpu.counters != counters) {
       backend.grown(gpu.workspace, bytes);
       check(cudaMemsetAsync(gpu.workspace.data(), 0, counters, backend.stream()), "workspace");

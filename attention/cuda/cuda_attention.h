@@ -5,9 +5,9 @@
 
 namespace inkling {
 
-/// cached_attention() on the GPU of `context`; arguments are checked. A sequence with at most 16 query rows per
-/// key/value head is the decode kernel's, unless the policy leaves that out, every other the flash kernel's: which
-/// of them it is depends on the sequence and not on the batch, and the two agree to rounding.
+/// cached_attention() on the GPU of `context`; arguments are checked. A sequence with at most 16 query rows
+/// per key/value head is the decode kernel's, unless the policy leaves that out, every other the flash
+/// kernel's: which of them it is depends on the sequence and not on the batch, and the two agree to rounding.
 void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& args);
 
 }  // namespace inkling

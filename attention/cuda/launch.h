@@ -50,8 +50,8 @@ struct DecodeShape {
 /// are so again after each.
 std::size_t decode_workspace_bytes(const ForwardArgs& args, const DecodeShape& shape);
 std::size_t decode_counter_bytes(const ForwardArgs& args);
-/// Split-KV attention for few queries: reads K and V once. Every mask, no dropout. Packed or paged keys. Sequences
-/// of more than kDecodeMostRows are left alone.
+/// Split-KV attention for few queries: reads K and V once. Every mask, no dropout. Packed or paged keys.
+/// Sequences of more than kDecodeMostRows are left alone.
 cudaError_t decode(const ForwardArgs& args, const DecodeShape& shape, void* workspace,
                    const DeviceTraits& traits, cudaStream_t stream);
 

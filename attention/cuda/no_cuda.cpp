@@ -4,8 +4,8 @@
 namespace inkling {
 
 void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs&) {
-  throw Error(Code::device, "cached_attention: expected a build with CUDA kernels, got " +
-                                context.backend().description());
+  throw Error(Code::device,
+              "cached_attention: expected a build with CUDA kernels, got " + context.backend().description());
 }
 
 }  // namespace inkling

@@ -1,5 +1,5 @@
-// CUDA as the rest of the engine sees it: no CUDA type. A build without the toolkit has no_cuda.cpp in the place
-// of all the rest of this folder.
+// CUDA as the rest of the engine sees it: no CUDA type. A build without the toolkit has no_cuda.cpp in the
+// place of all the rest of this folder.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,8 @@ std::string cuda_unavailable_reason(int ordinal = 0);
 std::string cuda_versions();
 /// Every GPU that the driver shows, usable or not.
 std::vector<CudaDevice> cuda_devices();
-/// Throws Error{device} with cuda_unavailable_reason(). Packed matrices are marked with the host's `isa`, which
-/// ties them to their context.
+/// Throws Error{device} with cuda_unavailable_reason(). Packed matrices are marked with the host's `isa`,
+/// which ties them to their context.
 std::unique_ptr<Backend> make_cuda_backend(int ordinal, Isa isa);
 
 }  // namespace inkling

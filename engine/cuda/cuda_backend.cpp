@@ -148,8 +148,9 @@ PackedMatrix CudaBackend::pack(const MatrixSource& source, WeightFormat format, 
     matrix.data = matrix.owned.data();
   }
   // The source as it lies in the file, from its first element to its last.
-  const auto span = static_cast<std::size_t>((source.k - 1) * source.k_stride + (source.n - 1) * source.n_stride + 1) *
-                    dtype_size(source.dtype);
+  const auto span =
+      static_cast<std::size_t>((source.k - 1) * source.k_stride + (source.n - 1) * source.n_stride + 1) *
+      dtype_size(source.dtype);
   MatrixSource on_device = source;
   on_device.data = grown(source_, span);
   copy_in(source_.data(), source.data, span);
@@ -197,7 +198,8 @@ void CudaBackend::linear(const LinearArgs& args) {
   if (args.norm.weight != nullptr || !args.rows.empty() || product.x.dtype != product.weight.dtype ||
       !is_wide(product.x)) {
     Matrix rows = product.x;
-    const std::size_t row = round_up(static_cast<std::size_t>(rows.columns) * dtype_size(product.weight.dtype), 64);
+    const std::size_t row =
+        round_up(static_cast<std::size_t>(rows.columns) * dtype_size(product.weight.dtype), 64);
     rows.data = grown(rows_, row * static_cast<std::size_t>(rows.rows));
     rows.dtype = product.weight.dtype;
     rows.stride = static_cast<std::int64_t>(row / dtype_size(rows.dtype));
@@ -221,7 +223,8 @@ void CudaBackend::embed(const EmbedArgs& args) {
 
 void CudaBackend::layer_norm(const NormArgs& args) {
   grown(lists_, args.rows.size_bytes());
-  check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, Matrix(args.out)}, stream_), "layer_norm");
+  check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, Matrix(args.out)}, stream_),
+        "layer_norm");
 }
 
 void CudaBackend::softmax(TensorView x) {

@@ -1,8 +1,8 @@
 // CudaBackend: the ops of one context on one GPU, all in one stream. Seen by */cuda/ alone.
 //
-// Calls return when the work is enqueued; copy_out() and synchronise() wait. Weights are f32, f16 or bf16; x and out
-// of linear() have the dtype of the weights or are f32. Bits: a row depends on its own inputs alone, within one kind
-// of device, dtype and build.
+// Calls return when the work is enqueued; copy_out() and synchronise() wait. Weights are f32, f16 or bf16; x
+// and out of linear() have the dtype of the weights or are f32. Bits: a row depends on its own inputs alone,
+// within one kind of device, dtype and build.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,5 +1,5 @@
-// The kernels of the plain ops as functions over device memory. Each enqueues on `stream` and returns the first
-// error; none allocates or synchronises.
+// The kernels of the plain ops as functions over device memory. Each enqueues on `stream` and returns the
+// first error; none allocates or synchronises.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -30,8 +30,8 @@ struct NormRows {
 };
 cudaError_t norm_rows(const NormRows& args, cudaStream_t stream);
 
-/// out = residual + act(x · wᵀ + bias). One chain of products over k for each output, the same instruction in
-/// every tile shape, so that its bits do not depend on M.
+/// out = residual + act(x · wᵀ + bias). The sum over k runs in one fixed order, so that bits do not depend on
+/// M.
 struct Linear {
   Matrix x;       ///< (M, K), dtype of w; rows start at multiples of 16 bytes
   Matrix weight;  ///< (N, stride): column n of the matrix is a row here, zeros behind K

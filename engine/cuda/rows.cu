@@ -1,5 +1,5 @@
-// Ops over rows: normalisation, embedding, softmax, activation, and the layout of weights. One warp or one block
-// per row, sums in an order that the width alone decides. All are bound by memory.
+// Ops over rows: normalisation, embedding, softmax, activation, and the layout of weights. One warp or one
+// block per row, sums in an order that the width alone decides. All are bound by memory.
 #include <cmath>
 
 #include "engine/cuda/activation.cuh"
@@ -71,7 +71,8 @@ __global__ void embed_kernel(const Embed a) {
   for (int c = threadIdx.x; c < a.out.columns; c += kBlock) out[c] = to_float(token[c]) + position[c];
 }
 
-/// A value that every thread of the block gets: the fold of all of theirs, by warps, then over warps in order.
+/// A value that every thread of the block gets: the fold of all of theirs, by warps, then over warps in
+/// order.
 template <class Fold>
 __device__ float block_fold(float value, const Fold& fold) {
   __shared__ float parts[kRowsPerBlock];

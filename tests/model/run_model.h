@@ -47,7 +47,7 @@ inline std::vector<float> logits_of(Forward& forward, KvPool& pool, const Ids& i
     batch.clear();
     batch.add(sequence, std::span(ids).subspan(at, count), static_cast<std::int64_t>(count));
     forward.run(batch);
-    const TensorView logits = forward.logits();
+    const TensorView logits = forward.on_host(forward.logits());
     for (std::int64_t r = 0; r < logits.shape[0]; ++r) {
       const float* row = logits.as<float>() + r * logits.stride[0];
       all.insert(all.end(), row, row + logits.shape[1]);

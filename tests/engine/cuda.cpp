@@ -1,0 +1,256 @@
+// The plain ops on a GPU against the naive oracle, and their signature: a row's bits do not depend on the
+// other rows. Where no GPU can be used each case says so and checks nothing.
+#include "engine/cuda/cuda.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "engine/cpu/reference.h"
+#include "engine/exec_context.h"
+#include "engine/ops.h"
+#include "tests/random.h"
+
+using namespace inkling;
+using test::Random;
+
+namespace {
+
+constexpr WeightFormat kFloats[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16};
+
+bool have_gpu() {
+  const std::string reason = cuda_unavailable_reason();
+  if (!reason.empty()) MESSAGE("not run: " << reason);
+  return reason.empty();
+}
+
+/// Rows on the device and what is written there.
+class OnDevice {
+ public:
+  OnDevice(ExecContext& context, const std::vector<float>& values, std::int64_t rows, std::int64_t columns,
+           DType dtype = DType::f32)
+      : context_(context), bytes_(encode(values, dtype)) {
+    buffer_ = context.backend().allocate(std::max<std::size_t>(bytes_.size(), 64));
+    context.backend().copy_in(buffer_.data(), bytes_.data(), bytes_.size());
+    view_ = TensorView(buffer_.data(), dtype, {rows, columns});
+  }
+  const TensorView& view() const { return view_; }
+  float* data() const { return static_cast<float*>(view_.data); }
+  std::vector<float> values() {
+    context_.backend().copy_out(bytes_.data(), buffer_.data(), bytes_.size());
+    std::vector<float> out(static_cast<std::size_t>(view_.numel()));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      if (view_.dtype == DType::bf16)
+        out[i] = static_cast<float>(reinterpret_cast<const bf16*>(bytes_.data())[i]);
+      if (view_.dtype == DType::f16)
+        out[i] = static_cast<float>(reinterpret_cast<const f16*>(bytes_.data())[i]);
+      if (view_.dtype == DType::f32) std::memcpy(&out[i], bytes_.data() + 4 * i, 4);
+    }
+    return out;
+  }
+
+ private:
+  static std::vector<std::byte> encode(const std::vector<float>& values, DType dtype) {
+    std::vector<std::byte> bytes(values.size() * dtype_size(dtype));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (dtype == DType::bf16) reinterpret_cast<bf16*>(bytes.data())[i] = bf16(values[i]);
+      if (dtype == DType::f16) reinterpret_cast<f16*>(bytes.data())[i] = f16(values[i]);
+      if (dtype == DType::f32) std::memcpy(bytes.data() + 4 * i, &values[i], 4);
+    }
+    return bytes;
+  }
+
+  ExecContext& context_;
+  std::vector<std::byte> bytes_;
+  Buffer buffer_;
+  TensorView view_;
+};
+
+float rounded(float x, WeightFormat format) {
+  if (format == WeightFormat::bf16) return static_cast<float>(bf16(x));
+  if (format == WeightFormat::f16) return static_cast<float>(f16(x));
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("[cuda] linear is the oracle's, and a row's bits are its own") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Random random(3);
+  struct Shape {
+    std::int64_t k, n;
+  };
+  for (const WeightFormat format : kFloats) {
+    for (const Shape shape : {Shape{64, 96}, {37, 51}, {768, 130}, {200, 7}, {3072, 40}}) {
+      const auto [k, n] = shape;
+      CAPTURE(weight_format_name(format));
+      CAPTURE(k);
+      const auto weight = random.normals(k * n, 0.5), bias = random.normals(n);
+      const PackedMatrix packed = pack(context, {weight.data(), DType::f32, k, n, n, 1}, format);
+      OnDevice device_bias(context, bias, 1, n);
+      std::vector<float> all_weights(weight);
+      for (float& w : all_weights) w = rounded(w, format);
+      std::vector<float> column(static_cast<std::size_t>(k));
+      unpack_column(context, packed, n - 1, column.data());
+      for (std::int64_t i = 0; i < k; ++i) {
+        CHECK(column[static_cast<std::size_t>(i)] == all_weights[static_cast<std::size_t>(i * n + n - 1)]);
+      }
+
+      constexpr std::int64_t kMost = 300;
+      const auto x = random.normals(kMost * k), residual = random.normals(kMost * n);
+      std::vector<float> whole;
+      for (const std::int64_t m : {kMost, std::int64_t{130}, std::int64_t{65}, std::int64_t{64},
+                                   std::int64_t{17}, std::int64_t{16}, std::int64_t{3}, std::int64_t{1}}) {
+        CAPTURE(m);
+        const std::vector<float> some(x.begin(), x.begin() + m * k);
+        OnDevice dx(context, some, m, k), dr(context, {residual.begin(), residual.begin() + m * n}, m, n);
+        OnDevice out(context, std::vector<float>(static_cast<std::size_t>(m * n)), m, n);
+        linear(
+            context,
+            {dx.view(), {}, {}, &packed, device_bias.data(), Activation::gelu_tanh, dr.view(), out.view()});
+        const auto got = out.values();
+        if (m == kMost) {
+          whole = got;
+          std::vector<float> row(static_cast<std::size_t>(k)), expected(static_cast<std::size_t>(n));
+          for (std::int64_t i = 0; i < m; i += 37) {
+            for (std::int64_t c = 0; c < k; ++c) {
+              row[static_cast<std::size_t>(c)] = rounded(x[static_cast<std::size_t>(i * k + c)], format);
+            }
+            reference::linear(row, all_weights, bias.data(), Activation::gelu_tanh, residual.data() + i * n,
+                              expected);
+            // A matrix instruction truncates its sum: K/16 of them lose up to 2^-23 of a partial sum each,
+            // which is some ±2 times its deviation 0.5·√K. f32 has twice the steps and half the loss, for it
+            // rounds.
+            const double terms = static_cast<double>(k);
+            const double tolerance = 1e-5 + terms / 16 * 0x1p-23 * std::sqrt(terms);
+            for (std::int64_t c = 0; c < n; ++c) {
+              CHECK(std::fabs(got[static_cast<std::size_t>(i * n + c)] -
+                              expected[static_cast<std::size_t>(c)]) <= tolerance);
+            }
+          }
+        }
+        CHECK(std::memcmp(got.data(), whole.data(), got.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] linear takes chosen rows through a norm, and writes the weights' own type") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Random random(4);
+  const std::int64_t m = 20, k = 96, n = 48;
+  const auto x = random.normals(m * k), weight = random.normals(k * n, 0.2), gain = random.normals(k),
+             shift = random.normals(k);
+  const std::vector<std::int32_t> rows = {19, 0, 7};
+  for (const WeightFormat format : kFloats) {
+    CAPTURE(weight_format_name(format));
+    const PackedMatrix packed = pack(context, {weight.data(), DType::f32, k, n, n, 1}, format);
+    OnDevice dx(context, x, m, k), dg(context, gain, 1, k), ds(context, shift, 1, k);
+    OnDevice out(context, std::vector<float>(static_cast<std::size_t>(3 * n)), 3, n,
+                 context.backend().activation_dtype(format));
+    linear(
+        context,
+        {dx.view(), rows, {dg.data(), ds.data(), 1e-5f}, &packed, nullptr, Activation::none, {}, out.view()});
+    const auto got = out.values();
+    std::vector<float> normed(static_cast<std::size_t>(k)), expected(static_cast<std::size_t>(n)), w(weight);
+    for (float& v : w) v = rounded(v, format);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      reference::layer_norm(
+          std::span(x).subspan(static_cast<std::size_t>(rows[i] * k), static_cast<std::size_t>(k)),
+          {gain.data(), shift.data(), 1e-5f}, normed);
+      // A norm that falls on the other side of a rounding moves an output by half a unit of one input.
+      for (float& v : normed) v = rounded(v, format);
+      reference::linear(normed, w, nullptr, Activation::none, nullptr, expected);
+      const double unit = format == WeightFormat::f32 ? 1e-5 : format == WeightFormat::f16 ? 4e-3 : 3e-2;
+      for (std::size_t c = 0; c < expected.size(); ++c) {
+        CHECK(std::fabs(got[i * expected.size() + c] - expected[c]) <= unit * (1.0 + std::fabs(expected[c])));
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] ops over rows are the oracle's") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Random random(5);
+  for (const std::int64_t width : {1, 31, 256, 1000, 50257}) {
+    CAPTURE(width);
+    const std::int64_t m = 3;
+    const auto x = random.normals(m * width, 3.0), gain = random.normals(width),
+               shift = random.normals(width);
+    const auto row = [&](std::int64_t i) {
+      return std::vector<float>(x.begin() + i * width, x.begin() + (i + 1) * width);
+    };
+    const auto check = [&](OnDevice& got, auto&& oracle) {
+      const auto values = got.values();
+      for (std::int64_t i = 0; i < m; ++i) {
+        const std::vector<float> expected = oracle(i);
+        for (std::int64_t c = 0; c < width; ++c) {
+          const float e = expected[static_cast<std::size_t>(c)];
+          CHECK(std::fabs(values[static_cast<std::size_t>(i * width + c)] - e) <=
+                2e-5 * (1.0 + std::fabs(e)));
+        }
+      }
+    };
+    OnDevice a(context, x, m, width), b(context, x, m, width), c(context, x, m, width),
+        d(context, x, m, width);
+    OnDevice dg(context, gain, 1, width), ds(context, shift, 1, width);
+    softmax(context, a.view());
+    check(a, [&](std::int64_t i) {
+      auto r = row(i);
+      return reference::softmax(r), r;
+    });
+    log_softmax(context, b.view());
+    check(b, [&](std::int64_t i) {
+      auto r = row(i);
+      return reference::log_softmax(r), r;
+    });
+    activate(context, c.view(), Activation::gelu_erf);
+    check(c, [&](std::int64_t i) {
+      auto r = row(i);
+      for (float& v : r) v = static_cast<float>(reference::activate(v, Activation::gelu_erf));
+      return r;
+    });
+    const LayerNorm norm{gain.data(), shift.data(), 1e-5f}, on_device{dg.data(), ds.data(), 1e-5f};
+    OnDevice out(context, x, m, width);
+    layer_norm(context, {d.view(), {}, on_device, out.view()});
+    if (width > 1) {
+      check(out, [&](std::int64_t i) {
+        std::vector<float> r(static_cast<std::size_t>(width));
+        return reference::layer_norm(row(i), norm, r), r;
+      });
+    }
+  }
+  std::vector<float> nothing(70, -INFINITY);
+  OnDevice hidden(context, nothing, 1, 70);
+  softmax(context, hidden.view());
+  for (const float v : hidden.values()) CHECK(v == 0.0f);
+}
+
+TEST_CASE("cuda: a GPU that cannot be used is refused with its reason") {
+  const std::string reason = cuda_unavailable_reason(99);
+  REQUIRE(!reason.empty());
+  try {
+    const ExecContext context({.device = Device::cuda, .ordinal = 99});
+    FAIL("no error");
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::device);
+    CHECK(std::string(error.what()).find(reason) != std::string::npos);
+  }
+  const ExecContext context({.device = Device::automatic, .ordinal = 99});
+  CHECK(context.device() == Device::cpu);
+}
+
+TEST_CASE("[cuda] integer weights and training ops are refused, and memory that is not there") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  const std::vector<float> w(64);
+  CHECK_THROWS_AS(pack(context, {w.data(), DType::f32, 8, 8, 8, 1}, WeightFormat::int8), Error);
+  CHECK_THROWS_AS(sum_of_squares(context, std::span(w)), Error);
+  CHECK_THROWS_AS(context.backend().allocate(std::size_t{1} << 50), Error);
+}

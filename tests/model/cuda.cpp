@@ -1,0 +1,159 @@
+// The model on a GPU against the model on the CPU. Where no GPU can be used each case says so and checks
+// nothing.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "attention/sdpa.h"
+#include "engine/cuda/cuda.h"
+#include "tests/model/run_model.h"
+#include "tests/model/small_world.h"
+
+using namespace inkling;
+using namespace inkling::test;
+
+namespace {
+
+bool have_gpu() {
+  const std::string reason = cuda_unavailable_reason();
+  if (!reason.empty()) MESSAGE("not run: " << reason);
+  return reason.empty();
+}
+
+/// A model on one device, with a cache.
+struct Running {
+  ExecContext context;
+  Model model;
+  Forward forward;
+  KvPool pool;
+  Running(const std::filesystem::path& path, Device device, const Format& format)
+      : context({.device = device, .threads = 1}),
+        model(load(path, context, format)),
+        forward(model, context),
+        pool(forward.kv_shape(forward.default_kv_dtype()), 0, &context.backend()) {}
+  std::vector<float> logits(const Ids& ids, std::vector<std::int64_t> chunks) {
+    return logits_of(forward, pool, ids, std::move(chunks));
+  }
+};
+
+ModelConfig config_of(std::int64_t width, std::int64_t heads) {
+  ModelConfig config;
+  config.vocab_size = 211;
+  config.n_positions = 200;
+  config.n_embd = width;
+  config.n_layer = 3;
+  config.n_head = heads;
+  return config;
+}
+
+Ids random_ids(std::size_t length, std::uint64_t seed) {
+  Random random(seed);
+  Ids ids(length);
+  for (auto& id : ids) id = static_cast<std::int32_t>(random.range(0, 210));
+  return ids;
+}
+
+struct Shape {
+  std::int64_t width, heads;
+};
+constexpr Shape kShapes[] = {{40, 2}, {128, 2}, {96, 3}, {256, 2}};
+
+}  // namespace
+
+TEST_CASE("[cuda] logits are the CPU's: f32 within 1e-3, 16 bits to their rounding") {
+  if (!have_gpu()) return;
+  for (const Shape shape : kShapes) {
+    const TemporaryFolder folder;
+    RandomGpt2(config_of(shape.width, shape.heads), 9).save(folder.path());
+    const Ids ids = random_ids(150, 1);
+    Running cpu(folder.path(), Device::cpu, kFormats[0]);
+    const auto expected = cpu.logits(ids, {150});
+    const double oracle = perplexity(logprobs_of(expected, ids));
+    for (const Format& format : {kFormats[0], kFormats[1], kFormats[2]}) {
+      CAPTURE(shape.width);
+      CAPTURE(format.name);
+      Running gpu(folder.path(), Device::cuda, format);
+      for (const std::vector<std::int64_t>& chunks :
+           {std::vector<std::int64_t>{150}, {1}, {70, 3, 1, 1, 40}}) {
+        const auto got = gpu.logits(ids, chunks);
+        REQUIRE(got.size() == expected.size());
+        double worst = 0;
+        for (std::size_t i = 0; i < got.size(); ++i)
+          worst = std::max(worst, std::fabs(double{got[i]} - expected[i]));
+        if (format.dtype == WeightType::f32) CHECK(worst <= 1e-3);
+        CHECK(perplexity(logprobs_of(got, ids)) ==
+              doctest::Approx(oracle).epsilon(format.dtype == WeightType::f32 ? 1e-4 : 5e-3));
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] a sequence's bits do not depend on its batch; with flash alone not on chunks either") {
+  if (!have_gpu()) return;
+  for (const Shape shape : kShapes) {
+    const TemporaryFolder folder;
+    RandomGpt2(config_of(shape.width, shape.heads), 9).save(folder.path());
+    for (const Format& format : {kFormats[0], kFormats[1]}) {
+      CAPTURE(shape.width);
+      CAPTURE(format.name);
+      Running gpu(folder.path(), Device::cuda, format);
+      std::vector<Ids> prompts;
+      for (const std::size_t length : {1u, 130u, 7u, 64u, 20u, 65u})
+        prompts.push_back(random_ids(length, length));
+      std::vector<std::vector<float>> alone;
+      for (const Ids& ids : prompts)
+        alone.push_back(gpu.logits(ids, {static_cast<std::int64_t>(ids.size())}));
+
+      std::vector<KvSequence> sequences;
+      for (std::size_t i = 0; i < prompts.size(); ++i) sequences.emplace_back(gpu.pool);
+      PackedBatch batch;
+      for (std::size_t i = 0; i < prompts.size(); ++i) {
+        sequences[i].reserve(static_cast<std::int64_t>(prompts[i].size()));
+        batch.add(sequences[i], prompts[i], static_cast<std::int64_t>(prompts[i].size()));
+      }
+      gpu.forward.run(batch);
+      const TensorView logits = gpu.forward.on_host(gpu.forward.logits());
+      std::size_t row = 0;
+      for (std::size_t i = 0; i < prompts.size(); ++i) {
+        CAPTURE(prompts[i].size());
+        const std::size_t vocab = alone[i].size() / prompts[i].size();
+        std::size_t different = 0;
+        for (std::size_t t = 0; t < prompts[i].size(); ++t, ++row) {
+          different += std::memcmp(logits.as<float>() + static_cast<std::int64_t>(row) * logits.stride[0],
+                                   alone[i].data() + t * vocab, vocab * sizeof(float)) != 0;
+        }
+        CHECK(different == 0);
+      }
+
+      const SdpaScope scope(gpu.context, {SdpaBackend::flash});
+      const Ids& ids = prompts[1];
+      const auto whole = gpu.logits(ids, {130});
+      for (const std::vector<std::int64_t>& chunks : {std::vector<std::int64_t>{1}, {70, 3, 1, 1, 40}}) {
+        const auto got = gpu.logits(ids, chunks);
+        CHECK(std::memcmp(got.data(), whole.data(), whole.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] the generator writes the CPU's text, forks and all") {
+  if (!have_gpu()) return;
+  const World world;
+  std::vector<std::vector<Answer>> answers;
+  for (const Device device : {Device::cpu, Device::cuda}) {
+    Running run(world.folder.path(), device, kFormats[0]);
+    GeneratorOptions options;
+    options.max_batch = 8;
+    Generator generator(run.model, run.context, options);
+    auto& all = answers.emplace_back(5);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      Ids prompt(3 + 7 * i, static_cast<std::int32_t>(11 + i));
+      generator.submit(request(prompt, 20, 100 + i, all[i]));
+    }
+    while (generator.step()) {
+    }
+  }
+  for (std::size_t i = 0; i < answers[0].size(); ++i) CHECK(answers[0][i].ids == answers[1][i].ids);
+}
