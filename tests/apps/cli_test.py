@@ -184,7 +184,7 @@ class BadInput(Folder):
         self.fails(7, "bench", "-p", 257, says="256 positions, got 257")
 
     def test_devices_and_memory(self):
-        self.fails(6, "generate", "-p", "x", "--device", "cuda", says="no CUDA kernels")
+        self.fails(6, "generate", "-p", "x", "--device", "cuda:99", says="cuda was asked for, but")
         self.fails(5, "generate", "-p", "x", "--max-memory", "1000", says="limit is 1000")
         self.fails(2, "generate", "-p", "x", says="INKLING_CPU_ISA", env={"INKLING_CPU_ISA": "mmx"})
 
