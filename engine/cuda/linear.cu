@@ -33,25 +33,43 @@ struct Tile {
   static constexpr int kDepth = 128 / static_cast<int>(sizeof(T));  // k of a step
   static constexpr int kStride = kDepth + Mma<T>::kPad;
   static constexpr int kStage = (kM + kN) * kStride;  // elements
+  static constexpr int kSumStride = kN + 8;           // floats between rows of sums
 };
 
-/// `count` rows of `from`, 128 bytes of each from element k on, into a tile; zeros beyond the matrix. Called
-/// by kThreads threads.
+/// Copies kCount rows of a matrix, 128 bytes of each a step, into a tile; zeros beyond the matrix. One
+/// thread's share, with all that does not change from step to step computed once.
 template <class Tile, int kCount, int kThreads>
-__device__ inline void fetch(typename Tile::Element* tile, const Matrix& from, std::int64_t first, int k,
-                             int thread) {
+class Fetch {
+ public:
   using T = typename Tile::Element;
-  constexpr int kPieces = 8, kPer = 16 / sizeof(T);
-  const auto* data = static_cast<const T*>(from.data);
-#pragma unroll
-  for (int i = thread; i < kCount * kPieces; i += kThreads) {
-    const int row = i / kPieces, column = i % kPieces * kPer;
-    const std::int64_t left = first + row < from.rows ? from.columns - k - column : 0;
-    const int bytes = static_cast<int>(min(max(left, std::int64_t{0}), std::int64_t{kPer}) * sizeof(T));
-    const T* at = bytes > 0 ? data + (first + row) * from.stride + k + column : data;
-    copy16_async(tile + row * Tile::kStride + column, at, bytes);
+
+  /// Rows from `first` on, which is inside the matrix.
+  __device__ Fetch(const Matrix& from, std::int64_t first, int thread) {
+    const int row = thread / kPieces, column = thread % kPieces * kPer;
+    rows_ = static_cast<int>(min(from.rows - first, std::int64_t{kCount})) - row;
+    columns_ = static_cast<int>(from.columns) - column;
+    from_ = static_cast<const T*>(from.data) + (first + (rows_ > 0 ? row : 0)) * from.stride + column;
+    pass_ = from.stride * kRowsPerPass;
+    to_ = row * Tile::kStride + column;
   }
-}
+  __device__ void operator()(T* tile, int k) const {
+    const int bytes = min(max(columns_ - k, 0), kPer) * static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int pass = 0; pass * kRowsPerPass < kCount; ++pass) {
+      const bool inside = pass * kRowsPerPass < rows_;
+      copy16_async(tile + to_ + pass * kRowsPerPass * Tile::kStride,
+                   inside ? from_ + pass * pass_ + k : from_, inside ? bytes : 0);
+    }
+  }
+
+ private:
+  static constexpr int kPieces = 8, kPer = 16 / sizeof(T), kRowsPerPass = kThreads / kPieces;
+  static_assert(kCount % kRowsPerPass == 0);
+
+  const T* from_;
+  std::int64_t pass_;
+  int rows_, columns_, to_;
+};
 
 /// c += one step of x (16·kTilesM rows from x on) · w (8·kTilesN columns from w on).
 template <class Tile, int kTilesM, int kTilesN>
@@ -76,20 +94,113 @@ __device__ inline void multiply_step(float (&c)[kTilesM][kTilesN][4], const type
   }
 }
 
+/// Four neighbours of a row, or with `wide` as one access.
 template <class T>
-__device__ inline void finish(const Linear& a, std::int64_t m, std::int64_t n, float value) {
-  if (m >= a.out.rows || n >= a.out.columns) return;
-  if (a.bias != nullptr) value += a.bias[n];
-  if (a.pre_activation.data != nullptr) {
-    static_cast<float*>(a.pre_activation.data)[m * a.pre_activation.stride + n] = value;
+__device__ inline void store4(T* to, const float (&v)[4], int count, bool wide) {
+  if (wide) {
+    if constexpr (sizeof(T) == 4) {
+      *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+      *reinterpret_cast<uint2*>(to) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
+    }
+    return;
   }
-  value = activated(a.activation, value);
-  if (a.residual.data != nullptr)
-    value += static_cast<const float*>(a.residual.data)[m * a.residual.stride + n];
-  if (a.out.dtype == DType::f32) {
-    static_cast<float*>(a.out.data)[m * a.out.stride + n] = value;
-  } else {
-    static_cast<T*>(a.out.data)[m * a.out.stride + n] = from_float<T>(value);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) to[i] = from_float<T>(v[i]);
+  }
+}
+
+/// Whether rows can be met four elements at a time from column 0 on.
+__device__ inline bool in_fours(const void* data, std::int64_t stride, int size) {
+  return stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(data) % (4 * size) == 0;
+}
+
+/// Four floats, `count` of them there.
+__device__ inline float4 load4(const float* from, int count, bool wide) {
+  if (wide) return *reinterpret_cast<const float4*>(from);
+  float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (count > 0) v.x = from[0];
+  if (count > 1) v.y = from[1];
+  if (count > 2) v.z = from[2];
+  if (count > 3) v.w = from[3];
+  return v;
+}
+
+/// What follows the sums of a tile, which lie in shared memory (kParts of them to be added in order): bias,
+/// activation, residual. A thread keeps to four columns and goes down the rows: in a loop, since
+/// straight-line code for every output runs out of the instruction cache, with several rows a turn, whose
+/// reads wait for memory together.
+template <class Tile, int kThreads, int kParts>
+__device__ inline void finish_tile(const Linear& a, const float* sums, std::int64_t row,
+                                   std::int64_t column) {
+  using T = typename Tile::Element;
+  constexpr int kAcross = Tile::kColumns / 4, kDown = kThreads / kAcross;  // threads
+  constexpr int kTogether = Tile::kRows / kDown >= 4 ? 4 : 1;
+  static_assert(kThreads % kAcross == 0);
+  const int first = threadIdx.x / kAcross, c = threadIdx.x % kAcross * 4;
+  const bool is_f32 = a.out.dtype == DType::f32, has_residual = a.residual.data != nullptr;
+  // One answer for the whole tile: what is whole and aligned takes no branch per output.
+  const bool wide = column + Tile::kColumns <= a.out.columns &&
+                    in_fours(a.out.data, a.out.stride, is_f32 ? 4 : static_cast<int>(sizeof(T))) &&
+                    in_fours(a.bias, 0, 4) && in_fours(a.residual.data, a.residual.stride, 4) &&
+                    in_fours(a.pre_activation.data, a.pre_activation.stride, 4);
+  const int count = static_cast<int>(min(a.out.columns - column - c, std::int64_t{4}));
+  const int rows = static_cast<int>(min(a.out.rows - row, std::int64_t{Tile::kRows}));
+  if (count <= 0) return;
+  const float4 bias = a.bias != nullptr ? load4(a.bias + column + c, count, wide) : make_float4(0, 0, 0, 0);
+  const auto* residual_at = static_cast<const float*>(a.residual.data) + row * a.residual.stride + column + c;
+  const std::int64_t out_at = row * a.out.stride + column + c;
+#pragma unroll 1
+  for (int r0 = first; r0 < rows; r0 += kDown * kTogether) {
+    float4 residual[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int r = r0 + j * kDown;
+      residual[j] = has_residual && r < rows ? load4(residual_at + r * a.residual.stride, count, wide)
+                                             : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int r = r0 + j * kDown;
+      if (r >= rows) break;
+      float v[4] = {};
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const float4 sum =
+            *reinterpret_cast<const float4*>(sums + (part * Tile::kRows + r) * Tile::kSumStride + c);
+        v[0] += sum.x, v[1] += sum.y, v[2] += sum.z, v[3] += sum.w;
+      }
+      v[0] += bias.x, v[1] += bias.y, v[2] += bias.z, v[3] += bias.w;
+      if (a.pre_activation.data != nullptr) {
+        store4(static_cast<float*>(a.pre_activation.data) + (row + r) * a.pre_activation.stride + column + c,
+               v, count, wide);
+      }
+      if (a.activation != Activation::none) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) v[e] = activated(a.activation, v[e]);
+      }
+      v[0] += residual[j].x, v[1] += residual[j].y, v[2] += residual[j].z, v[3] += residual[j].w;
+      if (is_f32) {
+        store4(static_cast<float*>(a.out.data) + out_at + r * a.out.stride, v, count, wide);
+      } else {
+        store4(static_cast<T*>(a.out.data) + out_at + r * a.out.stride, v, count, wide);
+      }
+    }
+  }
+}
+
+/// The sums of a warp into a tile of shared memory, at (row, column).
+template <class Tile, int kTilesM, int kTilesN>
+__device__ inline void put_sums(float* sums, const float (&c)[kTilesM][kTilesN][4], int row, int column) {
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < kTilesM * kTilesN * 2; ++i) {
+    const int tile = i / 2, half = i % 2;
+    float* to = sums + (row + tile / kTilesN * 16 + g + half * 8) * Tile::kSumStride + column +
+                tile % kTilesN * 8 + 2 * t;
+    const float* from = c[tile / kTilesN][tile % kTilesN] + 2 * half;
+    *reinterpret_cast<float2*>(to) = make_float2(from[0], from[1]);
   }
 }
 
@@ -105,15 +216,16 @@ __global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) many_rows_kernel(cons
   const std::int64_t row = std::int64_t{blockIdx.x} * Tile::kRows,
                      column = std::int64_t{blockIdx.y} * Tile::kColumns;
   const int steps = static_cast<int>((a.weight.columns + Tile::kDepth - 1) / Tile::kDepth);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
   const int warp_row = warp / kWarpsN * kTilesM * 16, warp_column = warp % kWarpsN * kTilesN * 8;
 
+  const Fetch<Tile, Tile::kRows, kThreads> fetch_x(a.x, row, threadIdx.x);
+  const Fetch<Tile, Tile::kColumns, kThreads> fetch_w(a.weight, column, threadIdx.x);
   const auto begin = [&](int step) {
     if (step < steps) {
       T* tile = shared + step % Tile::kStages * Tile::kStage;
-      fetch<Tile, Tile::kRows, kThreads>(tile, a.x, row, step * Tile::kDepth, threadIdx.x);
-      fetch<Tile, Tile::kColumns, kThreads>(tile + Tile::kRows * Tile::kStride, a.weight, column,
-                                            step * Tile::kDepth, threadIdx.x);
+      fetch_x(tile, step * Tile::kDepth);
+      fetch_w(tile + Tile::kRows * Tile::kStride, step * Tile::kDepth);
     }
     copy_commit();
   };
@@ -135,18 +247,12 @@ __global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) many_rows_kernel(cons
       value = 0.0f;
     }
   }
-  const int g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-    for (int j = 0; j < kTilesN; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        finish<T>(a, row + warp_row + 16 * i + g + e / 2 * 8, column + warp_column + 8 * j + 2 * t + e % 2,
-                  total[i][j][e]);
-      }
-    }
-  }
+  copy_wait<0>();
+  __syncthreads();  // the tiles have been read: their memory takes the sums
+  float* const sums = reinterpret_cast<float*>(memory);
+  put_sums<Tile>(sums, total, warp_row, warp_column);
+  __syncthreads();
+  finish_tile<Tile, kThreads, 1>(a, sums, row, column);
 }
 
 /// Few rows: each warp of a block takes one run of the same tile on its own, so that a chain is a quarter as
@@ -163,12 +269,13 @@ __global__ void __launch_bounds__(kRuns* kWarp) few_rows_kernel(const Linear a) 
                      column = std::int64_t{blockIdx.y} * Tile::kColumns;
   const Run run = run_of(warp, static_cast<int>((a.weight.columns + Tile::kDepth - 1) / Tile::kDepth));
 
+  const Fetch<Tile, Tile::kRows, kWarp> fetch_x(a.x, row, lane);
+  const Fetch<Tile, Tile::kColumns, kWarp> fetch_w(a.weight, column, lane);
   const auto begin = [&](int step) {
     if (step < run.end) {
       T* tile = shared + (step - run.begin) % Tile::kStages * Tile::kStage;
-      fetch<Tile, Tile::kColumns, kWarp>(tile + Tile::kRows * Tile::kStride, a.weight, column,
-                                         step * Tile::kDepth, lane);
-      fetch<Tile, Tile::kRows, kWarp>(tile, a.x, row, step * Tile::kDepth, lane);
+      fetch_w(tile + Tile::kRows * Tile::kStride, step * Tile::kDepth);
+      fetch_x(tile, step * Tile::kDepth);
     }
     copy_commit();
   };
@@ -184,20 +291,9 @@ __global__ void __launch_bounds__(kRuns* kWarp) few_rows_kernel(const Linear a) 
   copy_wait<0>();
   __syncthreads();  // the tiles have been read: their memory takes the sums
   float* const sums = reinterpret_cast<float*>(memory);
-  const int g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int i = 0; i < kTilesM * kTilesN * 4; ++i) {
-    const int tile = i / 4, m = tile / kTilesN * 16 + g + i % 4 / 2 * 8,
-              n = tile % kTilesN * 8 + 2 * t + i % 2;
-    sums[warp * kOutputs + m * Tile::kColumns + n] = c[tile / kTilesN][tile % kTilesN][i % 4];
-  }
+  put_sums<Tile>(sums + warp * Tile::kRows * Tile::kSumStride, c, 0, 0);
   __syncthreads();
-  for (int i = threadIdx.x; i < kOutputs; i += kRuns * kWarp) {
-    float total = 0.0f;
-#pragma unroll
-    for (int r = 0; r < kRuns; ++r) total += sums[r * kOutputs + i];
-    finish<T>(a, row + i / Tile::kColumns, column + i % Tile::kColumns, total);
-  }
+  finish_tile<Tile, kRuns * kWarp, kRuns>(a, sums, row, column);
 }
 
 template <class Kernel>
@@ -218,13 +314,14 @@ cudaError_t launch(Kernel* kernel, const Linear& a, int rows, int columns, int t
 template <class Tile>
 cudaError_t few_rows(const Linear& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = kRuns * sizeof(typename Tile::Element) * Tile::kStage * Tile::kStages;
-  static_assert(kBytes >= kRuns * sizeof(float) * Tile::kRows * Tile::kColumns);
+  static_assert(kBytes >= kRuns * sizeof(float) * Tile::kRows * Tile::kSumStride);
   return launch(few_rows_kernel<Tile>, a, Tile::kRows, Tile::kColumns, kRuns * kWarp, kBytes, stream);
 }
 
 template <class Tile, int kWarpsM, int kWarpsN>
 cudaError_t many_rows(const Linear& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = sizeof(typename Tile::Element) * Tile::kStage * Tile::kStages;
+  static_assert(kBytes >= sizeof(float) * Tile::kRows * Tile::kSumStride);
   return launch(many_rows_kernel<Tile, kWarpsM, kWarpsN>, a, Tile::kRows, Tile::kColumns,
                 kWarpsM * kWarpsN * kWarp, kBytes, stream);
 }
@@ -236,9 +333,18 @@ cudaError_t choose(const Linear& a, cudaStream_t stream) {
   const auto tiles = [&](std::int64_t rows, std::int64_t columns) {
     return (a.out.rows + rows - 1) / rows * ((a.out.columns + columns - 1) / columns);
   };
-  if (a.out.rows <= 16) return few_rows<Tile<T, 16, 16, 4>>(a, stream);
+  constexpr int kShort = 2048;  // k whose runs fit four stages; a longer one wants more of it in flight
+  if (a.out.rows <= 16) {
+    return a.weight.columns < kShort ? few_rows<Tile<T, 16, 16, 4>>(a, stream)
+                                     : few_rows<Tile<T, 16, 16, 8>>(a, stream);
+  }
+  // A wide head: enough tiles of 128 columns to fill the GPU, and x is read less often.
+  constexpr bool kLarge = sizeof(T) == 2;  // in f32 the registers of large tiles would spill
+  if constexpr (kLarge) {
+    if (a.out.rows <= 64 && tiles(64, 128) >= kFull) return many_rows<Tile<T, 64, 128, 3>, 2, 4>(a, stream);
+  }
   if (a.out.rows <= 64) return few_rows<Tile<T, 64, 16, 3>>(a, stream);
-  if constexpr (sizeof(T) == 2) {  // in f32 its registers would spill
+  if constexpr (kLarge) {
     if (tiles(128, 128) >= kFull) return many_rows<Tile<T, 128, 128, 3>, 2, 4>(a, stream);
   }
   return many_rows<Tile<T, 64, 64, 4>, 2, 2>(a, stream);

@@ -34,32 +34,56 @@ unsigned blocks_for(std::int64_t n, std::int64_t per) {
   return static_cast<unsigned>((n + per - 1) / per);
 }
 
-template <class In, class Out>
+/// A warp per row. kHeld: values of the row that a lane keeps in registers; 0: rows of any width, read three
+/// times. The held form asks for everything at once and without a branch, beyond the row for its last element
+/// again: a branch around each load would wait for memory once per column.
+template <class In, class Out, int kHeld>
 __global__ void norm_kernel(const NormRows a) {
   const std::int64_t row = std::int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp, width = static_cast<int>(a.x.columns);
+  const int lane = threadIdx.x % kWarp, width = static_cast<int>(a.x.columns),
+            columns = static_cast<int>(a.out.columns);
   if (row >= a.out.rows) return;
   const std::int64_t from = a.rows == nullptr ? row : a.rows[row];
   const In* x = static_cast<const In*>(a.x.data) + from * a.x.stride;
   Out* out = static_cast<Out*>(a.out.data) + row * a.out.stride;
+  const bool normed = a.norm.weight != nullptr, shifted = normed && a.norm.bias != nullptr;
+
+  constexpr int kCount = kHeld == 0 ? 1 : kHeld;
+  float value[kCount], gain[kCount], shift[kCount];
+  const auto load = [&](int i, int c) {
+    const int at = min(c, width - 1);
+    value[i] = c < width ? to_float(x[at]) : 0.0f;
+    gain[i] = normed ? __ldg(a.norm.weight + at) : 1.0f;
+    shift[i] = shifted ? __ldg(a.norm.bias + at) : 0.0f;
+  };
+  // Calls body(i, c) for the lane's columns in order, with value[i], gain[i] and shift[i] of column c.
+  const auto each = [&](const auto& body) {
+    if constexpr (kHeld == 0) {
+      for (int c = lane; c < columns; c += kWarp) load(0, c), body(0, c);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) body(i, lane + i * kWarp);
+    }
+  };
+  if constexpr (kHeld != 0) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) load(i, lane + i * kWarp);
+  }
   float mean = 0.0f, scale = 1.0f;
-  if (a.norm.weight != nullptr) {
-    for (int c = lane; c < width; c += kWarp) mean += to_float(x[c]);
+  if (normed) {
+    each([&](int i, int) { mean += value[i]; });
     mean = warp_sum(mean) / static_cast<float>(width);
     float squares = 0.0f;
-    for (int c = lane; c < width; c += kWarp) {
-      const float d = to_float(x[c]) - mean;
+    each([&](int i, int c) {
+      const float d = c < width ? value[i] - mean : 0.0f;
       squares += d * d;
-    }
+    });
     scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width) + a.norm.epsilon);
   }
-  for (int c = lane; c < a.out.columns; c += kWarp) {
-    float value = c < width ? to_float(x[c]) : 0.0f;
-    if (a.norm.weight != nullptr && c < width) {
-      value = (value - mean) * scale * a.norm.weight[c] + (a.norm.bias != nullptr ? a.norm.bias[c] : 0.0f);
-    }
-    out[c] = from_float<Out>(value);
-  }
+  each([&](int i, int c) {
+    const float result = c < width ? (value[i] - mean) * scale * gain[i] + shift[i] : 0.0f;
+    if (c < columns) out[c] = from_float<Out>(result);
+  });
 }
 
 template <class T>
@@ -126,9 +150,16 @@ __global__ void pack_kernel(const MatrixSource source, const Matrix out) {
 cudaError_t norm_rows(const NormRows& args, cudaStream_t stream) {
   return with_type(args.x.dtype, [&](auto in) {
     return with_type(args.out.dtype, [&](auto out) {
-      norm_kernel<decltype(in), decltype(out)>
-          <<<blocks_for(args.out.rows, kRowsPerBlock), kBlock, 0, stream>>>(args);
-      return cudaGetLastError();
+      using In = decltype(in);
+      using Out = decltype(out);
+      const auto run = [&](auto* kernel) {
+        kernel<<<blocks_for(args.out.rows, kRowsPerBlock), kBlock, 0, stream>>>(args);
+        return cudaGetLastError();
+      };
+      if (args.out.columns <= 16 * kWarp) return run(norm_kernel<In, Out, 16>);
+      if (args.out.columns <= 24 * kWarp) return run(norm_kernel<In, Out, 24>);
+      if (args.out.columns <= 40 * kWarp) return run(norm_kernel<In, Out, 40>);
+      return run(norm_kernel<In, Out, 0>);
     });
   });
 }
