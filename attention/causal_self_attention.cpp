@@ -162,8 +162,7 @@ void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx)
   TensorView dy = dout;
   if (config_.residual_dropout > 0.0f) {
     dy = v.dy;
-    layer_norm(context_, {dout, {}, {}, dy});  // without a norm: a copy
-    dropout(context_, {dy, last_.cu_seqlens, config_.residual_dropout, last_.seed, last_.offset});
+    dropout(context_, {dy, last_.cu_seqlens, config_.residual_dropout, last_.seed, last_.offset, {}, dout});
   }
   linear_backward(context_, {v.attended, parameters_[kProjWeight].value.view(), dy, v.dattended,
                              parameters_[kProjWeight].gradient.view(), bias_gradient(kProjBias)});

@@ -7,9 +7,9 @@
 // It stays causal in evaluation; a module that is not causal has MaskKind::none in its config. Activations
 // are kept from call to call and grow only for a larger batch ("planned"); release() gives them back.
 //
-// Dropout follows one rule (attention/sdpa.h, engine/ops.h: dropout): masks are a function of (seed, offset)
-// and the place of an element in its sequence. Bits of forward and of dx depend on a sequence alone, or, with
-// dropout, on its number in the batch too. One thread at a time.
+// Dropout follows one rule (attention/sdpa.h, engine/training_ops.h: dropout): masks are a function of (seed,
+// offset) and the place of an element in its sequence. Bits of forward and of dx depend on a sequence alone,
+// or, with dropout, on its number in the batch too. One thread at a time.
 #pragma once
 
 #include <cstdint>

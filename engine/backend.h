@@ -57,7 +57,6 @@ class Backend {
   virtual void dropout(const DropoutArgs&) { refuse("dropout"); }
   virtual void cross_entropy(const CrossEntropyArgs&) { refuse("cross_entropy"); }
   virtual double sum_of_squares(std::span<const float>) { refuse("sum_of_squares"); }
-  virtual void add_scaled(std::span<float>, std::span<const float>, float) { refuse("add_scaled"); }
   virtual void adamw(const AdamWArgs&) { refuse("adamw"); }
 
  private:

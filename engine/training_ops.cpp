@@ -115,15 +115,6 @@ double sum_of_squares(ExecContext& context, std::span<const float> x) {
   return x.empty() ? 0.0 : context.backend().sum_of_squares(x);
 }
 
-void add_scaled(ExecContext& context, std::span<float> to, std::span<const float> from, float scale) {
-  check_size(from.size(), to.size(), "add_scaled: from");
-  const ProfileRange range(context, "add_scaled", [&] {
-    const auto n = static_cast<double>(to.size());
-    return ProfileWork{12 * n, 2 * n, {}};
-  });
-  if (!to.empty()) context.backend().add_scaled(to, from, scale);
-}
-
 void adamw(ExecContext& context, const AdamWArgs& args) {
   check_size(args.gradient.size(), args.parameter.size(), "adamw: gradient");
   check_size(args.m.size(), args.parameter.size(), "adamw: m");

@@ -88,9 +88,6 @@ void cross_entropy(ExecContext& context, const CrossEntropyArgs& args);
 /// Σ x² in f64.
 double sum_of_squares(ExecContext& context, std::span<const float> x);
 
-/// to += from · scale.
-void add_scaled(ExecContext& context, std::span<float> to, std::span<const float> from, float scale);
-
 /// One step of AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2),
 /// as torch.optim.AdamW, with g = gradient · gradient_scale:
 ///   parameter −= learning_rate · weight_decay · parameter

@@ -8,7 +8,7 @@
 // Both are one loop: the owner's rows stay ("left"), blocks of the other side's rows pass ("right"), scores
 // are left × rightᵀ, so that weights come out as the left operand of the next product. Nothing is added
 // atomically and each order is fixed. Cost: 14·Tq·Tk·D flops per head, seven products where a single kernel
-// would need five. Oracle: tests/attention/cuda_kernels.cu, f64.
+// would need five. Oracle: tests/attention/cuda/kernels.cu, f64.
 // Longer than a header: two kernels that mirror each other are best read side by side.
 #pragma once
 

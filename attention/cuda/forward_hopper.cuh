@@ -11,7 +11,7 @@
 // The reference of a row rises only when its maximum passes it by 8 in base 2, so that O is seldom rescaled;
 // the rule looks at one row alone, so bits stay those of the row. V rows beyond the sequence are zeroed in
 // shared memory. Bounds: per score one exp2 (16 a cycle and multiprocessor) and 4·D flops (4096): equal at D
-// = 64. Oracle: tests/attention/cuda_kernels.cu, f64. Measured: attention/cuda/README.md.
+// = 64. Oracle: tests/attention/cuda/kernels.cu, f64. Measured: attention/cuda/README.md.
 // Longer than a header: the kernel and its pieces read as one, and the kernel is one function because wgmma
 // allows no calls between its parts.
 #pragma once

@@ -7,7 +7,7 @@
 // Gimelshein 2018; Dao 2023, Alg. 1), f32 sums; weights are rounded to T for the second product. A row's bits
 // depend on nothing but its own inputs: blocks where it sees nothing add exact zeros. Cost: 4·Tq·Tk·D flops
 // per head; shared-memory reads bound it at about half of the tensor cores' rate. Oracle:
-// tests/attention/cuda_kernels.cu, f64.
+// tests/attention/cuda/kernels.cu, f64.
 #pragma once
 
 #include "attention/cuda/launch.h"

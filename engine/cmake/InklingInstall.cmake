@@ -19,6 +19,9 @@ file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/inklingConfig.cmake
 find_dependency(Threads)
 find_dependency(spdlog)
 find_dependency(OpenSSL)
+if(${INKLING_CUDA_FOUND})
+  find_dependency(CUDAToolkit)
+endif()
 if(${INKLING_MPI})
   find_dependency(MPI COMPONENTS C)
 endif()
@@ -28,6 +31,10 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/inklingConfigVersio
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/inklingConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/inklingConfigVersion.cmake
         DESTINATION ${config_dir})
 
+set(cuda_libraries "")
+if(INKLING_CUDA_FOUND)
+  set(cuda_libraries " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
+endif()
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/inkling.pc
 "prefix=${CMAKE_INSTALL_PREFIX}
 Name: inkling
@@ -35,6 +42,6 @@ Description: ${PROJECT_DESCRIPTION}
 Version: ${PROJECT_VERSION}
 Requires.private: spdlog libcrypto libpcre2-8 sentencepiece
 Cflags: -I\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}/inkling
-Libs: -L\${prefix}/${CMAKE_INSTALL_LIBDIR} -linkling_model -linkling_attention -linkling_weights -linkling_tokenizer -linkling_engine -linkling_base -pthread
+Libs: -L\${prefix}/${CMAKE_INSTALL_LIBDIR} -linkling_model -linkling_attention -linkling_weights -linkling_tokenizer -linkling_engine -linkling_base${cuda_libraries} -pthread
 ")
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/inkling.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

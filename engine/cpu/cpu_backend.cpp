@@ -23,8 +23,8 @@ constexpr std::size_t round_up(std::size_t n, std::size_t to) {
 
 // Memory for prepared rows: one block of scales, sums and values for a number of rows.
 struct PreparedLayout {
-  std::int64_t k = 0, k_padded = 0, groups = 0;
-  std::size_t value_bytes = 0;  // of one row
+  std::int64_t k = 0, k_padded = 0, group = 0, groups = 0;  // group: inputs per scale, 0 for floats
+  std::size_t value_bytes = 0;                              // of one row
   std::size_t rows_bytes(std::int64_t rows) const {
     return round_up(static_cast<std::size_t>(rows) * (value_bytes + static_cast<std::size_t>(groups) * 8),
                     64) +
@@ -205,8 +205,8 @@ class CpuBackend final : public CpuTraining {
     PreparedLayout layout;
     layout.k = w.k;
     layout.k_padded = cpu::padded_k(table_, w.format, w.k);
-    const std::int64_t group = group_size(w.format);
-    layout.groups = group == 0 ? 0 : (w.k + group - 1) / group;
+    layout.group = group_size(w.format);
+    layout.groups = layout.group == 0 ? 0 : (w.k + layout.group - 1) / layout.group;
     const std::size_t element = kind == InputKind::f32 ? 4 : kind == InputKind::bf16 ? 2 : 1;
     // Rows are 64-byte aligned and an odd number of lines apart: rows of 3072 floats a multiple of 4 KiB
     // apart would all fall into the same sets of the L1 cache.
@@ -240,7 +240,7 @@ class CpuBackend final : public CpuTraining {
     p.k = layout.k;
     p.k_padded = layout.k_padded;
     p.norm = args.norm;
-    p.group = group_size(right_of(args).format);
+    p.group = layout.group;
     // `rows` describes memory of this backend; only the caller's rows are const, and those are never
     // prepared.
     auto* base = static_cast<std::byte*>(const_cast<void*>(rows.data));

@@ -177,12 +177,6 @@ double CpuTraining::sum_of_squares(std::span<const float> x) {
   return sum;
 }
 
-void CpuTraining::add_scaled(std::span<float> to, std::span<const float> from, float scale) {
-  each_run(pool_, to.size(), [&](std::int64_t first, std::int64_t count) {
-    table_.add_scaled(to.data() + first, from.data() + first, count, scale);
-  });
-}
-
 void CpuTraining::adamw(const AdamWArgs& args) {
   const auto step = static_cast<double>(args.step);
   cpu::AdamWStep s;

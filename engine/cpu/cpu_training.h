@@ -50,7 +50,6 @@ class CpuTraining : public Backend {
   void dropout(const DropoutArgs& args) override;
   void cross_entropy(const CrossEntropyArgs& args) override;
   double sum_of_squares(std::span<const float> x) override;
-  void add_scaled(std::span<float> to, std::span<const float> from, float scale) override;
   void adamw(const AdamWArgs& args) override;
 
  protected:

@@ -85,9 +85,9 @@ struct DropoutRow {
 /// What one step of AdamW is for every element (training_ops.h).
 struct AdamWStep {
   float gradient_scale = 0;
-  float decay = 0;         // 1 − learning_rate · weight_decay
-  float to_m = 0;          // 1 − beta1
-  float beta2 = 0;         //
+  float decay = 0;  // 1 − learning_rate · weight_decay
+  float to_m = 0;   // 1 − beta1
+  float beta2 = 0;
   float to_v = 0;          // 1 − beta2
   float rate = 0;          // learning_rate / (1 − beta1^step)
   float inverse_root = 0;  // 1 / √(1 − beta2^step)
@@ -125,7 +125,6 @@ struct CpuKernels {
   void (*dropout)(const DropoutRow& row);
   float (*cross_entropy)(float* logits, std::int64_t n, std::int64_t target, float scale);
   double (*sum_of_squares)(const float* x, std::int64_t n);
-  void (*add_scaled)(float* to, const float* from, std::int64_t n, float scale);
   void (*adamw)(const AdamWStep& step, float* parameter, const float* gradient, float* m, float* v,
                 std::int64_t n);
 };

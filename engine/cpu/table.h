@@ -37,7 +37,6 @@ CpuKernels make_kernels(Isa isa) {
   table.dropout = &Training::dropout;
   table.cross_entropy = &Training::cross_entropy;
   table.sum_of_squares = &Training::sum_of_squares;
-  table.add_scaled = &Training::add_scaled;
   table.adamw = &Training::adamw;
   return table;
 }

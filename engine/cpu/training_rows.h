@@ -1,5 +1,6 @@
 // Kernels of the training ops over one row or one run of elements. Each reduces in one fixed order:
 // lane-wise, then across lanes. Include only from sources of one ISA.
+// Longer than a header: it is a source, compiled once per ISA.
 #pragma once
 
 #include <cmath>
@@ -176,13 +177,6 @@ struct TrainingKernels {
         store(sums + c + i, V::add(load(sums + c + i), sum));
       });
     }
-  }
-
-  static void add_scaled(float* to, const float* from, std::int64_t n, float scale) {
-    const F factor = V::set1(scale);
-    Row::each(n, [&](std::int64_t i, auto load, auto store) {
-      store(to + i, V::fma(load(from + i), factor, load(to + i)));
-    });
   }
 
   // Bound by memory: 28 bytes an element.

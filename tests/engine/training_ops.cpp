@@ -312,7 +312,6 @@ TEST_CASE("every training op has the same bits on any number of threads") {
     Floats parameter = random.normals(50001), gradient = random.normals(50001), m(50001), v(50001);
     const double sum = sum_of_squares(context, gradient);
     adamw(context, {parameter, gradient, m, v});
-    add_scaled(context, parameter, gradient, 0.1f);
     Floats all;
     for (const Floats* part :
          {&norm.dx, &norm.dgamma, &norm.dbeta, &logits, &losses, &dtoken, &dposition, &parameter, &m, &v}) {
@@ -366,7 +365,6 @@ TEST_CASE("no rows are no work; wrong arguments are refused by name") {
   refused("cross_entropy: losses: expected 3 elements, got 0", [&] {
     cross_entropy(context, {x, targets, 0.0f, {}});
   });
-  refused("add_scaled: from: expected 12 elements, got 3", [&] { add_scaled(context, a, losses, 1.0f); });
   refused("adamw: m: expected 12 elements, got 3", [&] { adamw(context, {a, b, losses, b}); });
   refused("adamw: step: expected at least 1, got 0", [&] {
     adamw(context, {a, b, a, b, 0.1, 0.9, 0.9, 1e-8, 0, 1, 0});
