@@ -45,6 +45,11 @@ void check_arguments(const ExecContext& context, const CachedAttentionArgs& args
   check(!args.sequences.empty(), "sequences", [&] { return std::string("expected at least one"); });
   const std::size_t batch = args.sequences.size();
   const KvShape& shape = args.sequences[0]->pool().shape();
+  const Device device = args.sequences[0]->pool().device();
+  check(device == context.device(), "sequences", [&] {
+    return "expected a cache in the memory of " + std::string(device_name(context.device())) + ", got " +
+           std::string(device_name(device));
+  });
   check(args.layer >= 0 && args.layer < shape.layers, "layer", [&] {
     return "expected 0 to " + std::to_string(shape.layers - 1) + ", got " + std::to_string(args.layer);
   });

@@ -35,6 +35,10 @@ KvPool::KvPool(const KvShape& shape, std::size_t max_bytes, Backend* backend)
   page_stride_ = (shape.page_bytes() + 63) / 64 * 64;
 }
 
+Device KvPool::device() const noexcept {
+  return backend_ == nullptr ? Device::cpu : backend_->device();
+}
+
 std::int64_t KvPool::free_tokens() const noexcept {
   if (max_bytes_ == 0) return INT64_MAX;
   const std::size_t pages = max_bytes_ / page_stride_;

@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/device.h"
 #include "engine/dtype.h"
 #include "engine/tensor.h"
 
@@ -59,6 +60,7 @@ class KvPool {
   KvPool& operator=(const KvPool&) = delete;
 
   const KvShape& shape() const noexcept { return shape_; }
+  Device device() const noexcept;                                ///< whose memory the pages lie in
   std::size_t max_bytes() const noexcept { return max_bytes_; }  ///< 0: no limit
   std::size_t allocated_bytes() const noexcept {
     return allocated_;
