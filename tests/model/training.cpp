@@ -1,5 +1,4 @@
-// Training against PyTorch and against itself: gradients, 20 iterations, packing, threads, processes,
-// resuming.
+// Runs of training against PyTorch and against themselves: 20 iterations, threads, processes, resuming.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -8,146 +7,16 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "model/forward.h"
 #include "model/score.h"
-#include "model/train/parameters.h"
-#include "model/train/trainer.h"
-#include "model/train/training_pass.h"
-#include "tests/data.h"
-#include "tests/model/random_gpt2.h"
 #include "tests/model/run_model.h"
+#include "tests/model/training_case.h"
 
 namespace inkling {
-namespace {
 
-using nlohmann::json;
-using test::RandomGpt2;
-using test::TemporaryFolder;
-using Ids = std::vector<std::int32_t>;
-
-const json& golden() {
-  static const json data = json::parse(std::ifstream(test::source_dir() / "tests/golden/trainer.json"));
-  return data;
-}
-
-ModelConfig config_of(const json& c) {
-  ModelConfig config;
-  config.vocab_size = c["V"];
-  config.n_positions = c["T"];
-  config.n_embd = c["C"];
-  config.n_layer = c["L"];
-  config.n_head = c["H"];
-  config.activation = c.value("activation", "") == "gelu" ? Activation::gelu_erf : Activation::gelu_tanh;
-  config.bias = c.value("bias", true) ? Bias::present : Bias::absent;
-  config.head = c.value("tied", true) ? Head::tied : Head::separate;
-  return config;
-}
-
-TrainOptions options_of(const json& c) {
-  const json& o = golden()["options"];
-  TrainOptions options;
-  options.learning_rate = o["learning_rate"];
-  options.min_lr = o["min_lr"];
-  options.warmup_iters = o["warmup_iters"];
-  options.lr_decay_iters = o["lr_decay_iters"];
-  options.beta1 = o["beta1"];
-  options.beta2 = o["beta2"];
-  options.weight_decay = o["weight_decay"];
-  options.grad_clip = o["grad_clip"];
-  options.seed = o["seed"];
-  options.dropout = c["dropout"];
-  return options;
-}
-
-TrainingBatch batch_of(const json& sequences) {
-  TrainingBatch batch;
-  for (const json& s : sequences) batch.add(s[0].get<Ids>(), s[1].get<Ids>());
-  return batch;
-}
-
-/// A random GPT-2 on disk, as the golden script makes case `index`.
-struct Case {
-  const json& data;
-  ModelConfig config;
-  TemporaryFolder folder;
-  explicit Case(std::size_t index) : data(golden()["cases"][index]), config(config_of(data)) {
-    RandomGpt2(config, index + 1).save(folder.path());
-  }
-  Gpt2Source source() const { return Gpt2Source::open(folder.path()).value(); }
-  std::vector<TrainingBatch> batches() const {
-    std::vector<TrainingBatch> all;
-    for (const json& b : data["batches"]) all.push_back(batch_of(b));
-    return all;
-  }
-};
-
-/// Weights, gradients and the pass between them.
-struct Bench {
-  ParameterLayout layout;
-  Buffer weights, gradients;
-  TrainingPass pass;
-  Bench(ExecContext& context, const Case& c, WeightFormat compute = WeightFormat::f32)
-      : layout(c.config),
-        weights(bytes()),
-        gradients(bytes()),
-        pass(context, c.config, layout.tensors(floats(weights)), layout.tensors(floats(gradients)), compute) {
-    copy_parameters(c.source(), layout, floats(weights));
-    std::memset(gradients.data(), 0, gradients.size());
-  }
-  std::size_t bytes() const { return static_cast<std::size_t>(layout.size()) * sizeof(float); }
-  static float* floats(const Buffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
-  std::vector<float> gradient() const { return {floats(gradients), floats(gradients) + layout.size()}; }
-};
-
-double norm(std::span<const float> x) {
-  double sum = 0;
-  for (const float v : x) sum += double{v} * double{v};
-  return std::sqrt(sum);
-}
-
-double distance(std::span<const float> a, std::span<const float> b) {
-  double sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i)
-    sum += (double{a[i]} - double{b[i]}) * (double{a[i]} - double{b[i]});
-  return std::sqrt(sum);
-}
-
-std::vector<float> weights_of(const Trainer& trainer) {
-  std::vector<float> all;
-  for (const NamedTensor& t : trainer.parameters()) {
-    const auto* data = static_cast<const float*>(t.view.data);
-    all.insert(all.end(), data, data + t.view.numel());
-  }
-  return all;
-}
-
-}  // namespace
-
-TEST_CASE("[golden] loss and gradients are PyTorch's, dropout included") {
-  for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
-    const Case c(index);
-    CAPTURE(c.data["name"].get<std::string>());
-    const TrainOptions options = options_of(c.data);
-    for (const Isa isa : supported_isas()) {
-      CAPTURE(isa_name(isa));
-      ExecContext context({.threads = 2, .isa = isa});
-      Bench bench(context, c);
-      const double loss = bench.pass.accumulate(c.batches()[0], 1.0f, {options.dropout, options.seed, 5});
-      CHECK(loss == doctest::Approx(c.data["loss"].get<double>()).epsilon(1e-6));
-      for (const NamedTensor& t : bench.layout.named(Bench::floats(bench.gradients))) {
-        CAPTURE(t.name);
-        const auto want = c.data["gradients"][t.name].get<std::vector<float>>();
-        const std::span got(static_cast<const float*>(t.view.data), static_cast<std::size_t>(t.view.numel()));
-        REQUIRE(want.size() == got.size());
-        // f32 through two layers and back: some hundred roundings of 2^-24 each.
-        CHECK(distance(got, want) <= 2e-5 * norm(want));
-      }
-    }
-  }
-}
+using namespace test;
 
 TEST_CASE("[golden] twenty iterations are those of PyTorch's AdamW") {
   for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
@@ -165,59 +34,6 @@ TEST_CASE("[golden] twenty iterations are those of PyTorch's AdamW") {
     }
     CHECK(trainer.iteration() == 20);
   }
-}
-
-TEST_CASE("the gradient is the slope of the loss") {
-  const Case c(0);
-  ExecContext context({.threads = 1});
-  Bench bench(context, c);
-  const TrainingBatch batch = c.batches()[0];
-  bench.pass.accumulate(batch, 1.0f);
-  const std::vector<float> gradient = bench.gradient();
-  const std::vector<float> weights(Bench::floats(bench.weights),
-                                   Bench::floats(bench.weights) + bench.layout.size());
-  const double length = norm(gradient), step = 2e-3;
-  const auto loss_at = [&](double way) {
-    for (std::size_t i = 0; i < weights.size(); ++i) {
-      Bench::floats(bench.weights)[i] =
-          static_cast<float>(double{weights[i]} + way * double{gradient[i]} / length);
-    }
-    return bench.pass.loss(batch);
-  };
-  // Third-order terms are step² of it; f32 losses of about 40 carry 1e-5 into a difference of 0.1.
-  CHECK((loss_at(step) - loss_at(-step)) / (2 * step) == doctest::Approx(length).epsilon(2e-3));
-}
-
-TEST_CASE("packed sequences train as each of them alone") {
-  const Case c(0);
-  ExecContext context({.threads = 2});
-  const TrainingBatch packed = c.batches()[0];
-  Bench whole(context, c), parts(context, c);
-  const double loss = whole.pass.accumulate(packed, 1.0f);
-  double sum = 0;
-  for (std::size_t b = 0; b + 1 < packed.cu_seqlens.size(); ++b) {
-    const auto begin = packed.cu_seqlens[b], count = packed.cu_seqlens[b + 1] - begin;
-    TrainingBatch one;
-    one.add(
-        std::span(packed.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
-        std::span(packed.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)));
-    sum += parts.pass.accumulate(one, 1.0f);
-  }
-  // The losses of rows are equal bit for bit, and their f64 sums all but so; weights' gradients add up the
-  // rows in the same order, but from a rounded partial sum.
-  CHECK(sum == doctest::Approx(loss).epsilon(1e-14));
-  CHECK(distance(whole.gradient(), parts.gradient()) <= 1e-6 * norm(whole.gradient()));
-}
-
-TEST_CASE("an empty sequence changes nothing") {
-  const Case c(0);
-  ExecContext context({.threads = 1});
-  TrainingBatch batch = c.batches()[2];
-  Bench plain(context, c), with(context, c);
-  const double loss = plain.pass.accumulate(batch, 1.0f);
-  batch.cu_seqlens.insert(batch.cu_seqlens.begin() + 1, batch.cu_seqlens[1]);
-  CHECK(with.pass.accumulate(batch, 1.0f) == loss);
-  CHECK(plain.gradient() == with.gradient());
 }
 
 TEST_CASE("training has the same bits on any threads") {

@@ -1,0 +1,86 @@
+// The gradients of a whole model: PyTorch's, the slope of the loss, and those of each sequence alone.
+#include <doctest/doctest.h>
+
+#include "tests/model/training_case.h"
+
+namespace inkling {
+
+using namespace test;
+
+TEST_CASE("[golden] loss and gradients are PyTorch's, dropout included") {
+  for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
+    const Case c(index);
+    CAPTURE(c.data["name"].get<std::string>());
+    const TrainOptions options = options_of(c.data);
+    for (const Isa isa : supported_isas()) {
+      CAPTURE(isa_name(isa));
+      ExecContext context({.threads = 2, .isa = isa});
+      Bench bench(context, c);
+      const double loss = bench.pass.accumulate(c.batches()[0], 1.0f, {options.dropout, options.seed, 5});
+      CHECK(loss == doctest::Approx(c.data["loss"].get<double>()).epsilon(1e-6));
+      for (const NamedTensor& t : bench.layout.named(Bench::floats(bench.gradients))) {
+        CAPTURE(t.name);
+        const auto want = c.data["gradients"][t.name].get<std::vector<float>>();
+        const std::span got(static_cast<const float*>(t.view.data), static_cast<std::size_t>(t.view.numel()));
+        REQUIRE(want.size() == got.size());
+        // f32 through two layers and back: some hundred roundings of 2^-24 each.
+        CHECK(distance(got, want) <= 2e-5 * norm(want));
+      }
+    }
+  }
+}
+
+TEST_CASE("the gradient is the slope of the loss") {
+  const Case c(0);
+  ExecContext context({.threads = 1});
+  Bench bench(context, c);
+  const TrainingBatch batch = c.batches()[0];
+  bench.pass.accumulate(batch, 1.0f);
+  const std::vector<float> gradient = bench.gradient();
+  const std::vector<float> weights(Bench::floats(bench.weights),
+                                   Bench::floats(bench.weights) + bench.layout.size());
+  const double length = norm(gradient), step = 2e-3;
+  const auto loss_at = [&](double way) {
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      Bench::floats(bench.weights)[i] =
+          static_cast<float>(double{weights[i]} + way * double{gradient[i]} / length);
+    }
+    return bench.pass.loss(batch);
+  };
+  // Third-order terms are step² of it; f32 losses of about 40 carry 1e-5 into a difference of 0.1.
+  CHECK((loss_at(step) - loss_at(-step)) / (2 * step) == doctest::Approx(length).epsilon(2e-3));
+}
+
+TEST_CASE("packed sequences train as each of them alone") {
+  const Case c(0);
+  ExecContext context({.threads = 2});
+  const TrainingBatch packed = c.batches()[0];
+  Bench whole(context, c), parts(context, c);
+  const double loss = whole.pass.accumulate(packed, 1.0f);
+  double sum = 0;
+  for (std::size_t b = 0; b + 1 < packed.cu_seqlens.size(); ++b) {
+    const auto begin = packed.cu_seqlens[b], count = packed.cu_seqlens[b + 1] - begin;
+    TrainingBatch one;
+    one.add(
+        std::span(packed.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
+        std::span(packed.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)));
+    sum += parts.pass.accumulate(one, 1.0f);
+  }
+  // The losses of rows are equal bit for bit, and their f64 sums all but so; weights' gradients add up the
+  // rows in the same order, but from a rounded partial sum.
+  CHECK(sum == doctest::Approx(loss).epsilon(1e-14));
+  CHECK(distance(whole.gradient(), parts.gradient()) <= 1e-6 * norm(whole.gradient()));
+}
+
+TEST_CASE("an empty sequence changes nothing") {
+  const Case c(0);
+  ExecContext context({.threads = 1});
+  TrainingBatch batch = c.batches()[2];
+  Bench plain(context, c), with(context, c);
+  const double loss = plain.pass.accumulate(batch, 1.0f);
+  batch.cu_seqlens.insert(batch.cu_seqlens.begin() + 1, batch.cu_seqlens[1]);
+  CHECK(with.pass.accumulate(batch, 1.0f) == loss);
+  CHECK(plain.gradient() == with.gradient());
+}
+
+}  // namespace inkling
