@@ -235,13 +235,15 @@ void bench(const BenchOptions& o, const Console& console) {
   }
   const std::vector<Row> rows = Bench(o, workspace, console).run();
   constexpr const char* kQuants[] = {"none", "int8", "int4"};
-  const Header header{workspace.name(),
-                      dtype_of_weights(o, workspace.path()),
-                      kQuants[static_cast<std::size_t>(o.model.quant)],
-                      std::string(isa_name(workspace.context().isa())),
-                      workspace.context().pool().size(),
-                      peak_rss_mb(),
-                      workspace.load_ms()};
+  const Header header{
+      workspace.name(),
+      dtype_of_weights(o, workspace.path()),
+      kQuants[static_cast<std::size_t>(o.model.quant)],
+      std::string(workspace.context().device() == Device::cpu ? isa_name(workspace.context().isa())
+                                                              : device_name(workspace.context().device())),
+      workspace.context().pool().size(),
+      peak_rss_mb(),
+      workspace.load_ms()};
   if (o.table == Table::json) return print_json(rows, header);
   print_table(rows, header, o.table == Table::csv, o.ceiling);
 }

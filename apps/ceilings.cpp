@@ -105,6 +105,7 @@ double fma_gflop_s(ThreadPool&, Isa) {
 }  // namespace
 
 Ceilings measure_ceilings(ExecContext& context) {
+  context.require_cpu("ceilings");
   return {read_gb_s(context.pool()), measure_gflop_s(context)};
 }
 

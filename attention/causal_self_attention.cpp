@@ -48,6 +48,7 @@ struct CausalSelfAttention::Views {
 CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfAttentionConfig& config,
                                          std::uint64_t seed)
     : context_(context), config_(config) {
+  context.require_cpu("causal_self_attention");
   check(config.n_embd > 0, "n_embd: expected at least 1", [&] { return std::to_string(config.n_embd); });
   check(config.n_head > 0 && config.n_embd % config.n_head == 0, "n_head: expected a divisor of n_embd",
         [&] { return std::to_string(config.n_head) + " for " + std::to_string(config.n_embd); });

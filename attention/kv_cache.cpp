@@ -1,11 +1,8 @@
 #include "attention/kv_cache.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
-
-#include "engine/backend.h"
 
 namespace inkling {
 namespace {
@@ -20,8 +17,8 @@ std::string megabytes(std::size_t bytes) {
 
 }  // namespace
 
-KvPool::KvPool(const KvShape& shape, std::size_t max_bytes, Backend* backend)
-    : backend_(backend), shape_(shape), max_bytes_(max_bytes) {
+KvPool::KvPool(const KvShape& shape, std::size_t max_bytes, Memory* memory)
+    : memory_(memory == nullptr ? &host_ : memory), shape_(shape), max_bytes_(max_bytes) {
   require(shape.layers > 0 && shape.heads > 0, Code::usage, [&] {
     return "kv cache: shape: expected at least one layer and head, got " + std::to_string(shape.layers) +
            " and " + std::to_string(shape.heads);
@@ -35,10 +32,6 @@ KvPool::KvPool(const KvShape& shape, std::size_t max_bytes, Backend* backend)
   page_stride_ = (shape.page_bytes() + 63) / 64 * 64;
 }
 
-Device KvPool::device() const noexcept {
-  return backend_ == nullptr ? Device::cpu : backend_->device();
-}
-
 std::int64_t KvPool::free_tokens() const noexcept {
   if (max_bytes_ == 0) return INT64_MAX;
   const std::size_t pages = max_bytes_ / page_stride_;
@@ -48,15 +41,8 @@ std::int64_t KvPool::free_tokens() const noexcept {
 void KvPool::scribble_free_pages(std::byte byte) {
   const std::vector<std::byte> bytes(shape_.page_bytes(), byte);
   for (const std::int32_t page : free_) {
-    std::byte* to = pages_[static_cast<std::size_t>(page)].data;
-    backend_ == nullptr ? void(std::memcpy(to, bytes.data(), bytes.size()))
-                        : backend_->copy_in(to, bytes.data(), bytes.size());
+    memory_->copy_in(pages_[static_cast<std::size_t>(page)].data, bytes.data(), bytes.size());
   }
-}
-
-void KvPool::copy_page(std::byte* to, const std::byte* from) {
-  backend_ == nullptr ? void(std::memcpy(to, from, shape_.page_bytes()))
-                      : backend_->copy(to, from, shape_.page_bytes());
 }
 
 void KvPool::refuse(std::size_t bytes) const {
@@ -75,8 +61,7 @@ void KvPool::grow() {
   chunks_.reserve(chunks_.size() + 1);
   pages_.reserve(pages_.size() + pages);
   free_.reserve(pages_.size() + pages);
-  Buffer chunk =
-      backend_ == nullptr ? Buffer(pages * page_stride_) : backend_->allocate(pages * page_stride_);
+  Buffer chunk = memory_->allocate(pages * page_stride_);
   const std::size_t first = pages_.size();
   for (std::size_t i = 0; i < pages; ++i) pages_.push_back({chunk.data() + i * page_stride_, 0});
   for (std::size_t i = pages; i-- > 0;) free_.push_back(static_cast<std::int32_t>(first + i));
@@ -159,7 +144,7 @@ void KvSequence::reserve(std::int64_t n) {
     throw;
   }
   if (copy >= 0) {
-    pool_->copy_page(page(copy).data, pages_[held - 1]);
+    pool_->memory_->copy(page(copy).data, pages_[held - 1], pool_->shape().page_bytes());
     pool_->drop(std::exchange(numbers_[held - 1], copy));
     pages_[held - 1] = page(copy).data;
   }

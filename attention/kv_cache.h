@@ -1,9 +1,13 @@
 // The paged key/value cache: KvPool owns pages of 64 tokens, KvSequence is one sequence's list of pages.
 //
-// A page holds 64 tokens of all layers. Within a page, each (layer, head) owns one contiguous run:
-//   K  [D][64]    transposed (on a GPU [64][D]): 64 tokens side by side, the column panel of a weight, so
-//   Q·Kᵀ needs no horizontal sums V  [64][Dp] (on a GPU [64][D])   Dp = D rounded up to 16; columns D … Dp−1
-//   of a written token are zero
+// A page holds 64 tokens of all layers. Within a page, each (layer, head) owns one contiguous run, K and then
+// V:
+//
+//   on the CPU  K [D][64]: 64 tokens side by side, the column panel of a weight, so that Q·Kᵀ needs no
+//               horizontal sums
+//               V [64][Dp], Dp = D rounded up to 16; columns D … Dp−1 of a written token are zero
+//   on a GPU    K and V [64][D], V where it would be on the CPU
+//
 // Memory of tokens that were never written is garbage, and nothing reads it.
 //
 // Sequences share pages by reference count: fork() copies nothing, and the first to write into a shared page
@@ -16,13 +20,10 @@
 #include <span>
 #include <vector>
 
-#include "engine/device.h"
 #include "engine/dtype.h"
-#include "engine/tensor.h"
+#include "engine/memory.h"
 
 namespace inkling {
-
-class Backend;
 
 inline constexpr std::int64_t kKvPageTokens = 64;
 
@@ -53,14 +54,14 @@ struct KvShape {
 /// Owns the pages. Must outlive its sequences. Not movable: sequences point at it.
 class KvPool {
  public:
-  /// No limit when max_bytes is 0. Pages lie in the memory of `backend`, which outlives the pool; null: that
-  /// of the CPU. Allocates nothing yet. Throws Error{usage} for a shape out of range.
-  explicit KvPool(const KvShape& shape, std::size_t max_bytes = 0, Backend* backend = nullptr);
+  /// No limit when max_bytes is 0. Pages lie in `memory`, which outlives the pool; null: that of the CPU.
+  /// Allocates nothing yet. Throws Error{usage} for a shape out of range.
+  explicit KvPool(const KvShape& shape, std::size_t max_bytes = 0, Memory* memory = nullptr);
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
   const KvShape& shape() const noexcept { return shape_; }
-  Device device() const noexcept;                                ///< whose memory the pages lie in
+  Device device() const noexcept { return memory_->device(); }   ///< whose memory the pages lie in
   std::size_t max_bytes() const noexcept { return max_bytes_; }  ///< 0: no limit
   std::size_t allocated_bytes() const noexcept {
     return allocated_;
@@ -88,9 +89,8 @@ class KvPool {
   void grow();
   [[noreturn]] void refuse(std::size_t bytes) const;
 
-  void copy_page(std::byte* to, const std::byte* from);
-
-  Backend* backend_;
+  Memory host_;
+  Memory* memory_;  // host_, or a device's
   KvShape shape_;
   std::size_t max_bytes_ = 0, page_stride_ = 0, allocated_ = 0, used_pages_ = 0;
   std::vector<Page> pages_;         // all there are, by number

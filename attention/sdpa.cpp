@@ -84,13 +84,6 @@ SdpaChoice choose_for(ExecContext& context, const SdpaSizes& sizes, SdpaPass pas
   return choice;
 }
 
-// Of attention, a GPU runs that over the cache (cached_attention.h) so far.
-void check_device(const ExecContext& context, const char* op) {
-  require(context.device() == Device::cpu, Code::device, [&] {
-    return std::string(op) + ": expected a context of the CPU, got " + context.backend().description();
-  });
-}
-
 void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
   const auto check = [](bool ok, const char* argument, const char* text) {
     require(ok, Code::usage, [&] { return std::string("sdpa_backward: ") + argument + ": " + text; });
@@ -166,7 +159,7 @@ SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
 }
 
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
-  check_device(context, "sdpa");
+  context.require_cpu("sdpa");  // a GPU attends over the cache alone so far
   const SdpaProblem problem(args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::forward);
   const ProfileRange range(context, range_name(backend, SdpaPass::forward),
@@ -190,7 +183,7 @@ SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
 }
 
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
-  check_device(context, "sdpa_backward");
+  context.require_cpu("sdpa_backward");
   const SdpaProblem problem(args.forward);
   check_backward(problem, args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);

@@ -2,7 +2,7 @@
 //
 //   ArenaPlan plan;
 //   const auto x = plan.add("x", N, C);
-//   arena.use(plan, backend);       // grows when the plan needs more than any before it
+//   arena.use(plan, memory);        // grows when the plan needs more than any before it
 //   TensorView v = arena.view(x);   // (N,C), content undefined
 //
 // Matrices with rows 64-byte aligned, in the memory of one device. Not thread-safe.
@@ -12,8 +12,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/backend.h"
-#include "engine/tensor.h"
+#include "engine/memory.h"
 
 namespace inkling {
 
@@ -51,10 +50,10 @@ class ArenaPlan {
 class Arena {
  public:
   /// Lays `plan` out. Throws Error{out_of_memory}.
-  void use(const ArenaPlan& plan, Backend& backend) {
+  void use(const ArenaPlan& plan, Memory& memory) {
     if (plan.nbytes() > buffer_.size()) {
       buffer_ = Buffer();  // first give back, then take: never both at once
-      buffer_ = backend.allocate(plan.nbytes());
+      buffer_ = memory.allocate(plan.nbytes());
     }
     plan_ = &plan;
   }

@@ -1,40 +1,22 @@
-// Backend: the seam between the ops (ops.h) and a device. Arguments arrive checked.
+// Backend: the seam between the ops (ops.h) and a device. Arguments arrive checked; what they point at lies
+// in this Memory, but for lists of indices, which lie on the host.
 #pragma once
 
-#include <cstring>
 #include <string>
 
-#include "engine/device.h"
+#include "engine/memory.h"
 #include "engine/training_ops.h"
 
 namespace inkling {
 
-class Backend {
+class Backend : public Memory {
  public:
-  virtual ~Backend() = default;
-  Backend() = default;
-  Backend(const Backend&) = delete;
-  Backend& operator=(const Backend&) = delete;
-
   /// One line: device, kernels, threads.
   virtual std::string description() const = 0;
 
-  // Memory. Ops read and write what allocate() has given, but for lists of indices, which lie on the host.
-  virtual Device device() const noexcept { return Device::cpu; }
   /// What the activations between two matrices of this format are kept as (the residual stream is f32
   /// always).
   virtual DType activation_dtype(WeightFormat) const noexcept { return DType::f32; }
-  /// Aligned to 64. Throws Error{out_of_memory}.
-  virtual Buffer allocate(std::size_t bytes) { return Buffer(bytes); }
-  /// Host memory that copy_out() reaches fastest.
-  virtual Buffer allocate_on_host(std::size_t bytes) { return Buffer(bytes); }
-  /// Host to device, device to device, device to host. Each in the order of the ops; copy_in() has read
-  /// `from` and copy_out() has written `to` on return.
-  virtual void copy_in(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-  virtual void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-  virtual void copy_out(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-  /// Waits for every op begun.
-  virtual void synchronise() {}
 
   virtual PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) = 0;
   virtual PackedMatrix packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,

@@ -39,6 +39,12 @@ class ExecContext {
   Backend& backend() noexcept { return *backend_; }
   const Backend& backend() const noexcept { return *backend_; }
   Device device() const noexcept { return backend_->device(); }
+  /// Throws Error{device}, "WHAT: …", unless this is a context of the CPU: for what has no other form yet.
+  void require_cpu(const char* what) const {
+    require(device() == Device::cpu, Code::device, [&] {
+      return std::string(what) + ": expected a context of the CPU, got " + backend_->description();
+    });
+  }
   ThreadPool& pool() noexcept { return *pool_; }
   const ThreadPool& pool() const noexcept { return *pool_; }
   Isa isa() const noexcept { return isa_.isa; }

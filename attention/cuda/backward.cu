@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "attention/cuda/launch.h"
+#include "engine/cuda/launch.cuh"
 
 namespace inkling::cuda {
 
@@ -14,14 +15,8 @@ extern template cudaError_t backward_of<__half>(const BackwardArgs&, const Devic
 extern template cudaError_t backward_of<float>(const BackwardArgs&, const DeviceTraits&, cudaStream_t);
 
 cudaError_t backward(const BackwardArgs& args, const DeviceTraits& traits, cudaStream_t stream) {
-  switch (args.forward.dtype) {
-    case DType::bf16:
-      return backward_of<__nv_bfloat16>(args, traits, stream);
-    case DType::f16:
-      return backward_of<__half>(args, traits, stream);
-    default:
-      return backward_of<float>(args, traits, stream);
-  }
+  return with_type(args.forward.dtype,
+                   [&](auto type) { return backward_of<decltype(type)>(args, traits, stream); });
 }
 
 }  // namespace inkling::cuda

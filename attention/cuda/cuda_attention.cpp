@@ -1,7 +1,8 @@
 #include "attention/cuda/cuda_attention.h"
 
 #include <algorithm>
-#include <cstring>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "attention/cuda/launch.h"
@@ -17,71 +18,93 @@ namespace {
 
 using cuda::check;
 
-/// What a context keeps for attention on its GPU: the lists of a step, uploaded once for all layers, and
-/// workspace.
+/// What the kernels want to know of a step, back to back as it lies on the device.
+class StepLists {
+ public:
+  std::size_t pages = 0;  // of the longest sequence: P
+  std::size_t long_rows = 0, few_rows = 0, most_keys = 0;
+  std::size_t table = 0, length = 0, k_length = 0, cu_new = 0, cu_q = 0;  // where each list begins
+  std::size_t tiles = 0, tile_count = 0;  // of flash, once add_tiles() was called
+
+  /// Everything but the tiles: pages (B × P pointers), lengths before and after, offsets. `decode`: whether
+  /// sequences of few rows are that kernel's.
+  void describe(const CachedAttentionArgs& args, bool decode) {
+    bytes_.clear();
+    pages = long_rows = few_rows = most_keys = tile_count = 0;
+    const std::size_t batch = args.sequences.size();
+    const std::int64_t group = args.q.shape[1] / args.sequences[0]->pool().shape().heads;
+    length_.resize(batch), k_length_.resize(batch);
+    cu_long_.assign(batch + 1, 0), cu_keys_.assign(batch + 1, 0);
+    for (std::size_t b = 0; b < batch; ++b) {
+      const std::int32_t queries = args.cu_q[b + 1] - args.cu_q[b];
+      length_[b] = static_cast<std::int32_t>(args.sequences[b]->length());
+      k_length_[b] = length_[b] + args.cu_new[b + 1] - args.cu_new[b];
+      const auto rows = static_cast<std::size_t>(queries * group);
+      const bool few = decode && rows <= static_cast<std::size_t>(cuda::kDecodeMostRows);
+      std::size_t& most = few ? few_rows : long_rows;
+      most = std::max(most, rows);
+      cu_long_[b + 1] = cu_long_[b] + (few ? 0 : queries);
+      cu_keys_[b + 1] = cu_keys_[b] + k_length_[b];
+      most_keys = std::max(most_keys, static_cast<std::size_t>(k_length_[b]));
+      pages = std::max(pages, args.sequences[b]->pages().size());
+    }
+    table_.assign(batch * pages, nullptr);
+    for (std::size_t b = 0; b < batch; ++b) {
+      std::ranges::copy(args.sequences[b]->pages(), table_.begin() + static_cast<std::ptrdiff_t>(b * pages));
+    }
+    table = add<std::byte*>(table_);
+    length = add<std::int32_t>(length_);
+    k_length = add<std::int32_t>(k_length_);
+    cu_new = add<std::int32_t>(args.cu_new);
+    cu_q = add<std::int32_t>(args.cu_q);
+    add<std::int32_t>(cu_long_);  // not read: which kernel takes what is part of what a step is
+    described_ = bytes_.size();
+  }
+
+  /// The work of flash, in its order. Sequences that decode takes have no queries in it, and so no tiles.
+  void add_tiles(const CachedAttentionArgs& args) {
+    if (long_rows == 0) return;
+    cuda::WorkListShape shape;
+    shape.cu_q = cu_long_;
+    shape.cu_k = cu_keys_;
+    shape.heads = static_cast<std::int32_t>(args.q.shape[1]);
+    shape.rows = cuda::forward_tile_rows(args.q.dtype);
+    shape.mask = MaskKind::causal_lower_right;
+    const auto all = cuda::query_tiles(shape);
+    tiles = add<cuda::AttentionTile>(all);
+    tile_count = all.size();
+  }
+
+  bool same_step(const StepLists& other) const {
+    return std::ranges::equal(std::span(bytes_).first(described_),
+                              std::span(other.bytes_).first(other.described_));
+  }
+  std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  template <class T>
+  std::size_t add(std::span<const T> values) {
+    const std::size_t at = (bytes_.size() + 15) / 16 * 16;
+    bytes_.resize(at + values.size_bytes());
+    std::ranges::copy(std::as_bytes(values), bytes_.begin() + static_cast<std::ptrdiff_t>(at));
+    return at;
+  }
+
+  std::size_t described_ = 0;
+  std::vector<std::byte> bytes_;
+  std::vector<std::byte*> table_;
+  std::vector<std::int32_t> length_, k_length_, cu_long_, cu_keys_;
+};
+
+/// What a context keeps for attention on its GPU: the lists of a step, built and uploaded once for all
+/// layers, and workspace.
 struct GpuAttention {
   cuda::DeviceTraits traits;
   bool known = false;
-  std::vector<std::byte> lists;  // as they lie on the device
+  StepLists lists, next;
   Buffer device_lists, workspace;
   std::size_t counters = 0;  // bytes at the head of the workspace that decode wants to be zero
 };
-
-/// One step's lists back to back: pages (B × P pointers), lengths before and after, offsets, tiles.
-struct StepLists {
-  std::size_t batch = 0, pages = 0, long_rows = 0, few_rows = 0, most_keys = 0;
-  std::vector<std::byte> bytes;
-  std::size_t table = 0, length = 0, k_length = 0, cu_new = 0, cu_q = 0, tiles = 0, tile_count = 0;
-
-  template <class T>
-  std::size_t add(const T* values, std::size_t count) {
-    const std::size_t at = (bytes.size() + 15) / 16 * 16;
-    bytes.resize(at + count * sizeof(T));
-    if (count > 0) std::memcpy(bytes.data() + at, values, count * sizeof(T));
-    return at;
-  }
-};
-
-StepLists lists_of(const CachedAttentionArgs& args, bool decode, std::int64_t group, std::int64_t kv_heads) {
-  StepLists lists;
-  const std::size_t batch = lists.batch = args.sequences.size();
-  std::vector<std::int32_t> length(batch), k_length(batch), cu_long(batch + 1), cu_keys(batch + 1);
-  for (std::size_t b = 0; b < batch; ++b) {
-    const std::int32_t queries = args.cu_q[b + 1] - args.cu_q[b];
-    length[b] = static_cast<std::int32_t>(args.sequences[b]->length());
-    k_length[b] = length[b] + args.cu_new[b + 1] - args.cu_new[b];
-    const auto rows = static_cast<std::size_t>(queries * group);
-    const bool few = decode && rows <= static_cast<std::size_t>(cuda::kDecodeMostRows);
-    cu_long[b + 1] = cu_long[b] + (few ? 0 : queries);
-    cu_keys[b + 1] = cu_keys[b] + k_length[b];
-    (few ? lists.few_rows : lists.long_rows) = std::max(few ? lists.few_rows : lists.long_rows, rows);
-    lists.most_keys = std::max(lists.most_keys, static_cast<std::size_t>(k_length[b]));
-    lists.pages = std::max(lists.pages, args.sequences[b]->pages().size());
-  }
-  std::vector<const std::byte*> table(batch * lists.pages);
-  for (std::size_t b = 0; b < batch; ++b) {
-    std::ranges::copy(args.sequences[b]->pages(),
-                      table.begin() + static_cast<std::ptrdiff_t>(b * lists.pages));
-  }
-  lists.table = lists.add(table.data(), table.size());
-  lists.length = lists.add(length.data(), batch);
-  lists.k_length = lists.add(k_length.data(), batch);
-  lists.cu_new = lists.add(args.cu_new.data(), batch + 1);
-  lists.cu_q = lists.add(args.cu_q.data(), batch + 1);
-  if (lists.long_rows > 0) {
-    // Sequences that decode takes have no queries in this list, and so no tiles.
-    cuda::WorkListShape shape;
-    shape.cu_q = cu_long;
-    shape.cu_k = cu_keys;
-    shape.heads = static_cast<std::int32_t>(kv_heads * group);
-    shape.rows = cuda::forward_tile_rows(args.q.dtype);
-    shape.mask = MaskKind::causal_lower_right;
-    const auto tiles = cuda::query_tiles(shape);
-    lists.tiles = lists.add(tiles.data(), tiles.size());
-    lists.tile_count = tiles.size();
-  }
-  return lists;
-}
 
 cuda::HeadRows rows_of(const TensorView& view) {
   return {view.data, view.stride[0], view.stride[1]};
@@ -96,11 +119,10 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   gpu.known = true;
 
   const KvShape& shape = args.sequences[0]->pool().shape();
-  const std::int64_t group = args.q.shape[1] / shape.heads;
   require(args.q.shape[0] == args.cu_q.back(), Code::usage,
           [&] { return "cached_attention: q: expected a row per query, got " + args.q.shape_string(); });
   const auto& order = sdpa_policy(context).order;
-  const auto place = [&](SdpaBackend backend_) { return std::ranges::find(order, backend_) - order.begin(); };
+  const auto place = [&](SdpaBackend name) { return std::ranges::find(order, name) - order.begin(); };
   SdpaSizes sizes{1, args.q.shape[1], shape.heads, shape.head_dim, 0, 0, shape.dtype};
   for (std::size_t b = 0; b < args.sequences.size(); ++b) {
     sizes.longest_q = std::max<std::int64_t>(sizes.longest_q, args.cu_q[b + 1] - args.cu_q[b]);
@@ -108,12 +130,15 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   take_backend(context, sizes, SdpaPass::forward);  // throws when the policy leaves nothing that can run
   const bool decode = place(SdpaBackend::decode) < place(SdpaBackend::flash);
 
-  StepLists lists = lists_of(args, decode, group, shape.heads);
-  if (lists.bytes != gpu.lists) {
-    backend.grown(gpu.device_lists, lists.bytes.size());
-    backend.copy_in(gpu.device_lists.data(), lists.bytes.data(), lists.bytes.size());
-    gpu.lists = std::move(lists.bytes);
+  gpu.next.describe(args, decode);
+  if (!gpu.next.same_step(gpu.lists)) {
+    gpu.next.add_tiles(args);
+    std::swap(gpu.lists, gpu.next);
+    const auto bytes = gpu.lists.bytes();
+    backend.grown(gpu.device_lists, bytes.size());
+    backend.copy_in(gpu.device_lists.data(), bytes.data(), bytes.size());
   }
+  const StepLists& lists = gpu.lists;
   const auto at = [&]<class T>(std::size_t offset, T*) {
     return reinterpret_cast<T*>(gpu.device_lists.data() + offset);
   };
@@ -134,7 +159,7 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   append.pages = pages;
   append.cu_new = ints(lists.cu_new);
   append.length = ints(lists.length);
-  append.batch = static_cast<std::int32_t>(lists.batch);
+  append.batch = static_cast<std::int32_t>(args.sequences.size());
   append.rows = args.cu_new.back();
   append.kv_heads = shape.heads;
   append.dim = shape.head_dim;

@@ -368,14 +368,7 @@ cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, void* workspa
   plan.chunks = chunks_of(shape);
   plan.rows = shape.most_rows;
   plan.wide = is_wide(a);
-  switch (a.dtype) {
-    case DType::bf16:
-      return run<__nv_bfloat16>(a, plan, traits, stream);
-    case DType::f16:
-      return run<__half>(a, plan, traits, stream);
-    default:
-      return run<float>(a, plan, traits, stream);
-  }
+  return with_type(a.dtype, [&](auto type) { return run<decltype(type)>(a, plan, traits, stream); });
 }
 
 }  // namespace inkling::cuda

@@ -46,14 +46,7 @@ cudaError_t read_traits(int ordinal, DeviceTraits& traits) {
 }
 
 cudaError_t forward_mma(const ForwardArgs& args, const DeviceTraits& traits, cudaStream_t stream) {
-  switch (args.dtype) {
-    case DType::bf16:
-      return run<__nv_bfloat16>(args, traits, stream);
-    case DType::f16:
-      return run<__half>(args, traits, stream);
-    default:
-      return run<float>(args, traits, stream);
-  }
+  return with_type(args.dtype, [&](auto type) { return run<decltype(type)>(args, traits, stream); });
 }
 
 }  // namespace inkling::cuda

@@ -3,6 +3,7 @@
 # which has wgmma and tensor copies. The runtime is linked statically: a program runs wherever there is a driver, and
 # where there is none it says so and takes the CPU.
 set(INKLING_CUDA_FOUND FALSE)
+set(why "sanitizers do not see device code")
 if(NOT INKLING_CUDA STREQUAL "OFF" AND NOT INKLING_SANITIZE)
   include(CheckLanguage)
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})

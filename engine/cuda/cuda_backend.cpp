@@ -43,7 +43,7 @@ Matrix matrix_of(const TensorView& view) {
   return view.data == nullptr ? Matrix() : Matrix(view);
 }
 
-/// Rows that linear_kernel can copy 16 bytes at a time.
+/// Rows that linear() can copy 16 bytes at a time.
 bool is_wide(const Matrix& m) {
   return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 &&
          m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0;
@@ -67,12 +67,18 @@ CudaBackend::~CudaBackend() {
   cudaStreamDestroy(stream_);
 }
 
+cudaStream_t CudaBackend::stream() const {
+  check(cudaSetDevice(ordinal_), "cudaSetDevice");
+  return stream_;
+}
+
 DType CudaBackend::activation_dtype(WeightFormat format) const noexcept {
   return dtype_of_format(format);
 }
 
 Buffer CudaBackend::allocate(std::size_t bytes) {
   if (bytes == 0) return {};
+  check(cudaSetDevice(ordinal_), "cudaSetDevice");
   void* data = nullptr;
   if (const cudaError_t error = cudaMalloc(&data, bytes); error != cudaSuccess) {
     cudaGetLastError();  // forgotten: it is reported here
@@ -90,22 +96,21 @@ Buffer CudaBackend::allocate_on_host(std::size_t bytes) {
   return {static_cast<std::byte*>(data), bytes, free_host};
 }
 
-// Pageable host memory has been read, or staged, when cudaMemcpyAsync returns; pinned memory has not.
 void CudaBackend::copy_in(void* to, const void* from, std::size_t bytes) {
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy to the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()), "copy to the device");
 }
 
 void CudaBackend::copy(void* to, const void* from, std::size_t bytes) {
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy on the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream()), "copy on the device");
 }
 
 void CudaBackend::copy_out(void* to, const void* from, std::size_t bytes) {
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copy from the device");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()), "copy from the device");
   synchronise();
 }
 
 void CudaBackend::synchronise() {
-  check(cudaStreamSynchronize(stream_), "kernels");
+  check(cudaStreamSynchronize(stream()), "kernels");
 }
 
 std::byte* CudaBackend::grown(Buffer& memory, std::size_t bytes) {
@@ -154,7 +159,7 @@ PackedMatrix CudaBackend::pack(const MatrixSource& source, WeightFormat format, 
   MatrixSource on_device = source;
   on_device.data = grown(source_, span);
   copy_in(source_.data(), source.data, span);
-  check(cuda::pack(on_device, columns_of(matrix), stream_), "pack");
+  check(cuda::pack(on_device, columns_of(matrix), stream()), "pack");
   synchronise();
   return matrix;
 }
@@ -163,9 +168,9 @@ void CudaBackend::unpack_column(const PackedMatrix& matrix, std::int64_t n, floa
   const Matrix columns = columns_of(matrix);
   const std::size_t bytes = static_cast<std::size_t>(matrix.k) * dtype_size(columns.dtype);
   std::string raw(bytes, '\0');
-  check(cudaMemcpyAsync(raw.data(), matrix.panel_data(n), bytes, cudaMemcpyDeviceToHost, stream_),
+  check(cudaMemcpyAsync(raw.data(), matrix.panel_data(n), bytes, cudaMemcpyDeviceToHost, stream()),
         "copy from the device");
-  check(cudaStreamSynchronize(stream_), "kernels");
+  check(cudaStreamSynchronize(stream()), "kernels");
   const auto widen = [&](auto type) {
     using T = decltype(type);
     const auto* from = reinterpret_cast<const T*>(raw.data());
@@ -204,10 +209,10 @@ void CudaBackend::linear(const LinearArgs& args) {
     rows.dtype = product.weight.dtype;
     rows.stride = static_cast<std::int64_t>(row / dtype_size(rows.dtype));
     grown(lists_, args.rows.size_bytes());
-    check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, rows}, stream_), "layer_norm");
+    check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, rows}, stream()), "layer_norm");
     product.x = rows;
   }
-  check(cuda::linear(product, stream_), "linear");
+  check(cuda::linear(product, stream()), "linear");
 }
 
 void CudaBackend::embed(const EmbedArgs& args) {
@@ -218,23 +223,23 @@ void CudaBackend::embed(const EmbedArgs& args) {
   e.out = Matrix(args.out);
   e.ids = upload(args.ids, 0);
   e.positions = upload(args.positions, args.ids.size());
-  check(cuda::embed(e, stream_), "embed");
+  check(cuda::embed(e, stream()), "embed");
 }
 
 void CudaBackend::layer_norm(const NormArgs& args) {
   grown(lists_, args.rows.size_bytes());
-  check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, Matrix(args.out)}, stream_),
+  check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, Matrix(args.out)}, stream()),
         "layer_norm");
 }
 
 void CudaBackend::softmax(TensorView x) {
-  check(cuda::softmax(Matrix(x), false, stream_), "softmax");
+  check(cuda::softmax(Matrix(x), false, stream()), "softmax");
 }
 void CudaBackend::log_softmax(TensorView x) {
-  check(cuda::softmax(Matrix(x), true, stream_), "log_softmax");
+  check(cuda::softmax(Matrix(x), true, stream()), "log_softmax");
 }
 void CudaBackend::activate(TensorView x, Activation activation) {
-  check(cuda::activate(Matrix(x), activation, stream_), "activate");
+  check(cuda::activate(Matrix(x), activation, stream()), "activate");
 }
 
 }  // namespace cuda
@@ -251,6 +256,8 @@ std::vector<CudaDevice> cuda_devices() {
   int count = 0;
   std::vector<CudaDevice> devices;
   if (cudaGetDeviceCount(&count) != cudaSuccess) return devices;
+  int current = 0;
+  cudaGetDevice(&current);
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp p{};
     if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
@@ -259,6 +266,7 @@ std::vector<CudaDevice> cuda_devices() {
     if (cudaSetDevice(i) == cudaSuccess) cudaMemGetInfo(&device.free_memory, &total);
     devices.push_back(device);
   }
+  cudaSetDevice(current);
   return devices;
 }
 

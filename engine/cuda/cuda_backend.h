@@ -44,7 +44,9 @@ class CudaBackend final : public Backend {
   void log_softmax(TensorView x) override;
   void activate(TensorView x, Activation activation) override;
 
-  cudaStream_t stream() const noexcept { return stream_; }
+  /// Where everything is enqueued. Makes its GPU the current one of this thread, which a launch wants:
+  /// another context, or another thread, may have left it elsewhere.
+  cudaStream_t stream() const;
   int ordinal() const noexcept { return ordinal_; }
   /// At least `bytes` of `memory`, which grows; what it held is lost. In the order of the ops.
   std::byte* grown(Buffer& memory, std::size_t bytes);

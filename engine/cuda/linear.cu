@@ -3,14 +3,15 @@
 // A block takes a tile of kRows × kColumns outputs and walks k in steps of 128 bytes, kStages − 1 of them in
 // flight (cp.async). k is cut into four runs; each is one chain of the same matrix instructions from zero,
 // and the four sums are added in order, whatever the tile: its shape is a matter of speed and not of bits, so
-// a row's result does not depend on M. f32 goes through three tf32 products (mma.cuh), exact to 2⁻²². Decode
-// reads each weight once: bytes over bandwidth is its floor; large M is bound by mma.sync's rate, some 60 %
-// of wgmma's on Hopper. Oracle: tests/engine/cuda.cpp against the CPU's reference.
+// a row's result does not depend on M. f32 goes through three tf32 products (mma.cuh), exact to 2⁻²². Floors:
+// decode reads each weight once, many rows the matrix units' rate. Oracle: tests/engine/cuda.cpp against the
+// CPU's reference. Measured: engine/cuda/README.md.
 #include <algorithm>
 
 #include "engine/cuda/activation.cuh"
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/launch.cuh"
 
 namespace inkling::cuda {
 namespace {
@@ -71,6 +72,21 @@ class Fetch {
   int rows_, columns_, to_;
 };
 
+/// c += left · right. In f32 a step starts from zero and is added by a rounding addition: the hardware's own
+/// sums truncate, which adds up along a chain of 3072. (16-bit inputs carry errors a thousand times larger.)
+template <class T>
+__device__ inline void accumulate(float (&c)[4], const typename Mma<T>::A& left,
+                                  const typename Mma<T>::B& right) {
+  if constexpr (sizeof(T) == 4) {
+    float step[4] = {};
+    Mma<T>::multiply(step, left, right);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) c[e] += step[e];
+  } else {
+    Mma<T>::multiply(c, left, right);
+  }
+}
+
 /// c += one step of x (16·kTilesM rows from x on) · w (8·kTilesN columns from w on).
 template <class Tile, int kTilesM, int kTilesN>
 __device__ inline void multiply_step(float (&c)[kTilesM][kTilesN][4], const typename Tile::Element* x,
@@ -87,8 +103,8 @@ __device__ inline void multiply_step(float (&c)[kTilesM][kTilesN][4], const type
       Mma<T>::load_b_rows(right, w, Tile::kStride, column + 8 * j, k);
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
-        Mma<T>::multiply(c[i][j], left[i], right[0]);
-        Mma<T>::multiply(c[i][j + 1], left[i], right[1]);
+        accumulate<T>(c[i][j], left[i], right[0]);
+        accumulate<T>(c[i][j + 1], left[i], right[1]);
       }
     }
   }
@@ -241,10 +257,15 @@ __global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) many_rows_kernel(cons
       multiply_step<Tile>(c, x, warp_row, x + Tile::kRows * Tile::kStride, warp_column);
     }
 #pragma unroll
-    for (int i = 0; i < kTilesM * kTilesN * 4; ++i) {
-      float& value = c[i / 4 / kTilesN][i / 4 % kTilesN][i % 4];
-      total[i / 4 / kTilesN][i / 4 % kTilesN][i % 4] += value;
-      value = 0.0f;
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          total[i][j][e] += c[i][j][e];
+          c[i][j][e] = 0.0f;
+        }
+      }
     }
   }
   copy_wait<0>();
@@ -260,8 +281,7 @@ __global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) many_rows_kernel(cons
 template <class Tile>
 __global__ void __launch_bounds__(kRuns* kWarp) few_rows_kernel(const Linear a) {
   using T = typename Tile::Element;
-  constexpr int kTilesM = Tile::kRows / 16, kTilesN = Tile::kColumns / 8,
-                kOutputs = Tile::kRows * Tile::kColumns;
+  constexpr int kTilesM = Tile::kRows / 16, kTilesN = Tile::kColumns / 8;
   extern __shared__ __align__(16) unsigned char memory[];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   T* const shared = reinterpret_cast<T*>(memory) + warp * Tile::kStages * Tile::kStage;
@@ -296,34 +316,25 @@ __global__ void __launch_bounds__(kRuns* kWarp) few_rows_kernel(const Linear a) 
   finish_tile<Tile, kRuns * kWarp, kRuns>(a, sums, row, column);
 }
 
-template <class Kernel>
-cudaError_t launch(Kernel* kernel, const Linear& a, int rows, int columns, int threads, std::size_t bytes,
-                   cudaStream_t stream) {
-  if (bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
+template <class Tile>
+dim3 grid_of(const Linear& a) {
   const auto blocks = [](std::int64_t n, int per) { return static_cast<unsigned>((n + per - 1) / per); };
-  const dim3 grid(blocks(a.out.rows, rows), blocks(a.out.columns, columns));
-  kernel<<<grid, threads, bytes, stream>>>(a);
-  return cudaGetLastError();
+  return {blocks(a.out.rows, Tile::kRows), blocks(a.out.columns, Tile::kColumns)};
 }
 
 template <class Tile>
 cudaError_t few_rows(const Linear& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = kRuns * sizeof(typename Tile::Element) * Tile::kStage * Tile::kStages;
   static_assert(kBytes >= kRuns * sizeof(float) * Tile::kRows * Tile::kSumStride);
-  return launch(few_rows_kernel<Tile>, a, Tile::kRows, Tile::kColumns, kRuns * kWarp, kBytes, stream);
+  return launch(few_rows_kernel<Tile>, grid_of<Tile>(a), kRuns * kWarp, kBytes, stream, a);
 }
 
 template <class Tile, int kWarpsM, int kWarpsN>
 cudaError_t many_rows(const Linear& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = sizeof(typename Tile::Element) * Tile::kStage * Tile::kStages;
   static_assert(kBytes >= sizeof(float) * Tile::kRows * Tile::kSumStride);
-  return launch(many_rows_kernel<Tile, kWarpsM, kWarpsN>, a, Tile::kRows, Tile::kColumns,
-                kWarpsM * kWarpsN * kWarp, kBytes, stream);
+  return launch(many_rows_kernel<Tile, kWarpsM, kWarpsN>, grid_of<Tile>(a), kWarpsM * kWarpsN * kWarp, kBytes,
+                stream, a);
 }
 
 /// The largest tile that still fills the GPU.
@@ -353,14 +364,7 @@ cudaError_t choose(const Linear& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t linear(const Linear& args, cudaStream_t stream) {
-  switch (args.weight.dtype) {
-    case DType::bf16:
-      return choose<__nv_bfloat16>(args, stream);
-    case DType::f16:
-      return choose<__half>(args, stream);
-    default:
-      return choose<float>(args, stream);
-  }
+  return with_type(args.weight.dtype, [&](auto type) { return choose<decltype(type)>(args, stream); });
 }
 
 }  // namespace inkling::cuda

@@ -176,14 +176,9 @@ struct Mma<float> {
       b_big[i] = pair.big;
       b_small[i] = pair.small;
     }
-    // The hardware's sums truncate, which adds up along a chain of them: a step starts from zero, and f32
-    // additions round.
-    float step[4] = {};
-    multiply_tf32(step, a_small, b_big);
-    multiply_tf32(step, a_big, b_small);
-    multiply_tf32(step, a_big, b_big);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c[i] += step[i];
+    multiply_tf32(c, a_small, b_big);
+    multiply_tf32(c, a_big, b_small);
+    multiply_tf32(c, a_big, b_big);
   }
 };
 

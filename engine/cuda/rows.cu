@@ -5,6 +5,7 @@
 #include "engine/cuda/activation.cuh"
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/launch.cuh"
 
 namespace inkling::cuda {
 namespace {
@@ -15,19 +16,6 @@ __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
   return x;
-}
-
-/// Calls body(T{}) with the device type of a float dtype.
-template <class Body>
-cudaError_t with_type(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::bf16:
-      return body(__nv_bfloat16{});
-    case DType::f16:
-      return body(__half{});
-    default:
-      return body(float{});
-  }
 }
 
 unsigned blocks_for(std::int64_t n, std::int64_t per) {

@@ -47,6 +47,7 @@ TensorView as_head(const TensorView& table) {
 TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
                            const Gpt2Tensors& gradients, WeightFormat compute)
     : context_(context), config_(config), parameters_(parameters), gradients_(gradients), compute_(compute) {
+  context.require_cpu("training_pass");
   require(compute == WeightFormat::f32 || compute == WeightFormat::bf16, Code::usage, [&] {
     return "training_pass: compute: expected f32 or bf16, got " + std::string(weight_format_name(compute));
   });

@@ -6,8 +6,10 @@
 #include <cstring>
 #include <vector>
 
+#include "attention/causal_self_attention.h"
 #include "attention/sdpa.h"
-#include "engine/cuda/cuda.h"
+#include "model/train/trainer.h"
+#include "tests/gpu.h"
 #include "tests/model/run_model.h"
 #include "tests/model/small_world.h"
 
@@ -15,12 +17,6 @@ using namespace inkling;
 using namespace inkling::test;
 
 namespace {
-
-bool have_gpu() {
-  const std::string reason = cuda_unavailable_reason();
-  if (!reason.empty()) MESSAGE("not run: " << reason);
-  return reason.empty();
-}
 
 /// A model on one device, with a cache.
 struct Running {
@@ -150,10 +146,35 @@ TEST_CASE("[cuda] the generator writes the CPU's text, forks and all") {
     auto& all = answers.emplace_back(5);
     for (std::size_t i = 0; i < all.size(); ++i) {
       Ids prompt(3 + 7 * i, static_cast<std::int32_t>(11 + i));
-      generator.submit(request(prompt, 20, 100 + i, all[i]));
+      GenerationRequest one = request(prompt, 20, 100 + i, all[i]);
+      if (i == 3) one.samples = 3;  // their tokens in turn: forks that part in the middle of a shared page
+      generator.submit(std::move(one));
     }
     while (generator.step()) {
     }
   }
+  CHECK(answers[0][3].ids.size() == 60);
   for (std::size_t i = 0; i < answers[0].size(); ++i) CHECK(answers[0][i].ids == answers[1][i].ids);
+}
+
+TEST_CASE("[cuda] what has no form on a GPU is refused, and so is a cache in the CPU's memory") {
+  if (!have_gpu()) return;
+  const World world;
+  Running gpu(world.folder.path(), Device::cuda, kFormats[0]);
+  const auto refused = [&](auto&& body) {
+    try {
+      body();
+      return false;
+    } catch (const Error& error) {
+      return error.code() == Code::device || error.code() == Code::usage;
+    }
+  };
+  CHECK(refused([&] { CausalSelfAttention(gpu.context, {.n_embd = 8, .n_head = 2}, 1); }));
+  CHECK(refused([&] { Trainer::from_scratch(gpu.context, world.config, {}); }));
+  KvPool host(gpu.forward.kv_shape(DType::f32));
+  CHECK(refused([&] { logits_of(gpu.forward, host, {1, 2, 3}, {3}); }));
+  LoadOptions narrow;
+  narrow.quant = Quantisation::int8;
+  CHECK(Model::load(world.folder.path(), gpu.context, narrow).error().code() == Code::device);
+  CHECK(gpu.logits({1, 2, 3}, {3}).size() == 3 * 120);  // and the context works on
 }

@@ -1,0 +1,36 @@
+// Memory: where the data of one device's ops lies, and the ways in and out. This class is the CPU's; the
+// Backend of another device overrides it.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+
+#include "engine/device.h"
+#include "engine/tensor.h"
+
+namespace inkling {
+
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  Memory() = default;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  virtual Device device() const noexcept { return Device::cpu; }
+  /// Aligned to 64. Throws Error{out_of_memory}.
+  virtual Buffer allocate(std::size_t bytes) { return Buffer(bytes); }
+  /// Host memory that copy_out() reaches fastest.
+  virtual Buffer allocate_on_host(std::size_t bytes) { return Buffer(bytes); }
+
+  // Host to device, device to device, device to host, each in the order of the device's ops.
+  /// Has read `from` on return, unless that is memory of allocate_on_host(): then after synchronise().
+  virtual void copy_in(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  virtual void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  /// Has written `to` on return.
+  virtual void copy_out(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  /// Waits for every op begun.
+  virtual void synchronise() {}
+};
+
+}  // namespace inkling
