@@ -102,7 +102,8 @@ class Bench {
     batch_.clear();
     batch_.add(sequence, ids, 1);
     forward_.run(batch_);
-    (void)forward_.on_host(forward_.logits());
+    (void)forward_.logits();
+    context_.backend().synchronise();
     check_interrupt();
     return static_cast<double>(length) / (now() - start);
   }
@@ -119,7 +120,8 @@ class Bench {
         batch_.add(sequence, std::span(&id, 1), 1);
       }
       forward_.run(batch_);
-      (void)forward_.on_host(forward_.logits());
+      (void)forward_.logits();
+      context_.backend().synchronise();
       check_interrupt();
     }
     return static_cast<double>(steps * count) / (now() - start);

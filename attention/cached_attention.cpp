@@ -237,6 +237,11 @@ void attend_by_math(ExecContext& context, const CachedAttentionArgs& args, const
 
 }  // namespace
 
+CachedStep begin_cached_step(ExecContext& context, const CachedStepArgs& args) {
+  if (context.device() == Device::cuda) return begin_cached_step_on_cuda(context, args);
+  return {};
+}
+
 void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
   check_arguments(context, args);
   if (context.device() == Device::cuda) return cached_attention_on_cuda(context, args);

@@ -1,6 +1,7 @@
 // cached_attention: one layer's attention of a packed step over the KV cache. What the GPT-2 forward calls.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -39,5 +40,21 @@ struct CachedAttentionArgs {
 /// and the threads, since what math takes does. Throws Error{usage}, with the reasons when no allowed backend
 /// can run the step.
 void cached_attention(ExecContext& context, const CachedAttentionArgs& args);
+
+/// What the layers of a step share.
+struct CachedStepArgs {
+  std::int64_t heads = 0;  ///< H
+  std::span<const std::int32_t> cu_new, cu_q;
+  std::span<KvSequence* const> sequences;
+};
+/// Part of a key of Recorder::run() around the step's layers, unless they are no chain that comes back.
+struct CachedStep {
+  bool repeats = true;
+  std::array<std::uint64_t, 4> key{};
+};
+/// Tells the device about a step before its first layer, so that the layers copy nothing in. Nothing on the
+/// CPU. May be left out where layers are not recorded. Throws Error{usage} as cached_attention() does when no
+/// allowed backend can run the step.
+CachedStep begin_cached_step(ExecContext& context, const CachedStepArgs& args);
 
 }  // namespace inkling

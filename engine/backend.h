@@ -1,10 +1,12 @@
 // Backend: the seam between the ops (ops.h) and a device. Arguments arrive checked; what they point at lies
-// in this Memory, but for lists of indices, which lie on the host.
+// in this Memory.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "engine/memory.h"
+#include "engine/recorder.h"
 #include "engine/training_ops.h"
 
 namespace inkling {
@@ -17,6 +19,9 @@ class Backend : public Memory {
   /// What the activations between two matrices of this format are kept as (the residual stream is f32
   /// always).
   virtual DType activation_dtype(WeightFormat) const noexcept { return DType::f32; }
+
+  /// For one caller's chains of ops; the Backend outlives it.
+  virtual std::unique_ptr<Recorder> recorder() { return std::make_unique<Recorder>(); }
 
   virtual PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) = 0;
   virtual PackedMatrix packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,

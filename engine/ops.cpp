@@ -9,10 +9,15 @@ namespace inkling {
 namespace {
 
 using op::check;
-using op::check_indices;
 using op::check_rows;
 using op::check_shape;
 using op::elementwise;
+
+/// Lists of another device cannot be read here.
+void check_indices(const ExecContext& context, std::span<const std::int32_t> indices, std::int64_t limit,
+                   const char* what) {
+  if (context.device() == Device::cpu) op::check_indices(indices, limit, what);
+}
 
 std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
   return rows.empty() ? x.shape[0] : static_cast<std::int64_t>(rows.size());
@@ -62,7 +67,7 @@ void linear(ExecContext& context, const LinearArgs& args) {
   check_rows(args.x, "linear: x", half);
   check(args.x.shape[1] == w.k, "linear: x: expected as many columns as the weight has inputs",
         [&] { return args.x.shape_string() + " and K = " + std::to_string(w.k); });
-  check_indices(args.rows, args.x.shape[0], "linear: rows");
+  check_indices(context, args.rows, args.x.shape[0], "linear: rows");
   check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out", half);
   if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
   if (args.pre_activation.data != nullptr) {
@@ -87,8 +92,8 @@ void embed(ExecContext& context, const EmbedArgs& args) {
   check_rows(args.position_table, "embed: position_table");
   check(args.position_table.shape[1] == width, "embed: position_table: expected the table's width",
         [&] { return args.position_table.shape_string(); });
-  check_indices(args.ids, vocabulary, "embed: ids");
-  check_indices(args.positions, args.position_table.shape[0], "embed: positions");
+  check_indices(context, args.ids, vocabulary, "embed: ids");
+  check_indices(context, args.positions, args.position_table.shape[0], "embed: positions");
   check_shape(args.out, rows, width, "embed: out");
   const ProfileRange range(context, "embed", [&] { return elementwise(args.out, 3); });
   if (rows > 0) context.backend().embed(args);
@@ -96,7 +101,7 @@ void embed(ExecContext& context, const EmbedArgs& args) {
 
 void layer_norm(ExecContext& context, const NormArgs& args) {
   check_rows(args.x, "layer_norm: x");
-  check_indices(args.rows, args.x.shape[0], "layer_norm: rows");
+  check_indices(context, args.rows, args.x.shape[0], "layer_norm: rows");
   check_shape(args.out, rows_of(args.x, args.rows), args.x.shape[1], "layer_norm: out");
   const ProfileRange range(context, "layer_norm", [&] { return elementwise(args.out, 2); });
   if (args.out.numel() > 0) context.backend().layer_norm(args);

@@ -2,10 +2,12 @@
 //
 // A caller describes an op in a small struct of views and calls the free function; the function checks the
 // arguments once (Error{usage}: op, argument, expected, got) and makes one virtual call to the Backend of the
-// context. Activations are f32, rows contiguous ("row-major, any row stride"); x and out of
-// linear() may have the Backend's activation_dtype() instead. Every output row is reduced in
-// one fixed order that depends on neither the number of rows, nor the threads, nor the chunking: bits are
-// equal alone and in any batch. Ops of one context must not run concurrently. Gradients: training_ops.h.
+// context. All that an op is given lies in the Backend's memory, lists of indices included; those of a device
+// are not looked at, and what is out of range there is undefined. Activations are f32, rows contiguous
+// ("row-major, any row stride"); x and out of linear() may have the Backend's activation_dtype() instead.
+// Every output row is reduced in one fixed order that depends on neither the number of rows, nor the threads,
+// nor the chunking: bits are equal alone and in any batch. Ops of one context must not run concurrently.
+// Gradients: training_ops.h.
 #pragma once
 
 #include <cstdint>

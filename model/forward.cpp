@@ -1,6 +1,9 @@
 #include "model/forward.h"
 
+#include <array>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <string>
 
 #include "attention/cached_attention.h"
@@ -57,7 +60,8 @@ struct Forward::Views {
   TensorView queries;   // (R,C) theirs, in the last layer
 };
 
-Forward::Forward(const Model& model, ExecContext& context) : model_(model), context_(context) {
+Forward::Forward(const Model& model, ExecContext& context)
+    : model_(model), context_(context), recorder_(context.backend().recorder()) {
   require(model.device() == context.device(), Code::usage, [&] {
     return "forward: context: expected the device of the model, " + std::string(device_name(model.device())) +
            ", got " + std::string(device_name(context.device()));
@@ -101,14 +105,57 @@ void Forward::run(const PackedBatch& batch) {
 
   Views views;
   plan(batch.tokens(), wanted_, views);
-  embed(context_, {batch.ids, batch.positions, &model_.embedding(), {}, model_.positions().view(), views.x});
-  show("embedding", -1, views.x);
-  for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
-  last_layer(batch, views);
+  place_lists(batch);
+  const auto ops = [&] { layers(batch, views); };
+  // A step of decoding comes back with the same shapes; whoever watches single ops wants to see them begin.
+  if (wanted_ == batch.tokens() && !observer_ && context_.profiler() == nullptr) {
+    const CachedStep step = begin_cached_step(
+        context_, {model_.config().n_head, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
+    const std::array key{static_cast<std::uint64_t>(wanted_),
+                         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(views.x.data)),
+                         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.ids.data())),
+                         step.key[0],
+                         step.key[1],
+                         step.key[2],
+                         step.key[3]};
+    if (step.repeats) {
+      recorder_->run(key, std::ref(ops));
+    } else {
+      ops();
+    }
+  } else {
+    ops();
+  }
   hidden_ = views.chosen;
   for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
     batch.sequences[b]->advance(batch.cu_seqlens[b + 1] - batch.cu_seqlens[b]);
   }
+}
+
+// On the CPU the lists of the batch themselves; on another device a copy there, all in one.
+void Forward::place_lists(const PackedBatch& batch) {
+  lists_ = {batch.ids, batch.positions, wanted_rows_};
+  if (context_.device() == Device::cpu) return;
+  host_lists_.clear();
+  for (const auto& list : {lists_.ids, lists_.positions, lists_.wanted}) {
+    host_lists_.insert(host_lists_.end(), list.begin(), list.end());
+  }
+  const std::size_t bytes = host_lists_.size() * sizeof(std::int32_t);
+  if (device_lists_.size() < bytes) device_lists_ = context_.backend().allocate(std::bit_ceil(bytes));
+  context_.backend().copy_in(device_lists_.data(), host_lists_.data(), bytes);
+  const auto* at = reinterpret_cast<const std::int32_t*>(device_lists_.data());
+  for (auto* list : {&lists_.ids, &lists_.positions, &lists_.wanted}) {
+    *list = {at, list->size()};
+    at += list->size();
+  }
+}
+
+void Forward::layers(const PackedBatch& batch, const Views& views) {
+  embed(context_,
+        {lists_.ids, lists_.positions, &model_.embedding(), {}, model_.positions().view(), views.x});
+  show("embedding", -1, views.x);
+  for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
+  last_layer(batch, views);
 }
 
 void Forward::layer(int index, const PackedBatch& batch, const Views& v) {
@@ -148,7 +195,7 @@ void Forward::last_attention(const PackedBatch& batch, const Views& v) {
     const float* kv_bias = bias == nullptr ? nullptr : bias + width;
     linear(context_, {v.x, {}, norm, &kv, kv_bias, Activation::none, {}, columns(v.qkv, width, 2 * width)});
     queries = v.queries;
-    if (wanted > 0) linear(context_, {v.x, wanted_rows_, norm, &q, bias, Activation::none, {}, queries});
+    if (wanted > 0) linear(context_, {v.x, lists_.wanted, norm, &q, bias, Activation::none, {}, queries});
   } else {
     linear(context_, {v.x, {}, norm, &w.qkv.weight, bias, Activation::none, {}, v.qkv});
     if (wanted == batch.tokens()) show("qkv", index, v.qkv);
@@ -174,7 +221,7 @@ void Forward::last_layer(const PackedBatch& batch, const Views& v) {
   TensorView x = v.x;
   if (wanted != batch.tokens()) {
     x = v.chosen;
-    layer_norm(context_, {v.x, wanted_rows_, {}, x});
+    layer_norm(context_, {v.x, lists_.wanted, {}, x});
   }
   linear(context_, {attended, {}, {}, &w.proj.weight, w.proj.bias_data(), Activation::none, x, v.chosen});
   show("residual", index, v.chosen);

@@ -11,12 +11,15 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "engine/arena.h"
 #include "engine/exec_context.h"
+#include "engine/recorder.h"
 #include "model/model.h"
 #include "model/packed_batch.h"
 
@@ -59,6 +62,8 @@ class Forward {
  private:
   struct Views;
   void plan(std::int64_t tokens, std::int64_t wanted, Views& views);
+  void place_lists(const PackedBatch& batch);
+  void layers(const PackedBatch& batch, const Views& views);
   void layer(int index, const PackedBatch& batch, const Views& views);
   void last_layer(const PackedBatch& batch, const Views& views);
   void last_attention(const PackedBatch& batch, const Views& views);
@@ -70,9 +75,14 @@ class Forward {
   ExecContext& context_;
   ArenaPlan plan_, logits_plan_;
   Arena arena_, logits_arena_;
-  Buffer host_rows_;
+  Buffer host_rows_, device_lists_;
+  std::unique_ptr<Recorder> recorder_;
   std::vector<std::int32_t> wanted_rows_;  // (R) rows of the batch whose logits are wanted
-  TensorView hidden_;                      // (R,C) after the last block
+  std::vector<std::int32_t> host_lists_;   // ids, positions and wanted rows, on their way to a GPU
+  struct {
+    std::span<const std::int32_t> ids, positions, wanted;
+  } lists_;            // of the step, where the ops can read them
+  TensorView hidden_;  // (R,C) after the last block
   Observer observer_;
   std::int64_t wanted_ = 0;
 };

@@ -26,6 +26,13 @@ struct KvPages {
   std::int64_t token = 0, head = 0;         ///< elements
 };
 
+/// New rows of keys and values that are not in their pages yet.
+struct FreshRows {
+  HeadRows k, v;                         ///< (N, Hkv, D) in the dtype of the pages
+  const std::int32_t* cu_new = nullptr;  ///< (B+1) rows of sequence b; null: there are none
+  const std::int32_t* length = nullptr;  ///< (B) tokens in the pages
+};
+
 /// One thread block's share: a run of rows (queries, or keys where the gradient of keys is asked for) of one
 /// head of one sequence.
 struct AttentionTile {
@@ -59,7 +66,8 @@ struct ForwardArgs {
   DType dtype = DType::bf16, out_dtype = DType::bf16;  ///< of q, k, v; of out (f32 or the same)
   HeadRows q, k, v, out;                               ///< (N, H, D), (S, Hkv, D) twice, (N, H, D)
   KvPages pages;                                       ///< instead of k and v
-  float* lse = nullptr;                                ///< (H, N), or null
+  FreshRows fresh;       ///< with pages, decode alone: rows to be put there, k_length counts them
+  float* lse = nullptr;  ///< (H, N), or null
   std::int64_t lse_head = 0, lse_row = 0;
   const std::int32_t* cu_q = nullptr;                        ///< (B+1)
   const std::int32_t* cu_k = nullptr;                        ///< (B+1), when packed
@@ -76,10 +84,8 @@ struct ForwardArgs {
 /// New rows of keys and values for the pages of their sequences.
 struct AppendArgs {
   DType dtype = DType::bf16;
-  HeadRows k, v;  ///< (N, Hkv, D)
+  FreshRows fresh;
   KvPages pages;
-  const std::int32_t* cu_new = nullptr;                     ///< (B+1)
-  const std::int32_t* length = nullptr;                     ///< (B) tokens in the cache before
   std::int32_t batch = 0, rows = 0, kv_heads = 0, dim = 0;  ///< B, N, Hkv, D
 };
 

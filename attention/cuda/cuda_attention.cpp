@@ -1,6 +1,7 @@
 #include "attention/cuda/cuda_attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <span>
 #include <utility>
 #include <vector>
@@ -21,18 +22,20 @@ using cuda::check;
 /// What the kernels want to know of a step, back to back as it lies on the device.
 class StepLists {
  public:
-  std::size_t pages = 0;  // of the longest sequence: P
+  std::size_t pages = 0;  // room for those of the longest sequence: P
+  bool all_few = false;   // every sequence is decode's
   std::size_t long_rows = 0, few_rows = 0, most_keys = 0;
   std::size_t table = 0, length = 0, k_length = 0, cu_new = 0, cu_q = 0;  // where each list begins
   std::size_t tiles = 0, tile_count = 0;  // of flash, once add_tiles() was called
 
   /// Everything but the tiles: pages (B × P pointers), lengths before and after, offsets. `decode`: whether
   /// sequences of few rows are that kernel's.
-  void describe(const CachedAttentionArgs& args, bool decode) {
+  void describe(const CachedStepArgs& args, bool decode) {
     bytes_.clear();
     pages = long_rows = few_rows = most_keys = tile_count = 0;
     const std::size_t batch = args.sequences.size();
-    const std::int64_t group = args.q.shape[1] / args.sequences[0]->pool().shape().heads;
+    const std::int64_t group = args.heads / args.sequences[0]->pool().shape().heads;
+    all_few = true;
     length_.resize(batch), k_length_.resize(batch);
     cu_long_.assign(batch + 1, 0), cu_keys_.assign(batch + 1, 0);
     for (std::size_t b = 0; b < batch; ++b) {
@@ -41,6 +44,7 @@ class StepLists {
       k_length_[b] = length_[b] + args.cu_new[b + 1] - args.cu_new[b];
       const auto rows = static_cast<std::size_t>(queries * group);
       const bool few = decode && rows <= static_cast<std::size_t>(cuda::kDecodeMostRows);
+      all_few = all_few && few && rows > 0;
       std::size_t& most = few ? few_rows : long_rows;
       most = std::max(most, rows);
       cu_long_[b + 1] = cu_long_[b] + (few ? 0 : queries);
@@ -48,6 +52,9 @@ class StepLists {
       most_keys = std::max(most_keys, static_cast<std::size_t>(k_length_[b]));
       pages = std::max(pages, args.sequences[b]->pages().size());
     }
+    // A step more or less makes no other shape.
+    pages = std::bit_ceil(pages);
+    most_keys = std::bit_ceil(std::max(most_keys, std::size_t{kKvPageTokens}));
     table_.assign(batch * pages, nullptr);
     for (std::size_t b = 0; b < batch; ++b) {
       std::ranges::copy(args.sequences[b]->pages(), table_.begin() + static_cast<std::ptrdiff_t>(b * pages));
@@ -62,13 +69,13 @@ class StepLists {
   }
 
   /// The work of flash, in its order. Sequences that decode takes have no queries in it, and so no tiles.
-  void add_tiles(const CachedAttentionArgs& args) {
+  void add_tiles(const CachedStepArgs& args) {
     if (long_rows == 0) return;
     cuda::WorkListShape shape;
     shape.cu_q = cu_long_;
     shape.cu_k = cu_keys_;
-    shape.heads = static_cast<std::int32_t>(args.q.shape[1]);
-    shape.rows = cuda::forward_tile_rows(args.q.dtype);
+    shape.heads = static_cast<std::int32_t>(args.heads);
+    shape.rows = cuda::forward_tile_rows(args.sequences[0]->pool().shape().dtype);
     shape.mask = MaskKind::causal_lower_right;
     const auto all = cuda::query_tiles(shape);
     tiles = add<cuda::AttentionTile>(all);
@@ -102,28 +109,24 @@ struct GpuAttention {
   cuda::DeviceTraits traits;
   bool known = false;
   StepLists lists, next;
-  Buffer device_lists, workspace;
-  std::size_t counters = 0;  // bytes at the head of the workspace that decode wants to be zero
+  Buffer device_lists, workspace, counters;  // counters: zero but while decode runs
 };
 
 cuda::HeadRows rows_of(const TensorView& view) {
   return {view.data, view.stride[0], view.stride[1]};
 }
 
-}  // namespace
-
-void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& args) {
+/// The lists of this step on the device, uploaded unless they are there already.
+GpuAttention& prepare(ExecContext& context, const CachedStepArgs& args) {
   auto& backend = static_cast<cuda::CudaBackend&>(context.backend());
   auto& gpu = context.attached<GpuAttention>();
   if (!gpu.known) check(cuda::read_traits(backend.ordinal(), gpu.traits), "device attributes");
   gpu.known = true;
 
   const KvShape& shape = args.sequences[0]->pool().shape();
-  require(args.q.shape[0] == args.cu_q.back(), Code::usage,
-          [&] { return "cached_attention: q: expected a row per query, got " + args.q.shape_string(); });
   const auto& order = sdpa_policy(context).order;
   const auto place = [&](SdpaBackend name) { return std::ranges::find(order, name) - order.begin(); };
-  SdpaSizes sizes{1, args.q.shape[1], shape.heads, shape.head_dim, 0, 0, shape.dtype};
+  SdpaSizes sizes{1, args.heads, shape.heads, shape.head_dim, 0, 0, shape.dtype};
   for (std::size_t b = 0; b < args.sequences.size(); ++b) {
     sizes.longest_q = std::max<std::int64_t>(sizes.longest_q, args.cu_q[b + 1] - args.cu_q[b]);
   }
@@ -138,6 +141,23 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
     backend.grown(gpu.device_lists, bytes.size());
     backend.copy_in(gpu.device_lists.data(), bytes.data(), bytes.size());
   }
+  return gpu;
+}
+
+}  // namespace
+
+CachedStep begin_cached_step_on_cuda(ExecContext& context, const CachedStepArgs& args) {
+  const StepLists& lists = prepare(context, args).lists;
+  // Flash launches a block per tile: as good as no two prefills are alike.
+  return {lists.all_few, {args.sequences.size(), lists.pages, lists.few_rows, lists.most_keys}};
+}
+
+void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& args) {
+  auto& backend = static_cast<cuda::CudaBackend&>(context.backend());
+  const KvShape& shape = args.sequences[0]->pool().shape();
+  require(args.q.shape[0] == args.cu_q.back(), Code::usage,
+          [&] { return "cached_attention: q: expected a row per query, got " + args.q.shape_string(); });
+  GpuAttention& gpu = prepare(context, {args.q.shape[1], args.cu_new, args.cu_q, args.sequences});
   const StepLists& lists = gpu.lists;
   const auto at = [&]<class T>(std::size_t offset, T*) {
     return reinterpret_cast<T*>(gpu.device_lists.data() + offset);
@@ -154,23 +174,21 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
 
   cuda::AppendArgs append;
   append.dtype = shape.dtype;
-  append.k = rows_of(args.k);
-  append.v = rows_of(args.v);
+  append.fresh = {rows_of(args.k), rows_of(args.v), ints(lists.cu_new), ints(lists.length)};
   append.pages = pages;
-  append.cu_new = ints(lists.cu_new);
-  append.length = ints(lists.length);
   append.batch = static_cast<std::int32_t>(args.sequences.size());
   append.rows = args.cu_new.back();
   append.kv_heads = shape.heads;
   append.dim = shape.head_dim;
   const ProfileRange range(context, "cached attention");
-  check(cuda::append(append, backend.stream()), "append to the cache");
+  if (!lists.all_few) check(cuda::append(append, backend.stream()), "append to the cache");
 
   cuda::ForwardArgs forward;
   forward.dtype = forward.out_dtype = shape.dtype;
   forward.q = rows_of(args.q);
   forward.out = {args.out.data, args.out.stride[0], shape.head_dim};
   forward.pages = pages;
+  if (lists.all_few) forward.fresh = append.fresh;
   forward.cu_q = ints(lists.cu_q);
   forward.k_length = ints(lists.k_length);
   forward.batch = append.batch;
@@ -188,14 +206,16 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   if (lists.few_rows > 0) {
     const cuda::DecodeShape few{static_cast<std::int32_t>(lists.few_rows),
                                 static_cast<std::int32_t>(lists.most_keys)};
-    const std::size_t bytes = cuda::decode_workspace_bytes(forward, few),
-                      counters = cuda::decode_counter_bytes(forward);
-    if (gpu.workspace.size() < bytes || gpu.counters != counters) {
-      backend.grown(gpu.workspace, bytes);
-      check(cudaMemsetAsync(gpu.workspace.data(), 0, counters, backend.stream()), "workspace");
-      gpu.counters = counters;
+    const std::size_t counters =
+        sizeof(unsigned int) * args.sequences.size() * static_cast<std::size_t>(shape.heads);
+    if (gpu.counters.size() < counters) {
+      backend.grown(gpu.counters, counters);
+      check(cudaMemsetAsync(gpu.counters.data(), 0, gpu.counters.size(), backend.stream()), "counters");
     }
-    check(cuda::decode(forward, few, gpu.workspace.data(), gpu.traits, backend.stream()), "decode attention");
+    const cuda::DecodeWorkspace workspace{
+        backend.grown(gpu.workspace, cuda::decode_workspace_bytes(forward, few)),
+        reinterpret_cast<unsigned int*>(gpu.counters.data())};
+    check(cuda::decode(forward, few, workspace, gpu.traits, backend.stream()), "decode attention");
   }
 }
 

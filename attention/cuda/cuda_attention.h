@@ -9,5 +9,6 @@ namespace inkling {
 /// per key/value head is the decode kernel's, unless the policy leaves that out, every other the flash
 /// kernel's: which of them it is depends on the sequence and not on the batch, and the two agree to rounding.
 void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& args);
+CachedStep begin_cached_step_on_cuda(ExecContext& context, const CachedStepArgs& args);
 
 }  // namespace inkling

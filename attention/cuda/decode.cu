@@ -13,6 +13,7 @@
 
 #include "attention/cuda/forward_mma.cuh"
 #include "attention/cuda/launch.cuh"
+#include "engine/cuda/chain.cuh"
 
 namespace inkling::cuda {
 namespace {
@@ -30,7 +31,7 @@ struct DecodePlan {
   unsigned int* counters;  // (B, Hkv)
   int chunks, rows;        // of the workspace
   int run;                 // chunks of a warp: a matter of speed, not of bits
-  bool wide;
+  bool wide, paired;       // keys and queries in 16 bytes, outputs in pairs
 };
 
 /// The share of one warp. Row r is query r / group with query head r % group of those that share the head of
@@ -73,6 +74,37 @@ __device__ inline void copy_keys(T* tile, const T* from, std::int64_t stride, in
                               row + first < rows ? dim - column - at : 0, wide);
     }
     from += kAtOnce * stride;
+  }
+}
+
+/// The keys [begin, end) of a warp that are not in their pages yet: key j is row base + j of the fresh rows.
+struct FreshUnit {
+  int begin, end, base;
+  int tile;  // the first key of the tile that the warp has begun with
+};
+
+/// Puts fresh rows into their pages, and those of the tile, which holds the older ones already, there, too.
+template <class T, int kDim, bool kGeneral>
+__device__ inline void take_fresh(T* tile, const ForwardArgs& a, const DecodeUnit& unit,
+                                  const HeadRows& source, const KeyRows<T>& pages, const FreshUnit& fresh,
+                                  bool wide) {
+  constexpr int kPer = 16 / sizeof(T), kPieces = kDim / kPer;
+#pragma unroll 1
+  for (int i = threadIdx.x % kWarp; i < (fresh.end - fresh.begin) * kPieces; i += kWarp) {
+    const int j = fresh.begin + i / kPieces, column = i % kPieces * kPer, left = a.dim - column;
+    if (left <= 0) continue;
+    const T* from =
+        reinterpret_cast<const T*>(row_address(source, fresh.base + j, unit.kv_head, sizeof(T))) + column;
+    if (j - fresh.tile < kDecodeChunk) {
+      copy_piece<T, kGeneral>(tile + (j - fresh.tile) * DecodeTile<T, kDim>::kStride + column, from, left,
+                              wide);
+    }
+    T* const to = const_cast<T*>(pages.at(j)) + column;
+    if (!kGeneral || wide) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else {
+      for (int e = 0; e < min(left, kPer); ++e) to[e] = from[e];
+    }
   }
 }
 
@@ -176,18 +208,22 @@ __device__ inline void attend_chunk(const ForwardArgs& a, const DecodePlan& plan
     } else if (t == 0) {
       write_lse(a, unit, row, state.top[r], sum);
     }
-    const float factor = unit.chunks > 1 ? 1.0f : sum == 0.0f ? 0.0f : 1.0f / sum;
-    float* values = plan.values + at * kDim + 2 * t;
+    if (unit.chunks > 1) {
+      float* values = plan.values + at * kDim + 2 * t;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<float2*>(values + n * 8) = make_float2(out[n][2 * r], out[n][2 * r + 1]);
+      }
+      continue;
+    }
+    const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const bool as_f32 = a.out_dtype == DType::f32;
+    char* const to = row_address(a.out, unit.q_begin + unit.query(row), unit.head(row),
+                                 as_f32 ? sizeof(float) : sizeof(T));
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      *reinterpret_cast<float2*>(values + n * 8) =
-          make_float2(out[n][2 * r] * factor, out[n][2 * r + 1] * factor);
-    }
-    if (unit.chunks > 1) continue;
-#pragma unroll 1
-    for (int n = 0; n < kDim / 8; ++n) {
-      write_value(a, unit, row, n * 8 + 2 * t, values[n * 8]);
-      write_value(a, unit, row, n * 8 + 2 * t + 1, values[n * 8 + 1]);
+      store_pair<T>(to, as_f32, n * 8 + 2 * t, a.dim, plan.paired, out[n][2 * r] * factor,
+                    out[n][2 * r + 1] * factor);
     }
   }
 }
@@ -268,29 +304,50 @@ __global__ void __launch_bounds__(kWarp, 6)
   const int begin = blockIdx.x * plan.run, end = min(begin + plan.run, unit.chunks);
   if (begin >= end || unit.rows == 0 || unit.rows > kDecodeMostRows) return;
 
+  start_next();
+  // What is in the cache does not wait for the kernel that makes the queries: it is asked for at once.
+  const bool early = a.fresh.cu_new != nullptr;
+  const int old = early ? a.fresh.length[unit.sequence] : unit.keys;
+  if (!early) wait_for_inputs();
   const int k_begin = a.pages.table == nullptr ? a.cu_k[unit.sequence] : 0;
   const KeyRows<T> k_rows(a, a.k, a.pages.k_offset, unit.sequence, k_begin, unit.kv_head);
   const KeyRows<T> v_rows(a, a.v, a.pages.v_offset, unit.sequence, k_begin, unit.kv_head);
   T *k = reinterpret_cast<T*>(memory), *v = k + kDecodeChunk * Tile::kStride, *q = k + Tile::kChunk;
   // While a chunk is worked on, the next one's K comes as soon as its scores are there, and V after its
   // values.
-  const auto load = [&](T* tile, const KeyRows<T>& rows, int chunk) {
+  const auto load = [&](T* tile, const KeyRows<T>& rows, int chunk, int keys) {
     const int first = chunk * kDecodeChunk;
-    if (chunk < end && first < unit.keys) {
-      copy_keys<T, kDim, kGeneral>(tile, rows.at(first), rows.stride, unit.keys - first, a.dim, plan.wide);
+    if (chunk < end && first < keys) {
+      copy_keys<T, kDim, kGeneral>(tile, rows.at(first), rows.stride, keys - first, a.dim, plan.wide);
     } else if (chunk < end) {
       copy_keys<T, kDim, kGeneral>(tile, static_cast<const T*>(a.q.data), 0, 0, a.dim,
                                    plan.wide);  // no keys: zeros
     }
     copy_commit();
   };
-  copy_queries<T, kDim, kGeneral>(q, a, unit, plan.wide);
-  load(k, k_rows, begin);
-  load(v, v_rows, begin);
-  for (unit.chunk = begin; unit.chunk < end; ++unit.chunk) {
-    attend_chunk<T, kDim, kGeneral>(a, plan, unit, q, k, v, [&] { load(k, k_rows, unit.chunk + 1); });
+  if (early) {
+    load(k, k_rows, begin, old);
+    load(v, v_rows, begin, old);
+    copy_wait<0>();
     __syncwarp();
-    load(v, v_rows, unit.chunk + 1);
+    wait_for_inputs();
+    copy_queries<T, kDim, kGeneral>(q, a, unit, plan.wide);
+    const FreshUnit fresh{max(old, begin * kDecodeChunk), min(unit.keys, end * kDecodeChunk),
+                          a.fresh.cu_new[unit.sequence] - old, begin * kDecodeChunk};
+    take_fresh<T, kDim, kGeneral>(k, a, unit, a.fresh.k, k_rows, fresh, plan.wide);
+    take_fresh<T, kDim, kGeneral>(v, a, unit, a.fresh.v, v_rows, fresh, plan.wide);
+    copy_commit();
+    copy_commit();  // attend_chunk() waits for all but the last
+  } else {
+    copy_queries<T, kDim, kGeneral>(q, a, unit, plan.wide);
+    load(k, k_rows, begin, unit.keys);
+    load(v, v_rows, begin, unit.keys);
+  }
+  for (unit.chunk = begin; unit.chunk < end; ++unit.chunk) {
+    attend_chunk<T, kDim, kGeneral>(a, plan, unit, q, k, v,
+                                    [&] { load(k, k_rows, unit.chunk + 1, unit.keys); });
+    __syncwarp();
+    load(v, v_rows, unit.chunk + 1, unit.keys);
   }
   if (unit.chunks == 1) return;
 
@@ -334,9 +391,9 @@ cudaError_t run(const ForwardArgs& a, DecodePlan plan, const DeviceTraits& trait
   plan.run = run_length(plan.chunks, a.batch * a.kv_heads, resident * traits.processors);
   const dim3 grid((plan.chunks + plan.run - 1) / plan.run, a.kv_heads, a.batch);
   if (a.mask.extras() || !plan.wide) {
-    return launch(decode_kernel<T, kDim, true>, grid, kWarp, Tile::kBytes, stream, a, plan);
+    return launch_chained(decode_kernel<T, kDim, true>, grid, kWarp, Tile::kBytes, stream, a, plan);
   }
-  return launch(decode_kernel<T, kDim, false>, grid, kWarp, Tile::kBytes, stream, a, plan);
+  return launch_chained(decode_kernel<T, kDim, false>, grid, kWarp, Tile::kBytes, stream, a, plan);
 }
 
 template <class T>
@@ -349,25 +406,23 @@ cudaError_t run(const ForwardArgs& a, const DecodePlan& plan, const DeviceTraits
 
 }  // namespace
 
-std::size_t decode_counter_bytes(const ForwardArgs& a) {
-  return (static_cast<std::size_t>(a.batch) * a.kv_heads * sizeof(unsigned int) + 255) / 256 * 256;
-}
-
 std::size_t decode_workspace_bytes(const ForwardArgs& a, const DecodeShape& shape) {
-  return decode_counter_bytes(a) +
-         partials_of(a, shape) * (padded_dim(a.dim) * sizeof(float) + sizeof(float2));
+  return partials_of(a, shape) * (padded_dim(a.dim) * sizeof(float) + sizeof(float2));
 }
 
-cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, void* workspace,
+cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, const DecodeWorkspace& workspace,
                    const DeviceTraits& traits, cudaStream_t stream) {
   if (a.batch == 0) return cudaSuccess;
   DecodePlan plan;
-  plan.counters = static_cast<unsigned int*>(workspace);
-  plan.values = reinterpret_cast<float*>(static_cast<std::byte*>(workspace) + decode_counter_bytes(a));
+  plan.counters = workspace.counters;
+  plan.values = static_cast<float*>(workspace.partials);
   plan.stats = reinterpret_cast<float2*>(plan.values + partials_of(a, shape) * padded_dim(a.dim));
   plan.chunks = chunks_of(shape);
   plan.rows = shape.most_rows;
-  plan.wide = is_wide(a);
+  plan.paired = a.dim % 2 == 0 && a.out.row % 2 == 0 && a.out.head % 2 == 0 &&
+                reinterpret_cast<std::uintptr_t>(a.out.data) % 8 == 0;
+  plan.wide = is_wide(a) && (a.fresh.cu_new == nullptr || (is_wide(a.fresh.k, a.dim, dtype_size(a.dtype)) &&
+                                                           is_wide(a.fresh.v, a.dim, dtype_size(a.dtype))));
   return with_type(a.dtype, [&](auto type) { return run<decltype(type)>(a, plan, traits, stream); });
 }
 

@@ -10,8 +10,8 @@ template <class T, int kDim, bool kExtras>
 cudaError_t run(const ForwardArgs& a, const DeviceTraits& traits, cudaStream_t stream) {
   using Shape = ForwardShape<T, kDim>;
   const int stages = Shape::bytes(2) <= traits.shared_per_block / (kDim <= 64 ? 2 : 1) ? 2 : 1;
-  return launch(forward_mma_kernel<T, kDim, kExtras>, dim3(a.tile_count), Shape::kThreads,
-                Shape::bytes(stages), stream, a, stages, is_wide(a));
+  return launch_chained(forward_mma_kernel<T, kDim, kExtras>, dim3(a.tile_count), Shape::kThreads,
+                        Shape::bytes(stages), stream, a, stages, is_wide(a));
 }
 
 template <class T, int kDim>

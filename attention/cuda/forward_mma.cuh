@@ -13,6 +13,7 @@
 #include "attention/cuda/launch.h"
 #include "attention/cuda/scores.cuh"
 #include "attention/cuda/tile.cuh"
+#include "engine/cuda/chain.cuh"
 
 namespace inkling::cuda {
 
@@ -88,6 +89,8 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads,
   T* q_tile = reinterpret_cast<T*>(memory);
   T* kv_tiles = q_tile + Shape::kRows * kStride;
 
+  start_next();
+  wait_for_inputs();
   const AttentionTile tile = a.tiles[blockIdx.x];
   const int b = tile.sequence, head = tile.head, q_begin = a.cu_q[b];
   const int queries = a.cu_q[b + 1] - q_begin, keys = keys_in(a, b);

@@ -44,15 +44,16 @@ inline constexpr std::int32_t kDecodeChunk = 64;
 inline constexpr std::int32_t kDecodeMostRows = 16;
 struct DecodeShape {
   std::int32_t most_rows = 1;  ///< the largest Tq · H / Hkv of the batch
-  std::int32_t most_keys = 0;  ///< at least the largest Tk: with a graph, what the cache can hold
+  std::int32_t most_keys = 0;  ///< at least the largest Tk
 };
-/// Bytes of workspace for decode(); its first decode_counter_bytes() must be zero before the first call, and
-/// are so again after each.
+struct DecodeWorkspace {
+  void* partials = nullptr;          ///< decode_workspace_bytes()
+  unsigned int* counters = nullptr;  ///< (B, Hkv), zero before the first call, and again after each
+};
 std::size_t decode_workspace_bytes(const ForwardArgs& args, const DecodeShape& shape);
-std::size_t decode_counter_bytes(const ForwardArgs& args);
-/// Split-KV attention for few queries: reads K and V once. Every mask, no dropout. Packed or paged keys.
-/// Sequences of more than kDecodeMostRows are left alone.
-cudaError_t decode(const ForwardArgs& args, const DecodeShape& shape, void* workspace,
+/// Split-KV attention for few queries: reads K and V once. Every mask, no dropout. Packed or paged keys; puts
+/// fresh rows into their pages on the way. Sequences of more than kDecodeMostRows are left alone.
+cudaError_t decode(const ForwardArgs& args, const DecodeShape& shape, const DecodeWorkspace& workspace,
                    const DeviceTraits& traits, cudaStream_t stream);
 
 /// Writes new keys and values into their pages.

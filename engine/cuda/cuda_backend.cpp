@@ -6,6 +6,7 @@
 
 #include "engine/cuda/check.h"
 #include "engine/cuda/cuda.h"
+#include "engine/cuda/cuda_recorder.h"
 
 namespace inkling {
 namespace cuda {
@@ -97,6 +98,7 @@ Buffer CudaBackend::allocate_on_host(std::size_t bytes) {
 }
 
 void CudaBackend::copy_in(void* to, const void* from, std::size_t bytes) {
+  require(!recording_, Code::device, [] { return std::string("cuda: a recorded chain of ops copies in"); });
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()), "copy to the device");
 }
 
@@ -115,6 +117,7 @@ void CudaBackend::synchronise() {
 
 std::byte* CudaBackend::grown(Buffer& memory, std::size_t bytes) {
   if (memory.size() < bytes) {
+    ++generation_;
     synchronise();
     memory = Buffer();
     memory = allocate(round_up(bytes + bytes / 4, 256));
@@ -144,6 +147,10 @@ PackedMatrix CudaBackend::packed_at(const std::byte* memory, std::int64_t k, std
   matrix.data = memory;
   matrix.bytes = packed_nbytes(k, n, format);
   return matrix;
+}
+
+std::unique_ptr<Recorder> CudaBackend::recorder() {
+  return std::make_unique<CudaRecorder>(*this);
 }
 
 PackedMatrix CudaBackend::pack(const MatrixSource& source, WeightFormat format, std::byte* memory) {
@@ -181,13 +188,6 @@ void CudaBackend::unpack_column(const PackedMatrix& matrix, std::int64_t n, floa
   widen(float{});
 }
 
-const std::int32_t* CudaBackend::upload(std::span<const std::int32_t> list, std::size_t at) {
-  if (list.empty()) return nullptr;
-  auto* to = reinterpret_cast<std::int32_t*>(lists_.data()) + at;
-  copy_in(to, list.data(), list.size_bytes());
-  return to;
-}
-
 void CudaBackend::linear(const LinearArgs& args) {
   require(args.weight != nullptr, Code::device,
           [] { return std::string("linear: matrix: cuda multiplies with packed weights alone"); });
@@ -199,37 +199,39 @@ void CudaBackend::linear(const LinearArgs& args) {
   product.pre_activation = matrix_of(args.pre_activation);
   product.out = Matrix(args.out);
   product.x = Matrix(args.x);
-  product.x.rows = product.out.rows;
-  if (args.norm.weight != nullptr || !args.rows.empty() || product.x.dtype != product.weight.dtype ||
-      !is_wide(product.x)) {
+  product.rows = args.rows.empty() ? nullptr : args.rows.data();
+  product.norm = args.norm;
+  const bool plain = args.norm.weight == nullptr && args.rows.empty() &&
+                     product.x.dtype == product.weight.dtype && is_wide(product.x);
+  if (!plain && !norms_inside(product)) {
     Matrix rows = product.x;
+    rows.rows = product.out.rows;
     const std::size_t row =
         round_up(static_cast<std::size_t>(rows.columns) * dtype_size(product.weight.dtype), 64);
     rows.data = grown(rows_, row * static_cast<std::size_t>(rows.rows));
     rows.dtype = product.weight.dtype;
     rows.stride = static_cast<std::int64_t>(row / dtype_size(rows.dtype));
-    grown(lists_, args.rows.size_bytes());
-    check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, rows}, stream()), "layer_norm");
+    check(norm_rows({product.x, product.rows, product.norm, rows}, stream()), "layer_norm");
     product.x = rows;
+    product.rows = nullptr;
+    product.norm = {};
   }
   check(cuda::linear(product, stream()), "linear");
 }
 
 void CudaBackend::embed(const EmbedArgs& args) {
-  grown(lists_, 2 * args.ids.size_bytes());
   Embed e;
   e.token = args.token_table != nullptr ? columns_of(*args.token_table) : Matrix(args.token_rows);
   e.position = Matrix(args.position_table);
   e.out = Matrix(args.out);
-  e.ids = upload(args.ids, 0);
-  e.positions = upload(args.positions, args.ids.size());
+  e.ids = args.ids.data();
+  e.positions = args.positions.data();
   check(cuda::embed(e, stream()), "embed");
 }
 
 void CudaBackend::layer_norm(const NormArgs& args) {
-  grown(lists_, args.rows.size_bytes());
-  check(norm_rows({Matrix(args.x), upload(args.rows, 0), args.norm, Matrix(args.out)}, stream()),
-        "layer_norm");
+  const std::int32_t* rows = args.rows.empty() ? nullptr : args.rows.data();
+  check(norm_rows({Matrix(args.x), rows, args.norm, Matrix(args.out)}, stream()), "layer_norm");
 }
 
 void CudaBackend::softmax(TensorView x) {

@@ -31,6 +31,8 @@ class CudaBackend final : public Backend {
   void copy_out(void* to, const void* from, std::size_t bytes) override;
   void synchronise() override;
 
+  std::unique_ptr<Recorder> recorder() override;
+
   PackedMatrix pack(const MatrixSource& source, WeightFormat format, std::byte* memory) override;
   PackedMatrix packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,
                          WeightFormat format) const override;
@@ -50,16 +52,19 @@ class CudaBackend final : public Backend {
   int ordinal() const noexcept { return ordinal_; }
   /// At least `bytes` of `memory`, which grows; what it held is lost. In the order of the ops.
   std::byte* grown(Buffer& memory, std::size_t bytes);
+  /// How often grown() has moved memory: what was recorded before points at nothing.
+  std::uint64_t generation() const noexcept { return generation_; }
+  /// While a chain is recorded nothing may be copied in: it would be the same bytes at every repetition.
+  void set_recording(bool recording) noexcept { recording_ = recording; }
 
  private:
-  /// Lists of one op, one behind the other, on the device until the next op.
-  const std::int32_t* upload(std::span<const std::int32_t> list, std::size_t at);
-
   int ordinal_;
   Isa isa_;
   std::string description_;
   cudaStream_t stream_ = nullptr;
-  Buffer lists_, rows_, source_;
+  std::uint64_t generation_ = 0;
+  bool recording_ = false;
+  Buffer rows_, source_;
 };
 
 }  // namespace inkling::cuda

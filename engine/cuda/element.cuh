@@ -22,6 +22,23 @@ __device__ inline __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
+/// Four neighbours of a row, or the first `count` of them; with `wide` all, as one access.
+template <class T>
+__device__ inline void store4(T* to, const float (&v)[4], int count, bool wide) {
+  if (wide) {
+    if constexpr (sizeof(T) == 4) {
+      *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+      *reinterpret_cast<uint2*>(to) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) to[i] = from_float<T>(v[i]);
+  }
+}
+
 __device__ inline void copy16_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0));

@@ -30,17 +30,21 @@ struct NormRows {
 };
 cudaError_t norm_rows(const NormRows& args, cudaStream_t stream);
 
-/// out = residual + act(x · wᵀ + bias). The sum over k runs in one fixed order, so that bits do not depend on
-/// M.
+/// out = residual + act(norm(x[rows]) · wᵀ + bias). The sum over k runs in one fixed order, so that bits do
+/// not depend on M.
 struct Linear {
-  Matrix x;       ///< (M, K), dtype of w; rows start at multiples of 16 bytes
-  Matrix weight;  ///< (N, stride): column n of the matrix is a row here, zeros behind K
+  Matrix x;  ///< (M', K), dtype of w or f32; in the dtype of w rows start at multiples of 16 bytes
+  const std::int32_t* rows = nullptr;  ///< (M) rows of x, on the device, or null: all
+  LayerNorm norm;                      ///< or none
+  Matrix weight;                       ///< (N, stride): column n of the matrix is a row here, zeros behind K
   const float* bias = nullptr;
   Activation activation = Activation::none;
   Matrix residual;        ///< f32 or empty
   Matrix pre_activation;  ///< f32 or empty
   Matrix out;             ///< f32 or dtype of w
 };
+/// Whether linear() takes rows, a norm or f32 beside 16-bit weights here; elsewhere norm_rows() goes first.
+bool norms_inside(const Linear& args);
 cudaError_t linear(const Linear& args, cudaStream_t stream);
 
 /// out[i] = token[ids[i]] + position[positions[i]]; ids and positions on the device.

@@ -24,24 +24,52 @@ cudaError_t with_type(DType dtype, const Body& body) {
   }
 }
 
-/// Raises the kernel's shared memory to `bytes` and launches it.
+/// Raises the kernel's shared memory to `bytes`.
+template <class Kernel>
+cudaError_t allow_shared(Kernel* kernel, std::size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  const cudaError_t error =
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  // Without this the driver may keep L1 large and leave room for one block where two would fit.
+  return cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
+/// Launches the kernel with `bytes` of shared memory.
 template <class Kernel, class... Args>
 cudaError_t launch(Kernel* kernel, dim3 grid, int threads, std::size_t bytes, cudaStream_t stream,
                    const Args&... args) {
   if (grid.x == 0) return cudaSuccess;
-  if (bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-    // Without this the driver may keep L1 large and leave room for one block where two would fit.
-    const cudaError_t carved =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-    if (carved != cudaSuccess) return carved;
-  }
+  if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
   kernel<<<grid, threads, bytes, stream>>>(args...);
   return cudaGetLastError();
+}
+
+/// launch() for a kernel that calls start_next() and wait_for_inputs() (chain.cuh): it may start before the
+/// one before it ends. Code for GPUs without such waits is launched as ever.
+template <class Kernel, class... Args>
+cudaError_t launch_chained(Kernel* kernel, dim3 grid, int threads, std::size_t bytes, cudaStream_t stream,
+                           const Args&... args) {
+  if (grid.x == 0) return cudaSuccess;
+  if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
+  cudaFuncAttributes code{};
+  if (const cudaError_t error = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(kernel));
+      error != cudaSuccess) {
+    return error;
+  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 }  // namespace inkling::cuda

@@ -30,6 +30,12 @@ __device__ inline void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t address)
                : "r"(address));
 }
 
+__device__ inline void ldmatrix_x2(std::uint32_t (&r)[2], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address));
+}
+
 __device__ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -75,6 +81,11 @@ struct Mma {
     ldmatrix_x4(r, shared_address(tile + (n0 + lane / 16 * 8 + lane % 8) * stride + k0 + lane / 8 % 2 * 8));
     b[0] = {{r[0], r[1]}};
     b[1] = {{r[2], r[3]}};
+  }
+  /// One block, right[k][n] = tile[n][k0 + k], n < 8.
+  static __device__ void load_b_eight(B& b, const T* tile, int stride, int k0) {
+    const int lane = threadIdx.x % kWarp;
+    ldmatrix_x2(b.r, shared_address(tile + lane % 8 * stride + k0 + lane / 8 % 2 * 8));
   }
   /// Two blocks, right[k][n] = tile[k0 + k][n0 + n], n < 16.
   static __device__ void load_b_columns(B (&b)[2], const T* tile, int stride, int k0, int n0) {
@@ -151,6 +162,10 @@ struct Mma<float> {
     const float* at = tile + (n0 + g) * stride + k0 + t;
     b[0] = {{at[0], at[4]}};
     b[1] = {{at[8 * stride], at[8 * stride + 4]}};
+  }
+  static __device__ void load_b_eight(B& b, const float* tile, int stride, int k0) {
+    const float* at = tile + threadIdx.x % kWarp / 4 * stride + k0 + threadIdx.x % 4;
+    b = {{at[0], at[4]}};
   }
   static __device__ void load_b_columns(B (&b)[2], const float* tile, int stride, int k0, int n0) {
     const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;

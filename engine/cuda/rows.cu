@@ -3,79 +3,43 @@
 #include <cmath>
 
 #include "engine/cuda/activation.cuh"
+#include "engine/cuda/chain.cuh"
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/launch.cuh"
+#include "engine/cuda/norm.cuh"
 
 namespace inkling::cuda {
 namespace {
 
 constexpr int kBlock = 256, kRowsPerBlock = kBlock / kWarp;
 
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
 unsigned blocks_for(std::int64_t n, std::int64_t per) {
   return static_cast<unsigned>((n + per - 1) / per);
 }
 
-/// A warp per row. kHeld: values of the row that a lane keeps in registers; 0: rows of any width, read three
-/// times. The held form asks for everything at once and without a branch, beyond the row for its last element
-/// again: a branch around each load would wait for memory once per column.
+/// A warp per row.
 template <class In, class Out, int kHeld>
 __global__ void norm_kernel(const NormRows a) {
+  start_next();
   const std::int64_t row = std::int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp, width = static_cast<int>(a.x.columns),
-            columns = static_cast<int>(a.out.columns);
+  const In* const x = static_cast<const In*>(a.x.data);
+  RowNorm<In, kHeld> norm(a.norm, static_cast<int>(a.x.columns));
+  wait_for_inputs();
   if (row >= a.out.rows) return;
   const std::int64_t from = a.rows == nullptr ? row : a.rows[row];
-  const In* x = static_cast<const In*>(a.x.data) + from * a.x.stride;
-  Out* out = static_cast<Out*>(a.out.data) + row * a.out.stride;
-  const bool normed = a.norm.weight != nullptr, shifted = normed && a.norm.bias != nullptr;
-
-  constexpr int kCount = kHeld == 0 ? 1 : kHeld;
-  float value[kCount], gain[kCount], shift[kCount];
-  const auto load = [&](int i, int c) {
-    const int at = min(c, width - 1);
-    value[i] = c < width ? to_float(x[at]) : 0.0f;
-    gain[i] = normed ? __ldg(a.norm.weight + at) : 1.0f;
-    shift[i] = shifted ? __ldg(a.norm.bias + at) : 0.0f;
-  };
-  // Calls body(i, c) for the lane's columns in order, with value[i], gain[i] and shift[i] of column c.
-  const auto each = [&](const auto& body) {
-    if constexpr (kHeld == 0) {
-      for (int c = lane; c < columns; c += kWarp) load(0, c), body(0, c);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) body(i, lane + i * kWarp);
-    }
-  };
-  if constexpr (kHeld != 0) {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) load(i, lane + i * kWarp);
-  }
-  float mean = 0.0f, scale = 1.0f;
-  if (normed) {
-    each([&](int i, int) { mean += value[i]; });
-    mean = warp_sum(mean) / static_cast<float>(width);
-    float squares = 0.0f;
-    each([&](int i, int c) {
-      const float d = c < width ? value[i] - mean : 0.0f;
-      squares += d * d;
-    });
-    scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width) + a.norm.epsilon);
-  }
-  each([&](int i, int c) {
-    const float result = c < width ? (value[i] - mean) * scale * gain[i] + shift[i] : 0.0f;
-    if (c < columns) out[c] = from_float<Out>(result);
-  });
+  Out* const out = static_cast<Out*>(a.out.data) + row * a.out.stride;
+  const int columns = static_cast<int>(a.out.columns);
+  const bool fours = columns % 4 == 0 && a.out.stride % 4 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(a.out.data) % (4 * sizeof(Out)) == 0;
+  norm(x + from * a.x.stride, (columns + 3) / 4 * 4,
+       [&](int c, const float(&v)[4]) { store4(out + c, v, columns - c, fours); });
 }
 
 template <class T>
 __global__ void embed_kernel(const Embed a) {
+  start_next();
+  wait_for_inputs();
   const std::int64_t row = blockIdx.x;
   const T* token = static_cast<const T*>(a.token.data) + a.ids[row] * a.token.stride;
   const float* position = static_cast<const float*>(a.position.data) + a.positions[row] * a.position.stride;
@@ -140,22 +104,18 @@ cudaError_t norm_rows(const NormRows& args, cudaStream_t stream) {
     return with_type(args.out.dtype, [&](auto out) {
       using In = decltype(in);
       using Out = decltype(out);
-      const auto run = [&](auto* kernel) {
-        kernel<<<blocks_for(args.out.rows, kRowsPerBlock), kBlock, 0, stream>>>(args);
-        return cudaGetLastError();
-      };
-      if (args.out.columns <= 16 * kWarp) return run(norm_kernel<In, Out, 16>);
-      if (args.out.columns <= 24 * kWarp) return run(norm_kernel<In, Out, 24>);
-      if (args.out.columns <= 40 * kWarp) return run(norm_kernel<In, Out, 40>);
-      return run(norm_kernel<In, Out, 0>);
+      return with_held(args.x, args.norm, [&](auto held) {
+        return launch_chained(norm_kernel<In, Out, decltype(held)::value>,
+                              blocks_for(args.out.rows, kRowsPerBlock), kBlock, 0, stream, args);
+      });
     });
   });
 }
 
 cudaError_t embed(const Embed& args, cudaStream_t stream) {
   return with_type(args.token.dtype, [&](auto type) {
-    embed_kernel<decltype(type)><<<blocks_for(args.out.rows, 1), kBlock, 0, stream>>>(args);
-    return cudaGetLastError();
+    return launch_chained(embed_kernel<decltype(type)>, blocks_for(args.out.rows, 1), kBlock, 0, stream,
+                          args);
   });
 }
 

@@ -143,15 +143,23 @@ TEST_CASE("[cuda] linear takes chosen rows through a norm, and writes the weight
   const auto x = random.normals(m * k), weight = random.normals(k * n, 0.2), gain = random.normals(k),
              shift = random.normals(k);
   const std::vector<std::int32_t> rows = {19, 0, 7};
+  const Buffer list = context.backend().allocate(rows.size() * sizeof(std::int32_t));
+  context.backend().copy_in(list.data(), rows.data(), rows.size() * sizeof(std::int32_t));
+  const std::span on_device(reinterpret_cast<const std::int32_t*>(list.data()), rows.size());
   for (const WeightFormat format : kFloats) {
     CAPTURE(weight_format_name(format));
     const PackedMatrix packed = pack(context, {weight.data(), DType::f32, k, n, n, 1}, format);
     OnDevice dx(context, x, m, k), dg(context, gain, 1, k), ds(context, shift, 1, k);
     OnDevice out(context, std::vector<float>(static_cast<std::size_t>(3 * n)), 3, n,
                  context.backend().activation_dtype(format));
-    linear(
-        context,
-        {dx.view(), rows, {dg.data(), ds.data(), 1e-5f}, &packed, nullptr, Activation::none, {}, out.view()});
+    linear(context, {dx.view(),
+                     on_device,
+                     {dg.data(), ds.data(), 1e-5f},
+                     &packed,
+                     nullptr,
+                     Activation::none,
+                     {},
+                     out.view()});
     const auto got = out.values();
     std::vector<float> normed(static_cast<std::size_t>(k)), expected(static_cast<std::size_t>(n)), w(weight);
     for (float& v : w) v = rounded(v, format);

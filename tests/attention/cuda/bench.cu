@@ -64,6 +64,7 @@ struct Buffers {
   DeviceArray<float> lse, delta;
   DeviceArray<const std::byte*> table;
   DeviceArray<std::byte> workspace;
+  DeviceArray<unsigned int> counters;
   cuda::ForwardArgs args, paged;
   cuda::BackwardArgs grad;
 };
@@ -108,6 +109,7 @@ std::unique_ptr<Buffers> make_buffers(const Row& r, const Lists& lists, std::uin
                   DeviceArray<float>(rows),
                   DeviceArray<const std::byte*>(static_cast<std::size_t>(r.batch) * pages),
                   DeviceArray<std::byte>(0),
+                  DeviceArray<unsigned int>(0),
                   {},
                   {},
                   {}});
@@ -163,9 +165,9 @@ std::unique_ptr<Buffers> make_buffers(const Row& r, const Lists& lists, std::uin
   b->paged.k_length = lists.k_length.get();
   const cuda::DecodeShape shape{1, r.keys};
   if (r.queries == 1) {
-    b->workspace.~DeviceArray<std::byte>();
-    new (&b->workspace) DeviceArray<std::byte>(cuda::decode_workspace_bytes(a, shape));
-    b->workspace.fill(0);
+    b->workspace.reset(cuda::decode_workspace_bytes(a, shape));
+    b->counters.reset(static_cast<std::size_t>(a.batch) * a.kv_heads);
+    b->counters.fill(0);
   }
   return b;
 }
@@ -223,10 +225,12 @@ void measure(const Row& r) {
   if (r.queries == 1) {
     const cuda::DecodeShape shape{1, r.keys};
     print(r, "decode", time_calls(calls, [&](int i) {
-            return cuda::decode(at(i).args, shape, at(i).workspace.get(), traits, stream);
+            return cuda::decode(at(i).args, shape, {at(i).workspace.get(), at(i).counters.get()}, traits,
+                                stream);
           }));
     print(r, "decode paged", time_calls(calls, [&](int i) {
-            return cuda::decode(at(i).paged, shape, at(i).workspace.get(), traits, stream);
+            return cuda::decode(at(i).paged, shape, {at(i).workspace.get(), at(i).counters.get()}, traits,
+                                stream);
           }));
     return;
   }

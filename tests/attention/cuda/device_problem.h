@@ -33,14 +33,17 @@ inline void must(cudaError_t error, const char* what) {
 template <class T>
 class DeviceArray {
  public:
-  explicit DeviceArray(std::size_t count = 0) : count_(count) {
-    must(cudaMalloc(&data_, std::max<std::size_t>(1, count) * sizeof(T)), "cudaMalloc");
-    fill(0xff);
-  }
+  explicit DeviceArray(std::size_t count = 0) { reset(count); }
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) { set(values); }
   ~DeviceArray() { cudaFree(data_); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
+  void reset(std::size_t count) {
+    cudaFree(std::exchange(data_, nullptr));
+    must(cudaMalloc(&data_, std::max<std::size_t>(1, count) * sizeof(T)), "cudaMalloc");
+    count_ = count;
+    fill(0xff);
+  }
   T* get() const { return data_; }
   std::size_t size() const { return count_; }
   void fill(int byte) { must(cudaMemset(data_, byte, count_ * sizeof(T)), "cudaMemset"); }
@@ -55,7 +58,7 @@ class DeviceArray {
 
  private:
   T* data_ = nullptr;
-  std::size_t count_;
+  std::size_t count_ = 0;
 };
 
 inline float decode_element(const std::byte* data, DType dtype, std::size_t i) {
@@ -219,8 +222,7 @@ struct DeviceProblem {
     grad.dv = rows(dv, kd, s.dim);
     grad.delta = delta.get();
     if (args.mask.bias != nullptr) {
-      dbias.~DeviceArray<float>();
-      new (&dbias) DeviceArray<float>(bias_host.size());
+      dbias.reset(bias_host.size());
       dbias.fill(0);
       grad.dbias = dbias.get();
     }
@@ -246,8 +248,8 @@ struct DeviceProblem {
 
   template <class T>
   static void put(DeviceArray<T>& array, const std::vector<T>& values) {
-    array.~DeviceArray<T>();
-    new (&array) DeviceArray<T>(values);
+    array.reset(values.size());
+    array.set(values);
   }
   void set_mask(Random& random) {
     cuda::DeviceMask& mask = args.mask;

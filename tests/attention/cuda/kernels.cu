@@ -55,8 +55,11 @@ void run(DeviceProblem& x, const cuda::ForwardArgs& args, Kernel kernel) {
   } else {
     const cuda::DecodeShape shape{x.most_q * (args.heads / args.kv_heads), x.most_k + 100};
     DeviceArray<std::byte> workspace(cuda::decode_workspace_bytes(args, shape));
-    must(cudaMemset(workspace.get(), 0, cuda::decode_counter_bytes(args)), "memset");
-    for (int i = 0; i < 2; ++i) must(cuda::decode(args, shape, workspace.get(), traits, nullptr), "decode");
+    DeviceArray<unsigned int> counters(static_cast<std::size_t>(args.batch) * args.kv_heads);
+    counters.fill(0);
+    for (int i = 0; i < 2; ++i) {
+      must(cuda::decode(args, shape, {workspace.get(), counters.get()}, traits, nullptr), "decode");
+    }
     must(cudaDeviceSynchronize(), "decode");
   }
   must(cudaDeviceSynchronize(), kernel_name(kernel));

@@ -1,0 +1,200 @@
+// Linear layers for up to 16 rows: the time is that of reading the weight once, and of starting.
+//
+// A block takes kColumns columns of the output. It asks for its whole part of the weight before it waits for
+// the kernel that makes x (chain.cuh), so that the weight comes while that kernel still runs; then it brings
+// the rows of x, through the norm where there is one, into shared memory. Each of four warps takes one of the
+// four runs of k (linear_tile.cuh) on its own. Empty rows of the matrix instructions read one row of zeros.
+#include "engine/cuda/linear_few.h"
+
+#include "engine/cuda/linear_tile.cuh"
+#include "engine/cuda/norm.cuh"
+
+namespace inkling::cuda {
+namespace {
+
+constexpr int kMostRows = 16, kThreads = kRuns * kWarp;
+
+template <class T, int kN>
+struct FewTile {
+  using Element = T;
+  static constexpr int kRows = kMostRows, kColumns = kN;
+  static constexpr int kDepth = 128 / static_cast<int>(sizeof(T));  // k of a step
+  static constexpr int kPer = 16 / static_cast<int>(sizeof(T));     // elements of a copy
+  static constexpr int kSumStride = kN + 8;                         // floats
+
+  static constexpr int steps(std::int64_t k) { return static_cast<int>((k + kDepth - 1) / kDepth); }
+  /// Elements between rows of a tile: an odd number of 16 bytes, so that eight rows meet 32 banks.
+  static constexpr int stride(std::int64_t k) { return steps(k) * kDepth + kPer; }
+  static constexpr std::size_t bytes(std::int64_t rows, std::int64_t k) {
+    return sizeof(T) * static_cast<std::size_t>(stride(k)) * static_cast<std::size_t>(kN + rows + 1) +
+           sizeof(float) * kRuns * kRows * kSumStride;
+  }
+};
+
+/// The columns of a run of the weight, 16 bytes at a time, by one warp.
+template <class Tile>
+__device__ inline void fetch_run(typename Tile::Element* tile, int stride, const Matrix& weight,
+                                 std::int64_t column, Run run) {
+  using T = typename Tile::Element;
+  constexpr int kPer = Tile::kPer, kLanes = kWarp / Tile::kColumns;  // lanes side by side along a column
+  const int lane = threadIdx.x % kWarp, n = lane / kLanes;
+  const bool inside = column + n < weight.rows;
+  const T* const from = static_cast<const T*>(weight.data) + (inside ? column + n : 0) * weight.stride;
+  const int end = run.end * Tile::kDepth, columns = static_cast<int>(weight.columns);
+#pragma unroll 8
+  for (int k = run.begin * Tile::kDepth + lane % kLanes * kPer; k < end; k += kLanes * kPer) {
+    const int left = inside ? min(max(columns - k, 0), kPer) : 0;
+    copy16_async(tile + n * stride + k, left > 0 ? from + k : from, left * static_cast<int>(sizeof(T)));
+  }
+  copy_commit();
+}
+
+/// c += a run of x · w, whose rows lie `stride` apart; row `rows` of x is zeros.
+template <class Tile>
+__device__ inline void multiply_run(float (&c)[1][Tile::kColumns / 8][4], const typename Tile::Element* x,
+                                    int rows, const typename Tile::Element* w, int stride, Run run) {
+  using T = typename Tile::Element;
+  const int lane = threadIdx.x % kWarp;
+  const T *low, *high;  // where this lane reads the two halves of a block of x
+  if constexpr (sizeof(T) == 2) {
+    low = high = x + min(lane % 16, rows) * stride + lane / 16 * 8;
+  } else {
+    low = x + min(lane / 4, rows) * stride + lane % 4;
+    high = x + min(lane / 4 + 8, rows) * stride + lane % 4;
+  }
+#pragma unroll 2
+  for (int k0 = run.begin * Tile::kDepth; k0 < run.end * Tile::kDepth; k0 += Tile::kDepth) {
+#pragma unroll
+    for (int k = k0; k < k0 + Tile::kDepth; k += Mma<T>::kK) {
+      typename Mma<T>::A left;
+      if constexpr (sizeof(T) == 2) {
+        ldmatrix_x4(left.r, shared_address(low + k));
+      } else {
+        left = {{low[k], high[k], low[k + 4], high[k + 4]}};
+      }
+      typename Mma<T>::B right[2];
+      if constexpr (Tile::kColumns == 16) {
+        Mma<T>::load_b_rows(right, w, stride, 0, k);
+        accumulate<T>(c[0][1], left, right[1]);
+      } else {
+        Mma<T>::load_b_eight(right[0], w, stride, k);
+      }
+      accumulate<T>(c[0][0], left, right[0]);
+    }
+  }
+}
+
+/// Brings x into shared memory, and a row of zeros behind it.
+template <class Tile, class In, int kHeld>
+__device__ inline void bring_rows(typename Tile::Element* tile, int stride, const Linear& a) {
+  using T = typename Tile::Element;
+  const int rows = static_cast<int>(a.out.rows), columns = stride - Tile::kPer;
+  const int warp = threadIdx.x / kWarp;
+  const In* const source = static_cast<const In*>(a.x.data);
+  const bool as_is = a.norm.weight == nullptr && a.rows == nullptr && sizeof(In) == sizeof(T) &&
+                     reinterpret_cast<std::uintptr_t>(source) % 16 == 0 && a.x.stride % Tile::kPer == 0;
+  for (int i = threadIdx.x; i < columns; i += kThreads) tile[rows * stride + i] = from_float<T>(0.0f);
+  if (as_is) {
+    wait_for_inputs();
+    const int width = static_cast<int>(a.x.columns);
+    for (int row = 0; row < rows; ++row) {
+      const T* const from = static_cast<const T*>(a.x.data) + row * a.x.stride;
+      for (int k = static_cast<int>(threadIdx.x) * Tile::kPer; k < columns; k += kThreads * Tile::kPer) {
+        const int left = min(max(width - k, 0), Tile::kPer);
+        copy16_async(tile + row * stride + k, left > 0 ? from + k : from, left * static_cast<int>(sizeof(T)));
+      }
+    }
+    copy_commit();
+    return;
+  }
+  RowNorm<In, kHeld> norm(a.norm, static_cast<int>(a.x.columns));
+  wait_for_inputs();
+  for (int row = warp; row < rows; row += kRuns) {
+    const std::int64_t from = a.rows == nullptr ? row : a.rows[row];
+    norm(source + from * a.x.stride, columns,
+         [&](int c, const float(&v)[4]) { store4(tile + row * stride + c, v, 4, true); });
+  }
+}
+
+template <class Tile, class In, int kHeld>
+__global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constant__ Linear a) {
+  using T = typename Tile::Element;
+  extern __shared__ __align__(16) unsigned char memory[];
+  const int stride = Tile::stride(a.weight.columns), rows = static_cast<int>(a.out.rows);
+  T *const w = reinterpret_cast<T*>(memory), *const x = w + Tile::kColumns * stride;
+  float* const sums = reinterpret_cast<float*>(x + (rows + 1) * stride);
+  const std::int64_t column = std::int64_t{blockIdx.x} * Tile::kColumns;
+  const int warp = threadIdx.x / kWarp;
+  const Run run = run_of(warp, Tile::steps(a.weight.columns));
+
+  start_next();
+  fetch_run<Tile>(w, stride, a.weight, column, run);
+  // A thread finishes four columns of one row.
+  constexpr int kAcross = Tile::kColumns / 4;
+  const int row = threadIdx.x / kAcross, c = threadIdx.x % kAcross * 4;
+  const Finish<T> finish(a, column + c, column + Tile::kColumns <= a.out.columns);
+  const bool mine = row < rows && !finish.outside();
+  bring_rows<Tile, In, kHeld>(x, stride, a);
+  const float4 residual = mine ? finish.residual(row) : make_float4(0, 0, 0, 0);
+  copy_wait<0>();
+  __syncthreads();
+  float product[1][Tile::kColumns / 8][4] = {};
+  multiply_run<Tile>(product, x, rows, w, stride, run);
+  put_sums<Tile>(sums + warp * Tile::kRows * Tile::kSumStride, product, 0, 0);
+  __syncthreads();
+  if (!mine) return;
+  float v[4] = {};
+  add_parts<kRuns, Tile::kRows, Tile::kSumStride>(v, sums, row, c);
+  finish.write(row, v, residual);
+}
+
+template <class Tile>
+cudaError_t run(const Linear& a, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>((a.out.columns + Tile::kColumns - 1) / Tile::kColumns);
+  const std::size_t bytes = Tile::bytes(a.out.rows, a.weight.columns);
+  const auto start = [&](auto in, auto held) {
+    return launch_chained(few_rows_kernel<Tile, decltype(in), decltype(held)::value>, grid, kThreads, bytes,
+                          stream, a);
+  };
+  using T = typename Tile::Element;
+  if (a.x.dtype != DType::f32) return start(T{}, std::integral_constant<int, 0>());
+  return with_held(a.x, a.norm, [&](auto held) { return start(float{}, held); });
+}
+
+/// Narrow blocks when wide ones would leave processors idle.
+template <class T>
+bool narrow(const Linear& a) {
+  constexpr std::int64_t kFull = 128;  // blocks
+  return (a.out.columns + 15) / 16 < kFull;
+}
+
+template <class T>
+std::size_t bytes_of(const Linear& a) {
+  return narrow<T>(a) ? FewTile<T, 8>::bytes(a.out.rows, a.weight.columns)
+                      : FewTile<T, 16>::bytes(a.out.rows, a.weight.columns);
+}
+
+}  // namespace
+
+bool takes_few(const Linear& a) {
+  // So many blocks (a head over the vocabulary) that each would norm the rows again, turn after turn.
+  constexpr std::int64_t kMostNorms = 8192;  // columns
+  if (a.out.rows > kMostRows || (a.norm.weight != nullptr && a.out.columns > kMostNorms)) return false;
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    return false;
+  }
+  const std::size_t bytes = dtype_size(a.weight.dtype) == 2 ? bytes_of<__half>(a) : bytes_of<float>(a);
+  const bool known = a.x.dtype == DType::f32 || a.x.dtype == a.weight.dtype;
+  return known && bytes <= static_cast<std::size_t>(most);
+}
+
+cudaError_t linear_few(const Linear& args, cudaStream_t stream) {
+  return with_type(args.weight.dtype, [&](auto type) {
+    using T = decltype(type);
+    return narrow<T>(args) ? run<FewTile<T, 8>>(args, stream) : run<FewTile<T, 16>>(args, stream);
+  });
+}
+
+}  // namespace inkling::cuda
