@@ -8,11 +8,11 @@
 // f32. Source: FlashAttention-2 (Dao 2023, Alg. 2). Oracle: math backend, finite differences. Numerics: query
 // blocks in rising order for every key, so dK and dV are sums in one fixed order; one task owns all of a
 // head, hence no atomics and the same bits for any threads and batch. O(T) memory. Cost: five products, 10·D
-// flops per (row, key), bound by FMA; P and dS are transposed by 4 × 4 shuffles on the way.
+// flops per (row, key), bound by FMA; P and dS are transposed in registers on the way.
 #pragma once
 
-#include "attention/cpu/append.h"
 #include "attention/cpu/forward.h"
+#include "engine/cpu/transpose.h"
 
 namespace inkling::cpu {
 
@@ -132,11 +132,10 @@ struct Backward {
     for (std::int64_t r = first; r < last; ++r) differentiate_row(task, rows, s, b, r, base, width);
     product<V>(b.dscores + scores, kKeyBlock, count, reinterpret_cast<const W*>(task.swapped.v(index)),
                s.padded, width, dim_vectors, b.dq + wide, s.padded, Sum::go_on);
-    const std::int64_t quads = (count + 3) / 4 * 4;
-    const std::int64_t from =
-        first + quads <= kQueryRows ? first : last - quads;  // whole quads, within the buffers
-    Append<V>::transpose(s.scores + from * kKeyBlock, kKeyBlock, quads, kKeyBlock, b.weights_t, kQueryRows);
-    Append<V>::transpose(b.dscores + from * kKeyBlock, kKeyBlock, quads, kKeyBlock, b.dscores_t, kQueryRows);
+    const std::int64_t squares = (count + L - 1) / L * L;  // whole ones, within the buffers
+    const std::int64_t from = first + squares <= kQueryRows ? first : kQueryRows - squares;
+    transpose<V>(s.scores + from * kKeyBlock, kKeyBlock, squares, kKeyBlock, b.weights_t, kQueryRows);
+    transpose<V>(b.dscores + from * kKeyBlock, kKeyBlock, squares, kKeyBlock, b.dscores_t, kQueryRows);
     product<V>(b.weights_t + (first - from), kQueryRows, width, b.dout + wide, s.padded, count, dim_vectors,
                task.dv_sum + base * s.padded, s.padded, Sum::go_on);
     product<V>(b.dscores_t + (first - from), kQueryRows, width, b.q + wide, s.padded, count, dim_vectors,
