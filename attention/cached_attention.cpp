@@ -123,14 +123,6 @@ class Step {
     return true;
   }
 
-  /// Key/value heads of one task of a single job: long runs of memory, and still a few tasks for every
-  /// thread.
-  std::int64_t heads_per_task(std::int64_t threads) const noexcept {
-    const std::int64_t share = static_cast<std::int64_t>(args_.sequences.size()) * heads() / (2 * threads);
-    return std::clamp<std::int64_t>(
-        std::min(share, kQueryRows / std::max<std::int64_t>(1, sizes().most_rows())), 1, heads());
-  }
-
   // New keys and values are written, all are read once; a query sees the tokens up to itself.
   ProfileWork work() const noexcept {
     double scores = 0, elements = 0;
@@ -258,7 +250,7 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args) {
   const ProfileRange range(context, backend == SdpaBackend::decode ? "attention decode" : "attention flash",
                            [&] { return step.work(); });
   if (step.single_job()) {
-    const std::int64_t together = step.heads_per_task(pool.size());
+    const std::int64_t together = heads_per_task(batch * heads, heads, step.sizes().most_rows(), pool.size());
     const std::int64_t groups = (heads + together - 1) / together;
     run_in_order(pool, batch * groups, [&](std::int64_t i, int worker) {
       const auto b = static_cast<std::size_t>(i / groups);

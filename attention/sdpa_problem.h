@@ -1,6 +1,7 @@
 // SdpaProblem: SdpaArgs checked and with the shapes named. Internal to attention/.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -84,6 +85,14 @@ void sdpa_backward_flash(ExecContext& context, const SdpaProblem& problem, const
 std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaSizes& sizes);
 /// Most query rows (queries × group) of a sequence that decode takes.
 inline constexpr std::int64_t kDecodeRows = 16;
+
+/// Key/value heads that one task of a few query rows takes together: long runs of memory, and still a few
+/// tasks for every thread. `tasks` is how many there are head by head, `rows` the most rows of a head.
+inline std::int64_t heads_per_task(std::int64_t tasks, std::int64_t heads, std::int64_t rows,
+                                   std::int64_t threads) noexcept {
+  const std::int64_t room = cpu::kQueryRows / std::max<std::int64_t>(1, rows);
+  return std::clamp<std::int64_t>(std::min(tasks / (2 * threads), room), 1, heads);
+}
 
 /// Calls body(b, kv_head, worker) for every head of every sequence. Serially and in
 /// order when several of them add to the same element of dbias, which keeps its bits fixed.

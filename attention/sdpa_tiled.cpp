@@ -1,8 +1,7 @@
 // The flash and decode backends: SdpaArgs cut into the tasks of cpu/kernels.h. Keys and values of a cache are
 // read where they lie; packed ones are first copied into blocks of the cache's layout. For flash and
-// backward, which come to them again and again, those are O(Tk · D) bytes of the context's workspace; a
-// decode task copies its own split into the scratch of its thread, so that memory is read once and nothing is
-// written.
+// backward, which come to them again and again, those are O(Tk · D) bytes of the context's workspace; decode
+// takes them as they are.
 #include <algorithm>
 #include <vector>
 
@@ -44,21 +43,6 @@ class Plan {
     Workspace::sized(work_.blocks,
                      static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads) * block_bytes_);
   }
-  /// Bytes of the blocks of one split.
-  std::size_t split_bytes() const noexcept {
-    return static_cast<std::size_t>(cpu::kKeySplit / cpu::kKeyBlock) * block_bytes_;
-  }
-  /// The blocks from that of key `begin` on, in memory of the caller's.
-  cpu::KvBlocks split_blocks(std::int64_t begin, std::byte* memory) const noexcept {
-    cpu::KvBlocks kv;
-    kv.dtype = p_.kv_dtype;
-    kv.head_dim = p_.dim;
-    kv.base = memory;
-    kv.stride = block_bytes_;
-    kv.first = begin / cpu::kKeyBlock;
-    return kv;
-  }
-
   std::int64_t rows(std::int64_t b) const noexcept { return p_.q_length(b) * p_.group; }
   std::int64_t row_blocks(std::int64_t b) const noexcept {
     return (rows(b) + cpu::kQueryRows - 1) / cpu::kQueryRows;
@@ -67,16 +51,13 @@ class Plan {
     return (p_.k_length(b) + cpu::kKeySplit - 1) / cpu::kKeySplit;
   }
 
-  /// Copies keys begin … end−1 of one head into blocks.
-  void pack(std::int64_t b, std::int64_t head, std::int64_t begin, std::int64_t end,
-            const cpu::KvBlocks& to) const {
-    if (begin >= end) return;
+  /// Copies the packed keys of one head into its blocks.
+  void pack(std::int64_t b, std::int64_t head) const {
     cpu::AppendTask task;
-    task.kv = to;
-    task.k = {row_address(p_.args.k, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.k.stride[0]};
-    task.v = {row_address(p_.args.v, p_.k_begin(b) + begin, head), p_.kv_dtype, p_.args.v.stride[0]};
-    task.position = begin;
-    task.count = end - begin;
+    task.kv = blocks(b, head);
+    task.k = {row_address(p_.args.k, p_.k_begin(b), head), p_.kv_dtype, p_.args.k.stride[0]};
+    task.v = {row_address(p_.args.v, p_.k_begin(b), head), p_.kv_dtype, p_.args.v.stride[0]};
+    task.count = p_.k_length(b);
     kernels_.append(task);
   }
 
@@ -94,11 +75,10 @@ class Plan {
     swap.k = {row_address(p_.args.v, p_.k_begin(b), head), p_.kv_dtype, p_.args.v.stride[0]};
     swap.v = {row_address(p_.args.k, p_.k_begin(b), head), p_.kv_dtype, p_.args.k.stride[0]};
     swap.count = keys;
-    const cpu::KvBlocks kv = blocks(b, head, work_.blocks);
-    pack(b, head, 0, keys, kv);
+    pack(b, head);
     kernels_.append(swap);
     cpu::BackwardTask task;
-    task.forward = forward(b, head, 0, kv);
+    task.forward = forward(b, head, 0);
     task.forward.row_end = rows(b);
     task.swapped = swap.kv;
     task.dout = matrix(args.dout, p_.q_begin(b), q_head);
@@ -117,11 +97,33 @@ class Plan {
     return task;
   }
 
-  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block,
-                           const cpu::KvBlocks& kv) const {
+  /// Of one head, over its blocks.
+  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block) const {
+    cpu::ForwardTask task = queries(b, head, row_block);
+    task.kv = blocks(b, head);
+    return task;
+  }
+  /// Of `count` heads from `head` on, over the cache or the packed rows as they are.
+  cpu::ForwardTask decode(std::int64_t b, std::int64_t head, std::int64_t count) const {
+    cpu::ForwardTask task = queries(b, head, 0);
+    task.heads = count;
+    if (p_.cached()) {
+      task.kv = blocks(b, head);
+      task.head_stride = p_.args.cache[0]->pool().shape().head_bytes();
+    } else {
+      task.packed_k = matrix(p_.args.k, p_.k_begin(b), head);
+      task.packed_v = matrix(p_.args.v, p_.k_begin(b), head);
+    }
+    return task;
+  }
+
+ private:
+  /// A task that lacks its keys and values.
+  cpu::ForwardTask queries(std::int64_t b, std::int64_t head, std::int64_t row_block) const {
     const std::int64_t first = p_.q_begin(b), q_head = head * p_.group;
     cpu::ForwardTask task;
-    task.kv = kv;
+    task.kv.dtype = p_.kv_dtype;
+    task.kv.head_dim = p_.dim;
     task.q = row_address(p_.args.q, first, q_head);
     task.q_dtype = p_.args.q.dtype;
     task.q_row = p_.args.q.stride[0];
@@ -148,10 +150,6 @@ class Plan {
     return task;
   }
 
-  /// Where the keys of one head lie: in the cache, or in the workspace.
-  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const { return blocks(b, head, work_.blocks); }
-
- private:
   std::int64_t block_index(std::int64_t b, std::int64_t head) const {
     return head * work_.first_block.back() + work_.first_block[static_cast<std::size_t>(b)];
   }
@@ -161,6 +159,8 @@ class Plan {
   static cpu::HeadMatrix matrix(const TensorView& view, std::int64_t row, std::int64_t head) {
     return {row_address(view, row, head), view.dtype, view.stride[0], view.stride[1]};
   }
+  /// Where the keys of one head lie: in the cache, or in the workspace.
+  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const { return blocks(b, head, work_.blocks); }
   cpu::KvBlocks blocks(std::int64_t b, std::int64_t head, const Buffer& packed) const {
     cpu::KvBlocks kv;
     kv.dtype = p_.kv_dtype;
@@ -190,10 +190,8 @@ void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
   ThreadPool& pool = context.pool();
   if (!problem.cached()) {
     plan.reserve_blocks();
-    pool.run(problem.batch * problem.kv_heads, [&](std::int64_t i, int) {
-      const std::int64_t b = i / problem.kv_heads, head = i % problem.kv_heads;
-      plan.pack(b, head, 0, problem.k_length(b), plan.blocks(b, head));
-    });
+    pool.run(problem.batch * problem.kv_heads,
+             [&](std::int64_t i, int) { plan.pack(i / problem.kv_heads, i % problem.kv_heads); });
   }
   // Sequence by sequence and head by head, so that keys and values stay in cache; in each the last rows
   // first, which see the most keys of a causal mask.
@@ -203,8 +201,7 @@ void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
     std::int64_t b = 0;
     for (; i >= plan.row_blocks(b) * problem.kv_heads; ++b) i -= plan.row_blocks(b) * problem.kv_heads;
     const std::int64_t blocks = plan.row_blocks(b), head = i / blocks;
-    kernels.forward(plan.forward(b, head, blocks - 1 - i % blocks, plan.blocks(b, head)),
-                    pool.scratch(worker));
+    kernels.forward(plan.forward(b, head, blocks - 1 - i % blocks), pool.scratch(worker));
   });
 }
 
@@ -212,43 +209,37 @@ void sdpa_decode(ExecContext& context, const SdpaProblem& problem) {
   const Plan plan(context, problem);
   const auto& kernels = cpu::attention_kernels(context.isa());
   ThreadPool& pool = context.pool();
-  Workspace& work = context.attached<Workspace>();
-  // Every (sequence, head) has room for the longest; a head with no keys at all has no splits and gives
+  std::int64_t splits = 0, rows = 0;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    splits = std::max(splits, plan.splits(b));
+    rows = std::max(rows, plan.rows(b));
+  }
+  const std::int64_t heads = problem.kv_heads;
+  const std::int64_t together = heads_per_task(problem.batch * heads * splits, heads, rows, pool.size());
+  const std::int64_t groups = (heads + together - 1) / together;
+  // Every group of heads has room for the longest sequence; one with no keys at all has no splits and gives
   // zeros.
-  std::int64_t splits = 0;
-  for (std::int64_t b = 0; b < problem.batch; ++b) splits = std::max(splits, plan.splits(b));
-  const std::int64_t heads = problem.batch * problem.kv_heads;
-  const std::int64_t padded = (problem.dim + 15) / 16 * 16, room = splits * kDecodeRows * (padded + 16);
+  const std::int64_t padded = (problem.dim + 15) / 16 * 16, room = splits * together * rows * (padded + 16);
   auto* partials = reinterpret_cast<float*>(
-      Workspace::sized(work.partials, static_cast<std::size_t>(heads * room) * sizeof(float)));
-  const std::size_t own = (cpu::forward_scratch_bytes(problem.dim) + 63) / 64 * 64;
-  pool.reserve_scratch(own + (problem.cached() ? 0 : plan.split_bytes()));
-  const auto task_of = [&](std::int64_t i, const cpu::KvBlocks& kv) {
-    cpu::ForwardTask task = plan.forward(i / problem.kv_heads, i % problem.kv_heads, 0, kv);
+      Workspace::sized(context.attached<Workspace>().partials,
+                       static_cast<std::size_t>(problem.batch * groups * room) * sizeof(float)));
+  const auto task_of = [&](std::int64_t i) {
+    const std::int64_t head = i % groups * together;
+    cpu::ForwardTask task = plan.decode(i / groups, head, std::min(together, heads - head));
     task.partials = partials + i * room;
     return task;
   };
-  pool.run(heads * splits, [&](std::int64_t i, int worker) {
-    const std::int64_t b = i / splits / problem.kv_heads, head = i / splits % problem.kv_heads;
-    const std::int64_t split = i % splits;
+  pool.run(problem.batch * groups * splits, [&](std::int64_t i, int worker) {
+    const std::int64_t b = i / splits / groups, split = i % splits;
     if (split >= plan.splits(b) || plan.rows(b) == 0) return;
-    const std::int64_t begin = split * cpu::kKeySplit,
-                       end = std::min(begin + cpu::kKeySplit, problem.k_length(b));
-    cpu::KvBlocks kv;
-    if (problem.cached()) {
-      kv = plan.blocks(b, head);
-    } else {
-      kv = plan.split_blocks(begin, pool.scratch(worker) + own);
-      plan.pack(b, head, begin, end, kv);
-    }
-    cpu::ForwardTask task = task_of(i / splits, kv);
+    cpu::ForwardTask task = task_of(i / splits);
     task.split = split;
     kernels.forward_split(task, pool.scratch(worker));
   });
-  pool.run(heads, [&](std::int64_t i, int worker) {
-    const std::int64_t b = i / problem.kv_heads;
+  pool.run(problem.batch * groups, [&](std::int64_t i, int worker) {
+    const std::int64_t b = i / groups;
     if (plan.rows(b) == 0) return;
-    cpu::ForwardTask task = task_of(i, plan.split_blocks(0, nullptr));  // keys are no longer looked at
+    cpu::ForwardTask task = task_of(i);
     task.split = plan.splits(b);
     kernels.forward_combine(task, pool.scratch(worker));
   });

@@ -7,25 +7,14 @@
 // vector of K. Oracle: tests/attention.
 #pragma once
 
-#include "attention/cpu/kernels.h"
-#include "engine/cpu/transpose.h"
+#include "attention/cpu/packed_rows.h"
 
 namespace inkling::cpu {
 
 template <class V>
 struct Append {
-  static constexpr int L = V::kLanes;
-
-  template <class S, class W>
-  static void values(const S* v, std::ptrdiff_t stride, std::int64_t count, std::int64_t dim,
-                     std::int64_t padded, W* out) {
-    for (std::int64_t t = 0; t < count; ++t, v += stride, out += padded) {
-      std::int64_t d = 0;
-      for (; d + L <= dim; d += L) V::store(out + d, V::load(v + d));
-      for (; d < dim; ++d) out[d] = W(static_cast<float>(v[d]));
-      for (; d < padded; ++d) out[d] = W(0.0f);
-    }
-  }
+  template <class S>
+  using Rows = typename PackedRows<V>::template Rows<S>;
 
   template <class S, class W>
   static void run_as(const AppendTask& task) {
@@ -35,10 +24,10 @@ struct Append {
       const std::int64_t block = position / kKeyBlock, column = position % kKeyBlock;
       const std::int64_t room = kKeyBlock - column, left = task.count - done,
                          count = left < room ? left : room;
-      transpose<V>(static_cast<const S*>(task.k.data) + done * task.k.stride, task.k.stride, count, dim,
-                   reinterpret_cast<W*>(task.kv.k(block)) + column, kKeyBlock);
-      values(static_cast<const S*>(task.v.data) + done * task.v.stride, task.v.stride, count, dim, padded,
-             reinterpret_cast<W*>(task.kv.v(block)) + column * padded);
+      const Rows<S> k{static_cast<const S*>(task.k.data) + done * task.k.stride, task.k.stride};
+      const Rows<S> v{static_cast<const S*>(task.v.data) + done * task.v.stride, task.v.stride};
+      PackedRows<V>::keys(k, v, count, left, dim, reinterpret_cast<W*>(task.kv.k(block)) + column);
+      PackedRows<V>::values(v, count, dim, padded, reinterpret_cast<W*>(task.kv.v(block)) + column * padded);
       done += count;
     }
   }

@@ -19,6 +19,7 @@
 
 #include "attention/cpu/exp2.h"
 #include "attention/cpu/kernels.h"
+#include "attention/cpu/packed_rows.h"
 #include "attention/cpu/score_mask.h"
 #include "engine/cpu/tile.h"
 
@@ -140,12 +141,12 @@ struct Forward {
   // order: rows of a tile share the keys that all of them see, the rest goes row by row.
   template <class W>
   static void weigh_values(const State& s, std::int64_t first, std::int64_t last, std::int64_t base,
-                           const W* v) {
+                           const W* v, std::ptrdiff_t v_row) {
     const int vectors = static_cast<int>(s.padded / L);
     const auto span = [&](std::int64_t row, std::int64_t rows, std::int64_t lo, std::int64_t hi) {
       if (lo >= hi) return;
-      product<V>(s.scores + row * kKeyBlock + lo, kKeyBlock, rows, v + lo * s.padded, s.padded, hi - lo,
-                 vectors, s.acc + row * s.padded, s.padded, Sum::go_on);
+      product<V>(s.scores + row * kKeyBlock + lo, kKeyBlock, rows, v + lo * v_row, v_row, hi - lo, vectors,
+                 s.acc + row * s.padded, s.padded, Sum::go_on);
     };
     if (low(s, last - 1, base) == 0 && high(s, first, base) == high(s, last - 1, base)) {
       return span(first, last - first, 0, high(s, first, base));
@@ -175,9 +176,10 @@ struct Forward {
     return to;
   }
 
-  template <class W>
+  // k: [D][64]; v: a row every v_row elements.
+  template <class K, class W>
   static void block_as(const ForwardTask& task, const State& s, std::int64_t first, std::int64_t last,
-                       std::int64_t base, const W* k, const W* v) {
+                       std::int64_t base, const K* k, const W* v, std::ptrdiff_t v_row) {
     const std::int64_t width = high(s, last - 1, base);
     const int vectors = static_cast<int>((width + L - 1) / L);
     product<V>(s.q + first * s.dim, s.dim, last - first, k, kKeyBlock, s.dim, vectors,
@@ -195,7 +197,7 @@ struct Forward {
         ScoreRows<V>::drop(task.dropout, query, head, base, width, scores);
       }
     }
-    weigh_values(s, first, last, base, v);
+    weigh_values(s, first, last, base, v, v_row);
   }
 
   // One block of keys of one head for the rows that see any of it: what rows see moves forward with r, so
@@ -207,6 +209,7 @@ struct Forward {
     while (first < last && s.end[first] <= base) ++first;
     while (first < last && s.begin[last - 1] >= base + kKeyBlock) --last;
     if (first == last) return;
+    if (task.packed()) return packed_block<W>(task, s, first, last, base, head);
     const std::size_t offset = static_cast<std::size_t>(head) * task.head_stride;
     const auto* k = reinterpret_cast<const W*>(task.kv.k(index) + offset);
     const auto* v = reinterpret_cast<const W*>(task.kv.v(index) + offset);
@@ -215,15 +218,32 @@ struct Forward {
           2 * V::kTileRows) {  // widening once beats widening in every tile; the bits are the same
         const std::int64_t values = high(s, last - 1, base) * s.padded;
         return block_as(task, s, first, last, base, widen(k, kKeyBlock * s.dim, s.wide_k),
-                        widen(v, values, s.wide_v));
+                        widen(v, values, s.wide_v), s.padded);
       }
     }
-    block_as(task, s, first, last, base, k, v);
+    block_as(task, s, first, last, base, k, v, s.padded);
+  }
+
+  // The same of packed rows: values that fill whole vectors are read where they lie.
+  template <class W>
+  static void packed_block(const ForwardTask& task, const State& s, std::int64_t first, std::int64_t last,
+                           std::int64_t base, std::int64_t head) {
+    using Rows = typename PackedRows<V>::template Rows<W>;
+    const auto rows = [&](const HeadMatrix& m) {
+      return Rows{static_cast<const W*>(m.data) + base * m.row + head * m.head, m.row};
+    };
+    const Rows k = rows(task.packed_k), v = rows(task.packed_v);
+    const std::int64_t width = high(s, last - 1, base);
+    PackedRows<V>::keys(k, v, width, task.keys - base, s.dim, s.wide_k);
+    if (s.dim == s.padded) return block_as(task, s, first, last, base, s.wide_k, v.data, v.stride);
+    PackedRows<V>::values(v, width, s.dim, s.padded, s.wide_v);
+    block_as(task, s, first, last, base, s.wide_k, s.wide_v, s.padded);
   }
 
   // A row or two read faster than they compute: the start of the next run of blocks is asked for during this
-  // one. Within a run tile.h does the same.
+  // one. Within a run tile.h does the same, and packed_rows.h for packed rows.
   static void prefetch(const ForwardTask& task, std::int64_t index) {
+    if (task.packed()) return;
     const auto* next = reinterpret_cast<const char*>(task.kv.k(index));
     for (std::size_t byte = 0; byte < kAhead; byte += 64) __builtin_prefetch(next + byte);
   }

@@ -1,9 +1,9 @@
 // AttentionKernels: one table of function pointers per instruction set; everything above is plain C++.
 //
-// Keys and values always arrive as blocks of 64 tokens (kv_cache.h: K [D][64], V [64][Dp]), from the pages of
-// a cache or from a workspace packed for one call. A task is one block of query rows of one (sequence,
-// key/value head); its row r is query r / group with head r % group of the group that shares the key/value
-// head.
+// Keys and values arrive as blocks of 64 tokens (kv_cache.h: K [D][64], V [64][Dp]), from the pages of a
+// cache or from a workspace packed for one call; forward tasks of few rows also take packed rows as they are.
+// A task is one block of query rows of one (sequence, key/value head); its row r is query r / group with head
+// r % group of the group that shares the key/value head.
 #pragma once
 
 #include <cstddef>
@@ -20,20 +20,19 @@ inline constexpr std::int64_t kKeySplit =
 inline constexpr std::int64_t kQueryRows = 48;  // most rows of a task: eight tiles of six
 inline constexpr std::int64_t kMaxHeadDim = 256;
 
-/// Where the blocks of one (sequence, key/value head) lie: pages[i] + offset, or without pages base + (i −
-/// first) · stride.
+/// Where the blocks of one (sequence, key/value head) lie: pages[i] + offset, or without pages base + i ·
+/// stride.
 struct KvBlocks {
   std::byte* const* pages = nullptr;
   std::size_t offset = 0;
   std::byte* base = nullptr;
   std::size_t stride = 0;
-  std::int64_t first = 0;  // block at base
   DType dtype = DType::f32;
   std::int64_t head_dim = 0;  // D
 
   std::int64_t padded_dim() const noexcept { return (head_dim + 15) / 16 * 16; }
   std::byte* k(std::int64_t block) const noexcept {
-    return pages != nullptr ? pages[block] + offset : base + static_cast<std::size_t>(block - first) * stride;
+    return pages != nullptr ? pages[block] + offset : base + static_cast<std::size_t>(block) * stride;
   }
   std::byte* v(std::int64_t block) const noexcept {
     return k(block) + static_cast<std::size_t>(head_dim * kKeyBlock) * dtype_size(dtype);
@@ -74,13 +73,21 @@ struct DropoutRule {
   float scale = 1.0f;      // 1 / (1 − p)
 };
 
+/// Rows of all heads in a strided tensor.
+struct HeadMatrix {
+  void* data = nullptr;  // first row of the sequence, first head of the task
+  DType dtype = DType::f32;
+  std::ptrdiff_t row = 0, head = 0;
+};
+
 /// A decode step gives `heads` consecutive key/value heads to one task: their blocks follow each other in a
-/// page, and memory is read fastest in long runs. They take turns block by block.
+/// page, or in a packed row, and memory is read fastest in long runs. They take turns block by block.
 struct ForwardTask {
-  KvBlocks kv;                  // of the first head
-  std::int64_t heads = 1;       // heads · (row_end − row_begin) ≤ kQueryRows
-  std::size_t head_stride = 0;  // bytes between the blocks of consecutive heads
-  const void* q = nullptr;      // first query of the sequence, first query head
+  KvBlocks kv;                    // of the first head
+  HeadMatrix packed_k, packed_v;  // or null; then read instead of the memory of kv, in its dtype
+  std::int64_t heads = 1;         // heads · (row_end − row_begin) ≤ kQueryRows
+  std::size_t head_stride = 0;    // bytes between the blocks of consecutive heads
+  const void* q = nullptr;        // first query of the sequence, first query head
   DType q_dtype = DType::f32;
   std::ptrdiff_t q_row = 0, q_head = 0;  // strides in elements, per query and per query head
   std::int64_t group = 1;                // query heads of this key/value head
@@ -100,16 +107,10 @@ struct ForwardTask {
   float* partials = nullptr;
   std::int64_t split = 0;
 
+  bool packed() const noexcept { return packed_k.data != nullptr; }
   std::int64_t partial_floats() const noexcept {
     return heads * (row_end - row_begin) * (kv.padded_dim() + 16);
   }
-};
-
-/// Rows of all heads in a strided tensor.
-struct HeadMatrix {
-  void* data = nullptr;  // first row of the sequence, first head of the task
-  DType dtype = DType::f32;
-  std::ptrdiff_t row = 0, head = 0;
 };
 
 /// All queries, keys and values of one (sequence, key/value head).
