@@ -4,7 +4,7 @@
 #include <initializer_list>
 
 #include "attention/cuda/launch.cuh"
-#include "attention/cuda/tensor_map.cuh"
+#include "engine/cuda/tensor_map.cuh"
 
 namespace inkling::cuda {
 namespace {
@@ -49,11 +49,10 @@ cudaError_t backward_hopper(const BackwardArgs& a, cudaStream_t stream) {
                            Side{f.v, f.k_rows, f.kv_heads, by_key.own[1], by_query.pass[1]},
                            Side{f.q, f.q_rows, f.heads, by_query.own[0], by_key.pass[0]},
                            Side{a.dout, f.q_rows, f.heads, by_query.own[1], by_key.pass[1]}}) {
-    cudaError_t error = encode_rows(encode, side.own, f.dtype, side.rows, side.count, side.heads, f.dim,
-                                    BackwardRing::kRows, 64);
+    const TensorRows rows{side.rows.data, f.dtype, side.rows.row, side.rows.head, side.count, side.heads, f.dim};
+    cudaError_t error = encode_rows(encode, side.own, rows, BackwardRing::kRows, 64);
     if (error == cudaSuccess) {
-      error = encode_rows(encode, side.pass, f.dtype, side.rows, side.count, side.heads, f.dim,
-                          BackwardRing::kOther, 64);
+      error = encode_rows(encode, side.pass, rows, BackwardRing::kOther, 64);
     }
     if (error != cudaSuccess) return error;
   }

@@ -18,7 +18,7 @@
 #include "attention/cuda/launch.h"
 #include "attention/cuda/scores.cuh"
 #include "attention/cuda/tile.cuh"
-#include "attention/cuda/wgmma.cuh"
+#include "engine/cuda/wgmma.cuh"
 
 namespace inkling::cuda {
 

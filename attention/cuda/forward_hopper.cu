@@ -1,8 +1,10 @@
 // Instances of the Hopper forward kernel, its tensor maps, and when it can run.
 #include "attention/cuda/forward_hopper.cuh"
 
+#include <utility>
+
 #include "attention/cuda/launch.cuh"
-#include "attention/cuda/tensor_map.cuh"
+#include "engine/cuda/tensor_map.cuh"
 
 namespace inkling::cuda {
 namespace {
@@ -13,15 +15,14 @@ cudaError_t run(const ForwardArgs& a, cudaStream_t stream) {
   EncodeTiled encode = nullptr;
   if (const cudaError_t found = find_encoder(encode); found != cudaSuccess) return found;
   HopperMaps maps;
+  const auto tensor = [&](const HeadRows& rows, std::int64_t count, std::int64_t heads) {
+    return TensorRows{rows.data, a.dtype, rows.row, rows.head, count, heads, a.dim};
+  };
   cudaError_t error =
-      encode_rows(encode, maps.q, a.dtype, a.q, a.q_rows, a.heads, a.dim, Shape::kRows, Shape::kColumns);
-  if (error == cudaSuccess) {
-    error =
-        encode_rows(encode, maps.k, a.dtype, a.k, a.k_rows, a.kv_heads, a.dim, Shape::kKeys, Shape::kColumns);
-  }
-  if (error == cudaSuccess) {
-    error =
-        encode_rows(encode, maps.v, a.dtype, a.v, a.k_rows, a.kv_heads, a.dim, Shape::kKeys, Shape::kColumns);
+      encode_rows(encode, maps.q, tensor(a.q, a.q_rows, a.heads), Shape::kRows, Shape::kColumns);
+  for (const auto& [map, rows] : {std::pair{&maps.k, &a.k}, std::pair{&maps.v, &a.v}}) {
+    if (error != cudaSuccess) break;
+    error = encode_rows(encode, *map, tensor(*rows, a.k_rows, a.kv_heads), Shape::kKeys, Shape::kColumns);
   }
   if (error != cudaSuccess) return error;
   const bool wide_out = a.out_dtype == a.dtype && is_wide(a.out, a.dim, 2);

@@ -47,28 +47,39 @@ cudaError_t launch(Kernel* kernel, dim3 grid, int threads, std::size_t bytes, cu
   return cudaGetLastError();
 }
 
+/// Blocks, and how many of them along z are one cluster (compute capability 9.0).
+struct Grid {
+  dim3 blocks;
+  unsigned cluster = 1;
+
+  Grid(unsigned x) : blocks(x) {}
+  Grid(dim3 all, unsigned along_z = 1) : blocks(all), cluster(along_z) {}
+};
+
 /// launch() for a kernel that calls start_next() and wait_for_inputs() (chain.cuh): it may start before the
 /// one before it ends. Code for GPUs without such waits is launched as ever.
 template <class Kernel, class... Args>
-cudaError_t launch_chained(Kernel* kernel, dim3 grid, int threads, std::size_t bytes, cudaStream_t stream,
+cudaError_t launch_chained(Kernel* kernel, const Grid& grid, int threads, std::size_t bytes, cudaStream_t stream,
                            const Args&... args) {
-  if (grid.x == 0) return cudaSuccess;
+  if (grid.blocks.x == 0) return cudaSuccess;
   if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
   cudaFuncAttributes code{};
   if (const cudaError_t error = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(kernel));
       error != cudaSuccess) {
     return error;
   }
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {1, 1, grid.cluster};
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
+  config.gridDim = grid.blocks;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = code.ptxVersion < 90 ? 0 : grid.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 

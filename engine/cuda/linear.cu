@@ -7,6 +7,7 @@
 // decode reads each weight once, many rows the matrix units' rate. Oracle: tests/engine/cuda.cpp against the
 // CPU's reference. Measured: engine/cuda/README.md.
 #include "engine/cuda/linear_few.h"
+#include "engine/cuda/linear_hopper.h"
 #include "engine/cuda/linear_tile.cuh"
 
 namespace inkling::cuda {
@@ -69,7 +70,9 @@ __global__ void __launch_bounds__(kWarpsM* kWarpsN* kWarp) many_rows_kernel(cons
   float* const sums = reinterpret_cast<float*>(memory);
   put_sums<Tile>(sums, total, warp_row, warp_column);
   __syncthreads();
-  finish_tile<Tile, kThreads, 1>(a, sums, row, column);
+  finish_tile<Tile, kThreads, Tile::kRows>(a, row, column, [&](float(&v)[4], int r, int c) {
+    add_parts<1, Tile::kRows, Tile::kSumStride>(v, sums, r, c);
+  });
 }
 
 /// Few rows: each warp of a block takes one run of the same tile on its own, so that a chain is a quarter as
@@ -113,7 +116,9 @@ __global__ void __launch_bounds__(kRuns* kWarp) few_rows_kernel(const Linear a) 
   float* const sums = reinterpret_cast<float*>(memory);
   put_sums<Tile>(sums + warp * Tile::kRows * Tile::kSumStride, c, 0, 0);
   __syncthreads();
-  finish_tile<Tile, kRuns * kWarp, kRuns>(a, sums, row, column);
+  finish_tile<Tile, kRuns * kWarp, Tile::kRows>(a, row, column, [&](float(&v)[4], int r, int c) {
+    add_parts<kRuns, Tile::kRows, Tile::kSumStride>(v, sums, r, c);
+  });
 }
 
 template <class Tile>
@@ -169,6 +174,7 @@ bool norms_inside(const Linear& args) {
 
 cudaError_t linear(const Linear& args, cudaStream_t stream) {
   if (takes_few(args)) return linear_few(args, stream);
+  if (takes_hopper(args)) return linear_hopper(args, stream);
   return with_type(args.weight.dtype, [&](auto type) { return choose<decltype(type)>(args, stream); });
 }
 

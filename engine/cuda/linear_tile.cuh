@@ -183,18 +183,17 @@ __device__ inline void add_parts(float (&v)[4], const float* sums, int row, int 
   }
 }
 
-/// What follows the sums of a tile, which lie in shared memory (kParts of them to be added in order). A
-/// thread goes down the rows of its four columns in a loop, since straight-line code for every output runs
-/// out of the instruction cache, with several rows a turn, whose reads wait for memory together.
-template <class Tile, int kThreads, int kParts>
-__device__ inline void finish_tile(const Linear& a, const float* sums, std::int64_t row,
-                                   std::int64_t column) {
+/// What follows the sums of a tile: writes rows [row, row + kRows) from `column` on, whose sums add(v, r, c)
+/// adds. A thread goes down the rows of its four columns in a loop, since straight-line code for every output
+/// runs out of the instruction cache, with several rows a turn, whose reads wait for memory together.
+template <class Tile, int kThreads, int kRows, class Add>
+__device__ inline void finish_tile(const Linear& a, std::int64_t row, std::int64_t column, const Add& add) {
   constexpr int kAcross = Tile::kColumns / 4, kDown = kThreads / kAcross;  // threads
-  constexpr int kTogether = Tile::kRows / kDown >= 4 ? 4 : 1;
+  constexpr int kTogether = kRows / kDown >= 4 ? 4 : 1;
   static_assert(kThreads % kAcross == 0);
   const int first = threadIdx.x / kAcross, c = threadIdx.x % kAcross * 4;
   const Finish<typename Tile::Element> finish(a, column + c, column + Tile::kColumns <= a.out.columns);
-  const int rows = static_cast<int>(min(a.out.rows - row, std::int64_t{Tile::kRows}));
+  const int rows = static_cast<int>(min(a.out.rows - row, std::int64_t{kRows}));
   if (finish.outside()) return;
 #pragma unroll 1
   for (int r0 = first; r0 < rows; r0 += kDown * kTogether) {
@@ -209,7 +208,7 @@ __device__ inline void finish_tile(const Linear& a, const float* sums, std::int6
       const int r = r0 + j * kDown;
       if (r >= rows) break;
       float v[4] = {};
-      add_parts<kParts, Tile::kRows, Tile::kSumStride>(v, sums, r, c);
+      add(v, r, c);
       finish.write(row + r, v, residual[j]);
     }
   }

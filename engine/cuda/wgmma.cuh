@@ -1,4 +1,4 @@
-// The Hopper instructions (sm_90a) that the forward kernel is made of: wgmma, mbarriers, tensor copies. PTX
+// The Hopper instructions (sm_90a): wgmma, mbarriers, tensor copies, clusters. PTX
 // ISA 8.0, "Asynchronous Warpgroup Level Matrix Instructions" and "Data Movement: cp.async.bulk.tensor".
 //
 // A shared tile is rows of 128 bytes (64 for D = 32), swizzled by the copy engine: the 16-byte piece p of row
@@ -48,6 +48,10 @@ __device__ inline void hold(float (&c)[kCount]) {
   INKLING_R32                                                                                         \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
   "%56,%57,%58,%59,%60,%61,%62,%63"
+#define INKLING_R96                                                                                \
+  INKLING_R64                                                                                      \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87," \
+  "%88,%89,%90,%91,%92,%93,%94,%95"
 #define INKLING_OPCODE(n, type, registers) \
   "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers "}, "
 
@@ -96,11 +100,15 @@ INKLING_WGMMA_OF(32, "64", INKLING_R32, "32", "33", "34", "35", "36", "37", "38"
                  INKLING_C16(c, 16))
 INKLING_WGMMA_OF(64, "128", INKLING_R64, "64", "65", "66", "67", "68", "69", "70", "71", INKLING_C16(c, 0),
                  INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48))
+INKLING_WGMMA_OF(96, "192", INKLING_R96, "96", "97", "98", "99", "100", "101", "102", "103",
+                 INKLING_C16(c, 0), INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48),
+                 INKLING_C16(c, 64), INKLING_C16(c, 80))
 #undef INKLING_C4
 #undef INKLING_C16
 #undef INKLING_R16
 #undef INKLING_R32
 #undef INKLING_R64
+#undef INKLING_R96
 #undef INKLING_OPCODE
 #undef INKLING_WGMMA_OF
 
@@ -127,6 +135,31 @@ __device__ inline void barrier_wait(std::uint64_t* barrier, int parity) {
 /// Ordinary writes to shared memory, before the tensor cores or the copy engine read them.
 __device__ inline void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+/// Moves registers between warpgroups: those that need few give before others take.
+template <int kCount>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+/// A barrier of all blocks of a cluster; what they wrote to shared memory before can be read after.
+__device__ inline void cluster_sync() {
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Four floats at `p` in the shared memory of block `rank` of the cluster.
+__device__ inline float4 read_cluster(const float* p, int rank) {
+  float4 v;
+  asm volatile(
+      "{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [a];\n}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(shared_address(p)), "r"(rank)
+      : "memory");
+  return v;
 }
 /// A barrier of one warpgroup.
 __device__ inline void group_sync(int group) {
