@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
+/// T: what is copied at a time; strides and D count those.
 template <class T>
 __global__ void append_kernel(const __grid_constant__ AppendArgs a) {
   start_next();
@@ -32,8 +33,19 @@ __global__ void append_kernel(const __grid_constant__ AppendArgs a) {
 
 cudaError_t append(const AppendArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(args.rows));
-  if (dtype_size(args.dtype) == 2)
-    return launch_chained(append_kernel<std::uint16_t>, grid, kThreads, 0, stream, args);
+  const std::size_t size = dtype_size(args.dtype);
+  if (is_wide(args.fresh.k, args.dim, size) && is_wide(args.fresh.v, args.dim, size) &&
+      is_wide({nullptr, args.pages.token, args.pages.head}, args.dim, size)) {
+    AppendArgs wide = args;
+    const auto per = static_cast<std::int32_t>(16 / size);
+    for (std::int64_t* stride : {&wide.fresh.k.row, &wide.fresh.k.head, &wide.fresh.v.row, &wide.fresh.v.head,
+                                 &wide.pages.token, &wide.pages.head}) {
+      *stride /= per;
+    }
+    wide.dim /= per;
+    return launch_chained(append_kernel<uint4>, grid, kThreads, 0, stream, wide);
+  }
+  if (size == 2) return launch_chained(append_kernel<std::uint16_t>, grid, kThreads, 0, stream, args);
   return launch_chained(append_kernel<std::uint32_t>, grid, kThreads, 0, stream, args);
 }
 

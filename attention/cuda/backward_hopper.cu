@@ -49,7 +49,8 @@ cudaError_t backward_hopper(const BackwardArgs& a, cudaStream_t stream) {
                            Side{f.v, f.k_rows, f.kv_heads, by_key.own[1], by_query.pass[1]},
                            Side{f.q, f.q_rows, f.heads, by_query.own[0], by_key.pass[0]},
                            Side{a.dout, f.q_rows, f.heads, by_query.own[1], by_key.pass[1]}}) {
-    const TensorRows rows{side.rows.data, f.dtype, side.rows.row, side.rows.head, side.count, side.heads, f.dim};
+    const TensorRows rows{side.rows.data, f.dtype,    side.rows.row, side.rows.head,
+                          side.count,     side.heads, f.dim};
     cudaError_t error = encode_rows(encode, side.own, rows, BackwardRing::kRows, 64);
     if (error == cudaSuccess) {
       error = encode_rows(encode, side.pass, rows, BackwardRing::kOther, 64);

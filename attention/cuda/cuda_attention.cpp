@@ -26,18 +26,24 @@ class StepLists {
   bool all_few = false;   // every sequence is decode's
   std::size_t long_rows = 0, few_rows = 0, most_keys = 0;
   std::size_t table = 0, length = 0, k_length = 0, cu_new = 0, cu_q = 0;  // where each list begins
-  std::size_t tiles = 0, tile_count = 0;  // of flash, once add_tiles() was called
+  struct Tiles {
+    std::size_t at = 0, count = 0;
+  };
+  // The work of flash, once add_tiles() was called: sequences that continue, and those that begin, of which
+  // every key is new. Apart, so that which kernel a sequence gets depends on it alone.
+  Tiles continued, begun;
 
   /// Everything but the tiles: pages (B × P pointers), lengths before and after, offsets. `decode`: whether
   /// sequences of few rows are that kernel's.
   void describe(const CachedStepArgs& args, bool decode) {
     bytes_.clear();
-    pages = long_rows = few_rows = most_keys = tile_count = 0;
+    pages = long_rows = few_rows = most_keys = 0;
+    continued = begun = {};
     const std::size_t batch = args.sequences.size();
     const std::int64_t group = args.heads / args.sequences[0]->pool().shape().heads;
     all_few = true;
     length_.resize(batch), k_length_.resize(batch);
-    cu_long_.assign(batch + 1, 0), cu_keys_.assign(batch + 1, 0);
+    for (auto* cu : {&cu_continued_, &cu_begun_, &cu_keys_}) cu->assign(batch + 1, 0);
     for (std::size_t b = 0; b < batch; ++b) {
       const std::int32_t queries = args.cu_q[b + 1] - args.cu_q[b];
       length_[b] = static_cast<std::int32_t>(args.sequences[b]->length());
@@ -45,9 +51,11 @@ class StepLists {
       const auto rows = static_cast<std::size_t>(queries * group);
       const bool few = decode && rows <= static_cast<std::size_t>(cuda::kDecodeMostRows);
       all_few = all_few && few && rows > 0;
+      const bool begins = decode && length_[b] == 0;
       std::size_t& most = few ? few_rows : long_rows;
       most = std::max(most, rows);
-      cu_long_[b + 1] = cu_long_[b] + (few ? 0 : queries);
+      cu_continued_[b + 1] = cu_continued_[b] + (few || begins ? 0 : queries);
+      cu_begun_[b + 1] = cu_begun_[b] + (!few && begins ? queries : 0);
       cu_keys_[b + 1] = cu_keys_[b] + k_length_[b];
       most_keys = std::max(most_keys, static_cast<std::size_t>(k_length_[b]));
       pages = std::max(pages, args.sequences[b]->pages().size());
@@ -64,7 +72,9 @@ class StepLists {
     k_length = add<std::int32_t>(k_length_);
     cu_new = add<std::int32_t>(args.cu_new);
     cu_q = add<std::int32_t>(args.cu_q);
-    add<std::int32_t>(cu_long_);  // not read: which kernel takes what is part of what a step is
+    // Not read: which kernel takes what is part of what a step is.
+    add<std::int32_t>(cu_continued_);
+    add<std::int32_t>(cu_begun_);
     described_ = bytes_.size();
   }
 
@@ -72,14 +82,15 @@ class StepLists {
   void add_tiles(const CachedStepArgs& args) {
     if (long_rows == 0) return;
     cuda::WorkListShape shape;
-    shape.cu_q = cu_long_;
     shape.cu_k = cu_keys_;
     shape.heads = static_cast<std::int32_t>(args.heads);
     shape.rows = cuda::forward_tile_rows(args.sequences[0]->pool().shape().dtype);
     shape.mask = MaskKind::causal_lower_right;
-    const auto all = cuda::query_tiles(shape);
-    tiles = add<cuda::AttentionTile>(all);
-    tile_count = all.size();
+    for (const auto& [tiles, cu] : {std::pair{&continued, &cu_continued_}, std::pair{&begun, &cu_begun_}}) {
+      shape.cu_q = *cu;
+      const auto all = cuda::query_tiles(shape);
+      *tiles = {add<cuda::AttentionTile>(all), all.size()};
+    }
   }
 
   bool same_step(const StepLists& other) const {
@@ -100,7 +111,7 @@ class StepLists {
   std::size_t described_ = 0;
   std::vector<std::byte> bytes_;
   std::vector<std::byte*> table_;
-  std::vector<std::int32_t> length_, k_length_, cu_long_, cu_keys_;
+  std::vector<std::int32_t> length_, k_length_, cu_continued_, cu_begun_, cu_keys_;
 };
 
 /// What a context keeps for attention on its GPU: the lists of a step, built and uploaded once for all
@@ -198,11 +209,24 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   forward.q_rows = args.cu_q.back();
   forward.scale = args.scale;
   forward.mask.kind = MaskKind::causal_lower_right;
-  if (lists.long_rows > 0) {
-    forward.tiles = at(lists.tiles, static_cast<const cuda::AttentionTile*>(nullptr));
-    forward.tile_count = static_cast<std::int32_t>(lists.tile_count);
-    check(cuda::forward_mma(forward, gpu.traits, backend.stream()), "flash attention");
-  }
+  const auto flash = [&](cuda::ForwardArgs work, const StepLists::Tiles& tiles) {
+    if (tiles.count == 0) return;
+    work.tiles = at(tiles.at, static_cast<const cuda::AttentionTile*>(nullptr));
+    work.tile_count = static_cast<std::int32_t>(tiles.count);
+    const bool hopper = work.pages.table == nullptr;
+    check(hopper ? cuda::forward_hopper(work, gpu.traits, backend.stream())
+                 : cuda::forward_mma(work, gpu.traits, backend.stream()),
+          "flash attention");
+  };
+  // Prompts from their beginning are read where they are, by the faster kernel where it can.
+  cuda::ForwardArgs packed = forward;
+  packed.pages = {};
+  packed.k = append.fresh.k;
+  packed.v = append.fresh.v;
+  packed.cu_k = append.fresh.cu_new;
+  packed.k_rows = append.rows;
+  flash(cuda::hopper_refusal(packed, gpu.traits).empty() ? packed : forward, lists.begun);
+  flash(forward, lists.continued);
   if (lists.few_rows > 0) {
     const cuda::DecodeShape few{static_cast<std::int32_t>(lists.few_rows),
                                 static_cast<std::int32_t>(lists.most_keys)};

@@ -28,11 +28,11 @@ cudaError_t run(const ForwardArgs& a, cudaStream_t stream) {
   const bool wide_out = a.out_dtype == a.dtype && is_wide(a.out, a.dim, 2);
   const dim3 grid(a.tile_count);
   if (a.dropout.threshold != 0) {
-    return launch(forward_hopper_kernel<T, kDim, true>, grid, Shape::kThreads, Shape::kBytes, stream, a, maps,
-                  wide_out);
+    return launch_chained(forward_hopper_kernel<T, kDim, true>, grid, Shape::kThreads, Shape::kBytes, stream,
+                          a, maps, wide_out);
   }
-  return launch(forward_hopper_kernel<T, kDim, false>, grid, Shape::kThreads, Shape::kBytes, stream, a, maps,
-                wide_out);
+  return launch_chained(forward_hopper_kernel<T, kDim, false>, grid, Shape::kThreads, Shape::kBytes, stream,
+                        a, maps, wide_out);
 }
 
 template <class T>

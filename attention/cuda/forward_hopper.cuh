@@ -21,6 +21,7 @@
 #include "attention/cuda/launch.h"
 #include "attention/cuda/scores.cuh"
 #include "attention/cuda/tile.cuh"
+#include "engine/cuda/chain.cuh"
 #include "engine/cuda/wgmma.cuh"
 
 namespace inkling::cuda {
@@ -276,6 +277,8 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   using Shape = HopperShape<kDim>;
   constexpr int kKeys = Shape::kKeys;
   extern __shared__ __align__(1024) unsigned char memory[];
+  start_next();
+  wait_for_inputs();
   KeyRing<kDim> ring;
   ring.k = memory + Shape::kQBytes;
   ring.v = ring.k + Shape::kStages * Shape::kKeyBytes;

@@ -59,8 +59,8 @@ struct Grid {
 /// launch() for a kernel that calls start_next() and wait_for_inputs() (chain.cuh): it may start before the
 /// one before it ends. Code for GPUs without such waits is launched as ever.
 template <class Kernel, class... Args>
-cudaError_t launch_chained(Kernel* kernel, const Grid& grid, int threads, std::size_t bytes, cudaStream_t stream,
-                           const Args&... args) {
+cudaError_t launch_chained(Kernel* kernel, const Grid& grid, int threads, std::size_t bytes,
+                           cudaStream_t stream, const Args&... args) {
   if (grid.blocks.x == 0) return cudaSuccess;
   if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
   cudaFuncAttributes code{};

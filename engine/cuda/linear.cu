@@ -1,4 +1,4 @@
-// Linear layers by mma.sync: out (M × N) = x (M × K) · weightᵀ, weight (N × K).
+// The choice of a linear kernel, and those by mma.sync: out (M × N) = x (M × K) · weightᵀ, weight (N × K).
 //
 // A block takes a tile of kRows × kColumns outputs and walks k in steps of 128 bytes, kStages − 1 of them in
 // flight (cp.async). k is cut into four runs; each is one chain of the same matrix instructions from zero,
@@ -169,11 +169,17 @@ cudaError_t choose(const Linear& a, cudaStream_t stream) {
 }  // namespace
 
 bool norms_inside(const Linear& args) {
-  return takes_few(args);
+  constexpr std::int64_t kFew = 8;  // rows; with more a norm of its own and wgmma are faster
+  if (!takes_few(args)) return false;
+  Linear normed = args;
+  normed.norm = {};
+  normed.rows = nullptr;
+  normed.x.dtype = args.weight.dtype;
+  return args.out.rows <= kFew || !takes_hopper(normed);
 }
 
 cudaError_t linear(const Linear& args, cudaStream_t stream) {
-  if (takes_few(args)) return linear_few(args, stream);
+  if (norms_inside(args)) return linear_few(args, stream);
   if (takes_hopper(args)) return linear_hopper(args, stream);
   return with_type(args.weight.dtype, [&](auto type) { return choose<decltype(type)>(args, stream); });
 }

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constan
   if (!mine) return;
   float v[4] = {};
   add_parts<kRuns, Tile::kRows, Tile::kSumStride>(v, sums, row, c);
-  finish.write(row, v, residual);
+  with_activation(a.activation, [&](auto activation) { finish.write(row, true, v, residual, activation); });
 }
 
 template <class Tile>

@@ -145,18 +145,20 @@ class Finish {
     return load4(static_cast<const float*>(a_.residual.data) + row * a_.residual.stride + column_, count_,
                  wide_);
   }
-  /// Writes residual + act(v + bias).
-  __device__ void write(std::int64_t row, float (&v)[4], const float4& residual) const {
+  /// v = residual + act(v + bias), written when `inside`: the arithmetic of rows side by side has no
+  /// branches.
+  template <Activation kActivation>
+  __device__ void write(std::int64_t row, bool inside, float (&v)[4], const float4& residual,
+                        std::integral_constant<Activation, kActivation>) const {
     v[0] += bias_.x, v[1] += bias_.y, v[2] += bias_.z, v[3] += bias_.w;
-    if (a_.pre_activation.data != nullptr) {
+    if (inside && a_.pre_activation.data != nullptr) {
       store4(static_cast<float*>(a_.pre_activation.data) + row * a_.pre_activation.stride + column_, v,
              count_, wide_);
     }
-    if (a_.activation != Activation::none) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) v[e] = activated(a_.activation, v[e]);
-    }
+    for (int e = 0; e < 4; ++e) v[e] = activated(kActivation, v[e]);
     v[0] += residual.x, v[1] += residual.y, v[2] += residual.z, v[3] += residual.w;
+    if (!inside) return;
     const std::int64_t at = row * a_.out.stride + column_;
     if (is_f32_) {
       store4(static_cast<float*>(a_.out.data) + at, v, count_, wide_);
@@ -195,23 +197,25 @@ __device__ inline void finish_tile(const Linear& a, std::int64_t row, std::int64
   const Finish<typename Tile::Element> finish(a, column + c, column + Tile::kColumns <= a.out.columns);
   const int rows = static_cast<int>(min(a.out.rows - row, std::int64_t{kRows}));
   if (finish.outside()) return;
+  with_activation(a.activation, [&](auto activation) {
 #pragma unroll 1
-  for (int r0 = first; r0 < rows; r0 += kDown * kTogether) {
-    float4 residual[kTogether];
+    for (int r0 = first; r0 < rows; r0 += kDown * kTogether) {
+      float4 residual[kTogether];
 #pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int r = r0 + j * kDown;
-      residual[j] = r < rows ? finish.residual(row + r) : make_float4(0, 0, 0, 0);
-    }
+      for (int j = 0; j < kTogether; ++j) {
+        const int r = r0 + j * kDown;
+        residual[j] = r < rows ? finish.residual(row + r) : make_float4(0, 0, 0, 0);
+      }
+      float v[kTogether][4] = {};
 #pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int r = r0 + j * kDown;
-      if (r >= rows) break;
-      float v[4] = {};
-      add(v, r, c);
-      finish.write(row + r, v, residual[j]);
+      for (int j = 0; j < kTogether; ++j) add(v[j], min(r0 + j * kDown, kRows - 1), c);
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int r = r0 + j * kDown;
+        finish.write(row + r, r < rows, v[j], residual[j], activation);
+      }
     }
-  }
+  });
 }
 
 /// The sums of a warp into a tile of shared memory, at (row, column).

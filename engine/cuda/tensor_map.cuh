@@ -35,8 +35,8 @@ struct TensorRows {
   std::int64_t count, heads, dim;
 };
 
-/// In boxes of `box_rows` rows × `box_columns` (32 or 64) columns of one head, swizzled; what lies beyond D or
-/// the last row reads as zero.
+/// In boxes of `box_rows` rows × `box_columns` (32 or 64) columns of one head, swizzled; what lies beyond D
+/// or the last row reads as zero.
 inline cudaError_t encode_rows(EncodeTiled encode, CUtensorMap& map, const TensorRows& rows, int box_rows,
                                int box_columns) {
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(rows.dim), static_cast<cuuint64_t>(rows.heads),
@@ -45,11 +45,11 @@ inline cudaError_t encode_rows(EncodeTiled encode, CUtensorMap& map, const Tenso
                                 static_cast<cuuint64_t>(rows.row) * 2};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), 1, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1, 1};
-  const CUresult result =
-      encode(&map, rows.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-             3, const_cast<void*>(rows.data), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(
+      &map, rows.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
+      const_cast<void*>(rows.data), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
