@@ -50,36 +50,40 @@ struct Backward {
     return b;
   }
 
-  static float load_scalar(const void* data, DType dtype, std::ptrdiff_t at) {
-    switch (dtype) {
+  // A row as f32, zero for d in [D, Dp).
+  static void load_row(const HeadMatrix& from, std::int64_t row, std::int64_t head, const State& s,
+                       float* to) {
+    const std::ptrdiff_t at = row * from.row + head * from.head;
+    const auto load = [&]<class T>(const T* data) {
+      PackedRows<V>::values(typename PackedRows<V>::template Rows<T>{data + at, 0}, 1, s.dim, s.padded, to);
+    };
+    switch (from.dtype) {
       case DType::bf16:
-        return static_cast<float>(static_cast<const bf16*>(data)[at]);
+        return load(static_cast<const bf16*>(from.data));
       case DType::f16:
-        return static_cast<float>(static_cast<const f16*>(data)[at]);
+        return load(static_cast<const f16*>(from.data));
       default:
-        return static_cast<const float*>(data)[at];
+        return load(static_cast<const float*>(from.data));
     }
   }
 
   // Q, dO, δ and lse of a block of rows.
   static void load_rows(const BackwardTask& task, const ForwardTask& rows, const State& s, const Buffers& b) {
+    const HeadMatrix outs{rows.out, rows.out_dtype, rows.out_row, rows.out_head};
+    alignas(64) float out[kMaxHeadDim];
     for (std::int64_t r = 0; r < s.rows; ++r) {
       const auto [query, head] = Fwd::place(rows, s, r);
       float* dout = b.dout + r * s.padded;
-      float* q = b.q + r * s.padded;
-      float delta = 0.0f;
-      for (std::int64_t d = 0; d < s.padded; ++d) {
-        dout[d] = q[d] = 0.0f;
-        if (d >= s.dim) continue;
-        dout[d] =
-            load_scalar(task.dout.data, task.dout.dtype, query * task.dout.row + head * task.dout.head + d);
-        delta +=
-            dout[d] * load_scalar(rows.out, rows.out_dtype, query * rows.out_row + head * rows.out_head + d);
-        q[d] = s.q[r * s.dim + d];
-      }
-      b.delta[r] = delta;
+      load_row(task.dout, query, head, s, dout);
+      load_row(outs, query, head, s, out);
+      F delta = V::zero();
+      for (std::int64_t d = 0; d < s.padded; d += L)
+        delta = V::fma(V::load(dout + d), V::load(out + d), delta);
+      b.delta[r] = V::reduce_add(delta);
       b.lse[r] = rows.lse[query * rows.lse_row + head * rows.lse_head] * Fwd::kLog2E;
     }
+    PackedRows<V>::values(typename PackedRows<V>::template Rows<float>{s.q, s.dim}, s.rows, s.dim, s.padded,
+                          b.q);
     Fwd::zero(b.dq, s.rows * s.padded);
   }
 
@@ -123,8 +127,10 @@ struct Backward {
     const std::ptrdiff_t scores = first * kKeyBlock, wide = first * s.padded;
     // All 64 columns of what follows are defined: those that no product writes are zeroed here, or hidden
     // later.
-    Fwd::zero(s.scores + scores, count * kKeyBlock);
-    Fwd::zero(b.dscores + scores, count * kKeyBlock);
+    if (vectors < kBlockVectors) {
+      Fwd::zero(s.scores + scores, count * kKeyBlock);
+      Fwd::zero(b.dscores + scores, count * kKeyBlock);
+    }
     product<V>(s.q + first * s.dim, s.dim, count, reinterpret_cast<const W*>(rows.kv.k(index)), kKeyBlock,
                s.dim, vectors, s.scores + scores, kKeyBlock, Sum::start);
     product<V>(b.dout + wide, s.padded, count, reinterpret_cast<const W*>(task.swapped.k(index)), kKeyBlock,

@@ -254,13 +254,19 @@ struct Forward {
     return lanes[0];
   }
 
-  // One partial result of row r into its total.
+  // One partial result of row r into its total, which the first one is.
   static void fold_row(float max, float sum, const float* acc, const State& s, std::int64_t r) {
     if (sum == 0.0f) return;
+    float* all = s.all_acc + r * s.padded;
+    if (s.all_sum[r] == 0.0f) {
+      for (std::int64_t d = 0; d < s.padded; d += L) V::store(all + d, V::load(acc + d));
+      s.all_sum[r] = sum;
+      s.all_max[r] = max;
+      return;
+    }
     const float top = max > s.all_max[r] ? max : s.all_max[r];
     const float old_factor = scalar_exp2(s.all_max[r] - top), factor = scalar_exp2(max - top);
     const F a = V::set1(old_factor), b = V::set1(factor);
-    float* all = s.all_acc + r * s.padded;
     for (std::int64_t d = 0; d < s.padded; d += L) {
       V::store(all + d, V::fma(V::load(acc + d), b, V::mul(V::load(all + d), a)));
     }
