@@ -1,7 +1,8 @@
 // The flash and decode backends: SdpaArgs cut into the tasks of cpu/kernels.h. Keys and values of a cache are
-// read where they lie; packed ones are first copied into blocks of the cache's layout. For flash and
-// backward, which come to them again and again, those are O(Tk · D) bytes of the context's workspace; decode
-// takes them as they are.
+// read where they lie; packed ones are first copied into blocks of the cache's layout, for flash and backward
+// come to them again and again. Those of one head are O(Tk · D) bytes in the scratch of the thread that has
+// the head; only where heads are too few for the threads they are the context's, for all heads. Decode takes
+// packed rows as they are.
 #include <algorithm>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace {
 
 /// Kept with the context, so that a repeated call allocates nothing.
 struct Workspace {
-  Buffer blocks, partials, swapped, sums;
+  Buffer blocks, partials;
   std::vector<std::int64_t> first_block;  // (B+1) blocks of the sequences before
 
   static std::byte* sized(Buffer& buffer, std::size_t bytes) {
@@ -51,44 +52,65 @@ class Plan {
     return (p_.k_length(b) + cpu::kKeySplit - 1) / cpu::kKeySplit;
   }
 
-  /// Copies the packed keys of one head into its blocks.
-  void pack(std::int64_t b, std::int64_t head) const {
+  /// Blocks of the longest head.
+  std::size_t head_bytes() const noexcept { return block_count(p_.longest_k()) * block_bytes_; }
+  /// Blocks of one head in memory of the caller's.
+  cpu::KvBlocks blocks_in(std::byte* memory) const noexcept {
+    cpu::KvBlocks kv;
+    kv.dtype = p_.kv_dtype;
+    kv.head_dim = p_.dim;
+    kv.base = memory;
+    kv.stride = block_bytes_;
+    return kv;
+  }
+  /// Where the keys of one head lie: in the cache, or in the workspace.
+  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const {
+    if (!p_.cached()) {
+      const auto before = work_.first_block[static_cast<std::size_t>(b)];
+      return blocks_in(work_.blocks.data() +
+                       static_cast<std::size_t>(head * work_.first_block.back() + before) * block_bytes_);
+    }
+    const KvSequence& sequence = *p_.args.cache[static_cast<std::size_t>(b)];
+    cpu::KvBlocks kv = blocks_in(nullptr);
+    kv.pages = sequence.pages().data();
+    kv.offset = sequence.pool().shape().offset(p_.args.layer, head);
+    return kv;
+  }
+
+  /// Copies packed rows of one head into blocks.
+  void pack(const TensorView& k, const TensorView& v, std::int64_t b, std::int64_t head,
+            const cpu::KvBlocks& to) const {
     cpu::AppendTask task;
-    task.kv = blocks(b, head);
-    task.k = {row_address(p_.args.k, p_.k_begin(b), head), p_.kv_dtype, p_.args.k.stride[0]};
-    task.v = {row_address(p_.args.v, p_.k_begin(b), head), p_.kv_dtype, p_.args.v.stride[0]};
+    task.kv = to;
+    task.k = {row_address(k, p_.k_begin(b), head), p_.kv_dtype, k.stride[0]};
+    task.v = {row_address(v, p_.k_begin(b), head), p_.kv_dtype, v.stride[0]};
     task.count = p_.k_length(b);
     kernels_.append(task);
   }
-
-  /// For the backward pass: the same with k and v exchanged, and room for the sums of dk and dv.
-  void prepare_backward() const {
-    reserve_blocks();
-    const auto count = static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads);
-    Workspace::sized(work_.swapped, count * block_bytes_);
-    Workspace::sized(work_.sums, count * 2 * sum_floats() * sizeof(float));
+  void pack(std::int64_t b, std::int64_t head, const cpu::KvBlocks& to) const {
+    pack(p_.args.k, p_.args.v, b, head, to);
   }
-  cpu::BackwardTask backward(std::int64_t b, std::int64_t head, const SdpaBackwardArgs& args) const {
-    const std::int64_t keys = p_.k_length(b), q_head = head * p_.group;
-    cpu::AppendTask swap;
-    swap.kv = blocks(b, head, work_.swapped);
-    swap.k = {row_address(p_.args.v, p_.k_begin(b), head), p_.kv_dtype, p_.args.v.stride[0]};
-    swap.v = {row_address(p_.args.k, p_.k_begin(b), head), p_.kv_dtype, p_.args.k.stride[0]};
-    swap.count = keys;
-    pack(b, head);
-    kernels_.append(swap);
+
+  /// A head's blocks, the same with k and v exchanged, and the sums of dk and dv.
+  std::size_t backward_bytes() const noexcept {
+    return 2 * (head_bytes() + block_count(p_.longest_k()) * sum_floats() * sizeof(float));
+  }
+  cpu::BackwardTask backward(std::int64_t b, std::int64_t head, const SdpaBackwardArgs& args,
+                             std::byte* memory) const {
+    const std::int64_t q_head = head * p_.group;
+    const std::size_t count = block_count(p_.k_length(b));
     cpu::BackwardTask task;
-    task.forward = forward(b, head, 0);
+    task.swapped = blocks_in(memory + count * block_bytes_);
+    task.forward = forward(b, head, 0, blocks_in(memory));
     task.forward.row_end = rows(b);
-    task.swapped = swap.kv;
+    pack(b, head, task.forward.kv);
+    pack(p_.args.v, p_.args.k, b, head, task.swapped);
     task.dout = matrix(args.dout, p_.q_begin(b), q_head);
     task.dq = matrix(args.dq, p_.q_begin(b), q_head);
     task.dk = matrix(args.dk, p_.k_begin(b), head);
     task.dv = matrix(args.dv, p_.k_begin(b), head);
-    const auto first = static_cast<std::size_t>(block_index(b, head));
-    task.dk_sum = reinterpret_cast<float*>(work_.sums.data()) + first * 2 * sum_floats();
-    task.dv_sum =
-        task.dk_sum + static_cast<std::size_t>((keys + cpu::kKeyBlock - 1) / cpu::kKeyBlock) * sum_floats();
+    task.dk_sum = reinterpret_cast<float*>(memory + 2 * count * block_bytes_);
+    task.dv_sum = task.dk_sum + count * sum_floats();
     if (args.dbias.data != nullptr) {
       const std::int64_t sequence = args.dbias.shape[0] == 1 ? 0 : b;
       task.dbias = static_cast<float*>(args.dbias.data) + sequence * args.dbias.stride[0] +
@@ -97,10 +119,11 @@ class Plan {
     return task;
   }
 
-  /// Of one head, over its blocks.
-  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block) const {
+  /// Of one head.
+  cpu::ForwardTask forward(std::int64_t b, std::int64_t head, std::int64_t row_block,
+                           const cpu::KvBlocks& kv) const {
     cpu::ForwardTask task = queries(b, head, row_block);
-    task.kv = blocks(b, head);
+    task.kv = kv;
     return task;
   }
   /// Of `count` heads from `head` on, over the cache or the packed rows as they are.
@@ -150,8 +173,8 @@ class Plan {
     return task;
   }
 
-  std::int64_t block_index(std::int64_t b, std::int64_t head) const {
-    return head * work_.first_block.back() + work_.first_block[static_cast<std::size_t>(b)];
+  static std::size_t block_count(std::int64_t keys) noexcept {
+    return static_cast<std::size_t>((keys + cpu::kKeyBlock - 1) / cpu::kKeyBlock);
   }
   std::size_t sum_floats() const noexcept {
     return static_cast<std::size_t>((p_.dim + 15) / 16 * 16 * cpu::kKeyBlock);
@@ -159,23 +182,6 @@ class Plan {
   static cpu::HeadMatrix matrix(const TensorView& view, std::int64_t row, std::int64_t head) {
     return {row_address(view, row, head), view.dtype, view.stride[0], view.stride[1]};
   }
-  /// Where the keys of one head lie: in the cache, or in the workspace.
-  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head) const { return blocks(b, head, work_.blocks); }
-  cpu::KvBlocks blocks(std::int64_t b, std::int64_t head, const Buffer& packed) const {
-    cpu::KvBlocks kv;
-    kv.dtype = p_.kv_dtype;
-    kv.head_dim = p_.dim;
-    if (p_.cached()) {
-      const KvSequence& sequence = *p_.args.cache[static_cast<std::size_t>(b)];
-      kv.pages = sequence.pages().data();
-      kv.offset = sequence.pool().shape().offset(p_.args.layer, head);
-    } else {
-      kv.base = packed.data() + static_cast<std::size_t>(block_index(b, head)) * block_bytes_;
-      kv.stride = block_bytes_;
-    }
-    return kv;
-  }
-
   const SdpaProblem& p_;
   const cpu::AttentionKernels& kernels_;
   Workspace& work_;
@@ -184,14 +190,41 @@ class Plan {
 
 }  // namespace
 
+namespace {
+
+constexpr std::size_t aligned(std::size_t bytes) noexcept {
+  return (bytes + 63) / 64 * 64;
+}
+
+// Head by head: a thread packs the keys of one and attends all its queries, in memory of its own.
+void flash_by_head(ThreadPool& pool, const Plan& plan, const cpu::AttentionKernels& kernels,
+                   const SdpaProblem& problem) {
+  const std::size_t own = aligned(cpu::forward_scratch_bytes(problem.dim));
+  pool.reserve_scratch(own + plan.head_bytes());
+  run_in_order(pool, problem.batch * problem.kv_heads, [&](std::int64_t i, int worker) {
+    const std::int64_t b = i / problem.kv_heads, head = i % problem.kv_heads;
+    const cpu::KvBlocks kv = plan.blocks_in(pool.scratch(worker) + own);
+    plan.pack(b, head, kv);
+    for (std::int64_t block = 0; block < plan.row_blocks(b); ++block)
+      kernels.forward(plan.forward(b, head, block, kv), pool.scratch(worker));
+  });
+}
+
+}  // namespace
+
 void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
   const Plan plan(context, problem);
   const auto& kernels = cpu::attention_kernels(context.isa());
   ThreadPool& pool = context.pool();
+  constexpr std::int64_t kHeadsPerThread = 8;  // so many that none waits long for the last
   if (!problem.cached()) {
+    if (problem.batch * problem.kv_heads >= kHeadsPerThread * pool.size())
+      return flash_by_head(pool, plan, kernels, problem);
     plan.reserve_blocks();
-    pool.run(problem.batch * problem.kv_heads,
-             [&](std::int64_t i, int) { plan.pack(i / problem.kv_heads, i % problem.kv_heads); });
+    pool.run(problem.batch * problem.kv_heads, [&](std::int64_t i, int) {
+      const std::int64_t b = i / problem.kv_heads, head = i % problem.kv_heads;
+      plan.pack(b, head, plan.blocks(b, head));
+    });
   }
   // Sequence by sequence and head by head, so that keys and values stay in cache; in each the last rows
   // first, which see the most keys of a causal mask.
@@ -201,7 +234,8 @@ void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
     std::int64_t b = 0;
     for (; i >= plan.row_blocks(b) * problem.kv_heads; ++b) i -= plan.row_blocks(b) * problem.kv_heads;
     const std::int64_t blocks = plan.row_blocks(b), head = i / blocks;
-    kernels.forward(plan.forward(b, head, blocks - 1 - i % blocks), pool.scratch(worker));
+    kernels.forward(plan.forward(b, head, blocks - 1 - i % blocks, plan.blocks(b, head)),
+                    pool.scratch(worker));
   });
 }
 
@@ -247,12 +281,13 @@ void sdpa_decode(ExecContext& context, const SdpaProblem& problem) {
 
 void sdpa_backward_flash(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
   const Plan plan(context, problem);
-  plan.prepare_backward();
   const auto& kernels = cpu::attention_kernels(context.isa());
   ThreadPool& pool = context.pool();
-  pool.reserve_scratch(cpu::backward_scratch_bytes(problem.dim));
+  const std::size_t own = aligned(cpu::backward_scratch_bytes(problem.dim));
+  pool.reserve_scratch(own + plan.backward_bytes());
   run_heads(context, problem, args, [&](std::int64_t b, std::int64_t head, int worker) {
-    kernels.backward(plan.backward(b, head, args), pool.scratch(worker));
+    std::byte* scratch = pool.scratch(worker);
+    kernels.backward(plan.backward(b, head, args, scratch + own), scratch);
   });
 }
 
