@@ -28,8 +28,8 @@ class Plan {
  public:
   Plan(ExecContext& context, const SdpaProblem& problem)
       : p_(problem), kernels_(cpu::attention_kernels(context.isa())), work_(context.attached<Workspace>()) {
-    block_bytes_ = static_cast<std::size_t>((p_.dim + (p_.dim + 15) / 16 * 16) * cpu::kKeyBlock) *
-                   dtype_size(p_.kv_dtype);
+    block_bytes_ =
+        static_cast<std::size_t>((p_.dim + (p_.dim + 15) / 16 * 16) * cpu::kKeyBlock) * sizeof(float);
     work_.first_block.assign(1, 0);
     for (std::int64_t b = 0; b < p_.batch; ++b) {
       work_.first_block.push_back(work_.first_block.back() +
@@ -54,10 +54,9 @@ class Plan {
 
   /// Blocks of the longest head.
   std::size_t head_bytes() const noexcept { return block_count(p_.longest_k()) * block_bytes_; }
-  /// Blocks of one head in memory of the caller's.
+  /// Blocks of one head in memory of the caller's: f32, widened once for all that read them.
   cpu::KvBlocks blocks_in(std::byte* memory) const noexcept {
     cpu::KvBlocks kv;
-    kv.dtype = p_.kv_dtype;
     kv.head_dim = p_.dim;
     kv.base = memory;
     kv.stride = block_bytes_;
@@ -71,7 +70,9 @@ class Plan {
                        static_cast<std::size_t>(head * work_.first_block.back() + before) * block_bytes_);
     }
     const KvSequence& sequence = *p_.args.cache[static_cast<std::size_t>(b)];
-    cpu::KvBlocks kv = blocks_in(nullptr);
+    cpu::KvBlocks kv;
+    kv.dtype = p_.kv_dtype;
+    kv.head_dim = p_.dim;
     kv.pages = sequence.pages().data();
     kv.offset = sequence.pool().shape().offset(p_.args.layer, head);
     return kv;

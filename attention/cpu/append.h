@@ -32,15 +32,25 @@ struct Append {
     }
   }
 
-  static void run(const AppendTask& task) {
-    const bool wide = task.k.dtype == DType::f32;
+  static void narrow(const AppendTask& task) {
     switch (task.kv.dtype) {
       case DType::bf16:
-        return wide ? run_as<float, bf16>(task) : run_as<bf16, bf16>(task);
+        return run_as<float, bf16>(task);
       case DType::f16:
-        return wide ? run_as<float, f16>(task) : run_as<f16, f16>(task);
+        return run_as<float, f16>(task);
       default:
         return run_as<float, float>(task);
+    }
+  }
+
+  static void run(const AppendTask& task) {
+    switch (task.k.dtype) {
+      case DType::bf16:
+        return run_as<bf16, float>(task);
+      case DType::f16:
+        return run_as<f16, float>(task);
+      default:
+        return narrow(task);
     }
   }
 };

@@ -114,7 +114,6 @@ struct Backward {
     for (std::int64_t j = 0; j < width; ++j) dbias[j * rows.mask.key] += dscores[j];
   }
 
-  template <class W>
   static void block(const BackwardTask& task, const ForwardTask& rows, const State& s, const Buffers& b,
                     std::int64_t index) {
     const std::int64_t base = index * kKeyBlock;
@@ -131,12 +130,12 @@ struct Backward {
       Fwd::zero(s.scores + scores, count * kKeyBlock);
       Fwd::zero(b.dscores + scores, count * kKeyBlock);
     }
-    product<V>(s.q + first * s.dim, s.dim, count, reinterpret_cast<const W*>(rows.kv.k(index)), kKeyBlock,
+    product<V>(s.q + first * s.dim, s.dim, count, reinterpret_cast<const float*>(rows.kv.k(index)), kKeyBlock,
                s.dim, vectors, s.scores + scores, kKeyBlock, Sum::start);
-    product<V>(b.dout + wide, s.padded, count, reinterpret_cast<const W*>(task.swapped.k(index)), kKeyBlock,
-               s.dim, vectors, b.dscores + scores, kKeyBlock, Sum::start);
+    product<V>(b.dout + wide, s.padded, count, reinterpret_cast<const float*>(task.swapped.k(index)),
+               kKeyBlock, s.dim, vectors, b.dscores + scores, kKeyBlock, Sum::start);
     for (std::int64_t r = first; r < last; ++r) differentiate_row(task, rows, s, b, r, base, width);
-    product<V>(b.dscores + scores, kKeyBlock, count, reinterpret_cast<const W*>(task.swapped.v(index)),
+    product<V>(b.dscores + scores, kKeyBlock, count, reinterpret_cast<const float*>(task.swapped.v(index)),
                s.padded, width, dim_vectors, b.dq + wide, s.padded, Sum::go_on);
     const std::int64_t squares = (count + L - 1) / L * L;  // whole ones, within the buffers
     const std::int64_t from = first + squares <= kQueryRows ? first : kQueryRows - squares;
@@ -161,8 +160,7 @@ struct Backward {
     }
   }
 
-  template <class W>
-  static void run_as(const BackwardTask& task, std::byte* scratch) {
+  static void run(const BackwardTask& task, std::byte* scratch) {
     const std::int64_t keys = task.forward.keys, padded = task.forward.kv.padded_dim();
     const std::int64_t blocks = (keys + kKeyBlock - 1) / kKeyBlock;
     Fwd::zero(task.dk_sum, blocks * kKeyBlock * padded);
@@ -174,7 +172,7 @@ struct Backward {
       const State s = Fwd::start(rows, scratch);
       const Buffers b = carve(s, scratch);
       load_rows(task, rows, s, b);
-      for (std::int64_t i = 0; i < blocks; ++i) block<W>(task, rows, s, b, i);
+      for (std::int64_t i = 0; i < blocks; ++i) block(task, rows, s, b, i);
       for (std::int64_t r = 0; r < s.rows; ++r) {
         const auto [query, head] = Fwd::place(rows, s, r);
         store_row(task.dq, query, head, b.dq + r * padded, rows.scale, s.dim);
@@ -184,17 +182,6 @@ struct Backward {
       store_row(task.dk, j, 0, task.dk_sum + j * padded, Fwd::kLn2,
                 task.forward.kv.head_dim);  // Q held log2 e
       store_row(task.dv, j, 0, task.dv_sum + j * padded, 1.0f, task.forward.kv.head_dim);
-    }
-  }
-
-  static void run(const BackwardTask& task, std::byte* scratch) {
-    switch (task.forward.kv.dtype) {
-      case DType::bf16:
-        return run_as<bf16>(task, scratch);
-      case DType::f16:
-        return run_as<f16>(task, scratch);
-      default:
-        return run_as<float>(task, scratch);
     }
   }
 };

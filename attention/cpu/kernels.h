@@ -49,7 +49,7 @@ struct HeadRows {
 /// Writes `count` keys and values as tokens position … of the blocks.
 struct AppendTask {
   KvBlocks kv;
-  HeadRows k, v;  // f32 into any dtype, or the dtype of the blocks
+  HeadRows k, v;  // f32 into any dtype, or any dtype into f32
   std::int64_t position = 0, count = 0;
 };
 
@@ -115,8 +115,8 @@ struct ForwardTask {
 
 /// All queries, keys and values of one (sequence, key/value head).
 struct BackwardTask {
-  ForwardTask forward;      // with heads = 1, rows 0 … row_end; out and lse as the forward pass left them
-  KvBlocks swapped;         // the blocks of forward.kv with k and v exchanged: V [D][64], K [64][Dp]
+  ForwardTask forward;  // with heads = 1, rows 0 … row_end; out and lse as the forward pass left them
+  KvBlocks swapped;  // the blocks of forward.kv, which are f32, with k and v exchanged: V [D][64], K [64][Dp]
   HeadMatrix dout, dq;      // query heads
   HeadMatrix dk, dv;        // the key/value head
   float* dk_sum = nullptr;  // (keys rounded up to 64, Dp) workspace
