@@ -140,7 +140,9 @@ TrainRun::TrainRun(const TrainCommand& command, const Console& console, Communic
 Trainer TrainRun::make_trainer() {
   const TrainSettings& s = command_.settings;
   if (command_.init_from == "scratch") {
-    return Trainer::from_scratch(context_, s.model(data_.vocab_size), s.options(), communicator_);
+    ModelConfig config = s.model(data_.vocab_size);
+    if (data_.tokenizer) config.eos_token_id = data_.tokenizer->eos_id();
+    return Trainer::from_scratch(context_, config, s.options(), communicator_);
   }
   if (command_.init_from != "resume") {
     const Gpt2Source source = Gpt2Source::open(command_.init_from).value();
@@ -235,7 +237,7 @@ void TrainRun::evaluate(double tok_per_s) {
 void TrainRun::save(double val_loss) {
   const fs::path next = command_.out / ".next";
   make_folder(next);
-  trainer_.save_model(next).value();
+  trainer_.save_model(next, command_.settings.save_dtype == "bf16" ? DType::bf16 : DType::f32).value();
   sample(next);
   std::error_code error;
   if (val_loss < best_) {

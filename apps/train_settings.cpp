@@ -34,6 +34,7 @@ const TrainSetting kSettings[] = {
     {"eval_iters", &S::eval_iters, 1, kMany, "batches of each split in an evaluation"},
     {"seed", &S::seed, 0, 9e15, "of weights, batches and dropout"},
     {"compute", &S::compute, 0, 0, "f32, or bf16: factors of products"},
+    {"save_dtype", &S::save_dtype, 0, 0, "f32, or bf16: of the model in the out folder"},
 };
 
 template <class T>

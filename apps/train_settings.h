@@ -25,7 +25,7 @@ struct TrainSettings {
   double weight_decay = 0.1, beta1 = 0.9, beta2 = 0.99, grad_clip = 1;
   std::int64_t gradient_accumulation_steps = 1, eval_interval = 250, eval_iters = 20, seed = 1337;
   bool packed_documents = false;
-  std::string compute = "f32";
+  std::string compute = "f32", save_dtype = "f32";
 
   ModelConfig model(std::int64_t vocab_size) const;
   TrainOptions options() const;

@@ -292,8 +292,10 @@ std::string to_config_json(const ModelConfig& config) {
   }
   add("tie_word_embeddings", config.head == Head::tied ? "true" : "false");
   if (config.bias == Bias::absent) add("bias", "false");
-  if (config.bos_token_id) add("bos_token_id", std::to_string(*config.bos_token_id));
-  if (config.eos_token_id) add("eos_token_id", std::to_string(*config.eos_token_id));
+  // None is written, too: readers take GPT-2's 50256 for what is missing.
+  const auto id = [](std::optional<std::int64_t> value) { return value ? std::to_string(*value) : "null"; };
+  add("bos_token_id", id(config.bos_token_id));
+  add("eos_token_id", id(config.eos_token_id));
   return text + "\n}\n";
 }
 

@@ -257,9 +257,22 @@ std::size_t Trainer::nbytes() const noexcept {
   return 4 * state_->weights.size() + state_->pass.nbytes();
 }
 
-Result<void> Trainer::save_model(const std::filesystem::path& folder) const {
+Result<void> Trainer::save_model(const std::filesystem::path& folder, DType dtype) const {
+  require(dtype == DType::f32 || dtype == DType::bf16, Code::usage,
+          [&] { return "trainer: save_model: expected f32 or bf16, got " + std::string(dtype_name(dtype)); });
   if (auto wrote = write_file(folder / "config.json", to_config_json(state_->config)); !wrote) return wrote;
-  return write_safetensors(folder / "model.safetensors", parameters(), {{"format", "pt"}});
+  std::vector<NamedTensor> tensors = parameters();
+  std::vector<bf16> rounded;
+  if (dtype == DType::bf16) {
+    const float* const weights = floats(state_->weights);
+    rounded.resize(state_->weights.size() / sizeof(float));
+    std::transform(weights, weights + rounded.size(), rounded.begin(), [](float w) { return bf16(w); });
+    for (NamedTensor& tensor : tensors) {
+      tensor.view.data = rounded.data() + (static_cast<const float*>(tensor.view.data) - weights);
+      tensor.view.dtype = DType::bf16;
+    }
+  }
+  return write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
 }
 
 Result<void> Trainer::save_checkpoint(const std::filesystem::path& path, const Metadata& extra) const {

@@ -81,9 +81,9 @@ class Trainer {
   /// Bytes held: weights, gradient, moments, activations.
   std::size_t nbytes() const noexcept;
 
-  /// Writes config.json and model.safetensors (f32) into a folder that exists, each atomically: a model
-  /// folder but for the tokenizer. Error{output}.
-  Result<void> save_model(const std::filesystem::path& folder) const;
+  /// Writes config.json and model.safetensors, in f32 or rounded to bf16, into a folder that exists, each
+  /// atomically: a model folder but for the tokenizer. Error{output}.
+  Result<void> save_model(const std::filesystem::path& folder, DType dtype = DType::f32) const;
   /// Writes weights, moments and the iteration as one safetensors file, atomically, with `extra` among its
   /// metadata. Error{output}.
   Result<void> save_checkpoint(const std::filesystem::path& path, const Metadata& extra = {}) const;

@@ -61,9 +61,9 @@ class Generate(Folder):
             self.assertEqual(outputs.pop().count("\n"), 12)
 
     def test_stop_strings_end_the_text_before_them(self):
-        result = run("generate", "-p", "ROMEO:", "--temperature", 0, "-n", 64, "-q", "--stop", "a man,", "--no-display-prompt")
-        self.assertEqual(result.stdout, "\nI'll be \n")
-        rows = json.loads(run("generate", "-p", "ROMEO:", "--temperature", 0, "--stop", "a man,", "--output", "json").stdout)
+        result = run("generate", "-p", "ROMEO:", "--temperature", 0, "-n", 64, "-q", "--stop", "my lord,", "--no-display-prompt")
+        self.assertEqual(result.stdout, "\nI'll not, \n")
+        rows = json.loads(run("generate", "-p", "ROMEO:", "--temperature", 0, "--stop", "my lord,", "--output", "json").stdout)
         self.assertEqual(rows[0]["finish_reason"], "stop")
 
     def test_samples_are_separated(self):
@@ -243,9 +243,9 @@ class Others(Folder):
         self.assertEqual(count(run(*base, "--config", config, env={"INKLING_MAX_TOKENS": "3"})), 3)
 
     def test_config_file_has_sections_and_lists(self):
-        config = self.file("inkling.toml", 'temperature = 0\nmax-tokens = 9\n[generate]\nmax_tokens = 60\nstop = ["a man,", "zz"]\n')
+        config = self.file("inkling.toml", 'temperature = 0\nmax-tokens = 9\n[generate]\nmax_tokens = 60\nstop = ["my lord,", "zz"]\n')
         row = json.loads(run("generate", "-p", "ROMEO:", "--output", "json", "--config", config).stdout)[0]
-        self.assertEqual((row["text"], row["finish_reason"]), ("\nI'll be ", "stop"))
+        self.assertEqual((row["text"], row["finish_reason"]), ("\nI'll not, ", "stop"))
 
     def test_published_settings_yield_to_presets_and_flags(self):
         for name in ("config.json", "tokenizer.model", "model.safetensors"):

@@ -202,6 +202,7 @@ class Training(Folder):
         for code, args, says in ((2, ["--out-dir", out], "--data"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--n-layer", 0], "--n-layer"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--compute", "int8"], "--compute"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--save-dtype", "int8"], "--save-dtype"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--preset", "large"], "--preset"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--tokenizer", "bpe:many"], "--tokenizer"),
                                  (2, ["--data", self.data(), "--out-dir", self.folder / "run"], "--init-from resume"),

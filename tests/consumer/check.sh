@@ -13,7 +13,7 @@ cmake -S "$consumer" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/n
 cmake --build "$work/build" >/dev/null
 text=$("$work/build/consumer" "$model" "ROMEO:")
 echo "find_package: $text"
-grep -q "I'll be a man" <<<"$text"
+grep -q "I'll not, my lord" <<<"$text"
 
 lib=$(dirname "$(find "$work/prefix" -name libinkling_model.a)")
 export PKG_CONFIG_PATH="$lib/pkgconfig"

@@ -133,6 +133,27 @@ TEST_CASE("a saved model is the model that was trained") {
   CHECK(trainer.loss(batch) == doctest::Approx(sum / static_cast<double>(logprobs.size())).epsilon(1e-5));
 }
 
+TEST_CASE("a model is saved in f32 or rounded to bf16, and in nothing else") {
+  const Case c(1);
+  const TemporaryFolder folder;
+  ExecContext context({.threads = 1});
+  const Trainer trainer = Trainer::from_weights(context, c.source(), options_of(c.data));
+  trainer.save_model(folder.path(), DType::bf16).value();
+  const auto file = SafetensorsFile::open(folder.path() / "model.safetensors").value();
+  for (const NamedTensor& tensor : trainer.parameters()) {
+    CAPTURE(tensor.name);
+    REQUIRE(file.find(tensor.name) != nullptr);
+    const TensorView saved = file.find(tensor.name)->view;
+    REQUIRE(saved.dtype == DType::bf16);
+    REQUIRE(saved.shape == tensor.view.shape);
+    for (std::int64_t i = 0; i < saved.numel(); ++i) {
+      CHECK(static_cast<float>(saved.as<bf16>()[i]) == static_cast<float>(bf16(tensor.view.as<float>()[i])));
+    }
+  }
+  CHECK_THROWS_WITH_AS((void)trainer.save_model(folder.path(), DType::f16),
+                       "trainer: save_model: expected f32 or bf16, got f16", Error);
+}
+
 TEST_CASE("products of bf16 train too") {
   const Case c(0);
   ExecContext context({.threads = 2});
