@@ -23,6 +23,7 @@ struct Backward {
   using State = typename Fwd::State;
   static constexpr int L = V::kLanes;
   static constexpr int kBlockVectors = static_cast<int>(kKeyBlock) / L;
+  static constexpr std::int64_t kKeyRun = 16;  // keys that go together where rows see different ends
 
   struct Buffers {
     float *q, *dout, *dq;          // (48, Dp): Q in base-2 units, dO, the sum of dQ
@@ -72,7 +73,7 @@ struct Backward {
     const HeadMatrix outs{rows.out, rows.out_dtype, rows.out_row, rows.out_head};
     alignas(64) float out[kMaxHeadDim];
     for (std::int64_t r = 0; r < s.rows; ++r) {
-      const auto [query, head] = Fwd::place(rows, s, r);
+      const std::int64_t query = s.query[r], head = s.head[r];
       float* dout = b.dout + r * s.padded;
       load_row(task.dout, query, head, s, dout);
       load_row(outs, query, head, s, out);
@@ -87,12 +88,13 @@ struct Backward {
     Fwd::zero(b.dq, s.rows * s.padded);
   }
 
-  // Row r: scores to weights (with dropout) and dP to dS; zero where the row sees nothing.
+  // Row r: scores to weights (with dropout) and dP to dS; zero where the row sees nothing, whatever was
+  // there.
   static void differentiate_row(const BackwardTask& task, const ForwardTask& rows, const State& s,
                                 const Buffers& b, std::int64_t r, std::int64_t base, std::int64_t width) {
     float* scores = s.scores + r * kKeyBlock;
     float* dscores = b.dscores + r * kKeyBlock;
-    const auto [query, head] = Fwd::place(rows, s, r);
+    const std::int64_t query = s.query[r], head = s.head[r];
     if (rows.mask.any()) ScoreRows<V>::mask(rows.mask, query, head, base, width, scores);
     const std::int64_t lo = Fwd::low(s, r, base), hi = Fwd::high(s, r, base);
     const bool blind = b.lse[r] == Fwd::minus_infinity();
@@ -122,29 +124,33 @@ struct Backward {
     while (first < last && s.begin[last - 1] >= base + kKeyBlock) --last;
     if (first == last) return;
     const std::int64_t count = last - first, width = Fwd::high(s, last - 1, base);
-    const int vectors = static_cast<int>((width + L - 1) / L), dim_vectors = static_cast<int>(s.padded / L);
-    const std::ptrdiff_t scores = first * kKeyBlock, wide = first * s.padded;
-    // All 64 columns of what follows are defined: those that no product writes are zeroed here, or hidden
-    // later.
-    if (vectors < kBlockVectors) {
-      Fwd::zero(s.scores + scores, count * kKeyBlock);
-      Fwd::zero(b.dscores + scores, count * kKeyBlock);
-    }
-    product<V>(s.q + first * s.dim, s.dim, count, reinterpret_cast<const float*>(rows.kv.k(index)), kKeyBlock,
-               s.dim, vectors, s.scores + scores, kKeyBlock, Sum::start);
-    product<V>(b.dout + wide, s.padded, count, reinterpret_cast<const float*>(task.swapped.k(index)),
-               kKeyBlock, s.dim, vectors, b.dscores + scores, kKeyBlock, Sum::start);
-    for (std::int64_t r = first; r < last; ++r) differentiate_row(task, rows, s, b, r, base, width);
-    product<V>(b.dscores + scores, kKeyBlock, count, reinterpret_cast<const float*>(task.swapped.v(index)),
-               s.padded, width, dim_vectors, b.dq + wide, s.padded, Sum::go_on);
+    const int dim_vectors = static_cast<int>(s.padded / L);
+    const auto* k = reinterpret_cast<const float*>(rows.kv.k(index));
+    const auto* v = reinterpret_cast<const float*>(task.swapped.k(index));
+    const auto* k_rows = reinterpret_cast<const float*>(task.swapped.v(index));
+    Fwd::for_runs(s, first, last, base, [&](std::int64_t row, std::int64_t run, std::int64_t hi) {
+      Fwd::scores_of(s.q + row * s.dim, s.dim, run, k, s.dim, hi, s.scores + row * kKeyBlock);
+      Fwd::scores_of(b.dout + row * s.padded, s.padded, run, v, s.dim, hi, b.dscores + row * kKeyBlock);
+      for (std::int64_t r = row; r < row + run; ++r) differentiate_row(task, rows, s, b, r, base, width);
+      product<V>(b.dscores + row * kKeyBlock, kKeyBlock, run, k_rows, s.padded, hi, dim_vectors,
+                 b.dq + row * s.padded, s.padded, Sum::go_on);
+    });
     const std::int64_t squares = (count + L - 1) / L * L;  // whole ones, within the buffers
     const std::int64_t from = first + squares <= kQueryRows ? first : kQueryRows - squares;
     transpose<V>(s.scores + from * kKeyBlock, kKeyBlock, squares, kKeyBlock, b.weights_t, kQueryRows);
     transpose<V>(b.dscores + from * kKeyBlock, kKeyBlock, squares, kKeyBlock, b.dscores_t, kQueryRows);
-    product<V>(b.weights_t + (first - from), kQueryRows, width, b.dout + wide, s.padded, count, dim_vectors,
-               task.dv_sum + base * s.padded, s.padded, Sum::go_on);
-    product<V>(b.dscores_t + (first - from), kQueryRows, width, b.q + wide, s.padded, count, dim_vectors,
-               task.dk_sum + base * s.padded, s.padded, Sum::go_on);
+    // Keys in runs too, each over the rows that see any of it.
+    const std::int64_t step = Fwd::high(s, first, base) == width ? kKeyBlock : kKeyRun;
+    for (std::int64_t key = 0; key < width; key += step) {
+      const std::int64_t run = width - key < step ? width - key : step;
+      while (s.end[first] <= base + key) ++first;
+      const auto add = [&](const float* factors, const float* x, float* sum) {
+        product<V>(factors + key * kQueryRows + (first - from), kQueryRows, run, x + first * s.padded,
+                   s.padded, last - first, dim_vectors, sum + (base + key) * s.padded, s.padded, Sum::go_on);
+      };
+      add(b.weights_t, b.dout, task.dv_sum);
+      add(b.dscores_t, b.q, task.dk_sum);
+    }
   }
 
   static void store_row(const HeadMatrix& to, std::int64_t row, std::int64_t head, const float* from,
@@ -174,8 +180,7 @@ struct Backward {
       load_rows(task, rows, s, b);
       for (std::int64_t i = 0; i < blocks; ++i) block(task, rows, s, b, i);
       for (std::int64_t r = 0; r < s.rows; ++r) {
-        const auto [query, head] = Fwd::place(rows, s, r);
-        store_row(task.dq, query, head, b.dq + r * padded, rows.scale, s.dim);
+        store_row(task.dq, s.query[r], s.head[r], b.dq + r * padded, rows.scale, s.dim);
       }
     }
     for (std::int64_t j = 0; j < keys; ++j) {

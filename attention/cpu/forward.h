@@ -18,89 +18,22 @@
 #pragma once
 
 #include "attention/cpu/exp2.h"
-#include "attention/cpu/kernels.h"
 #include "attention/cpu/packed_rows.h"
+#include "attention/cpu/query_rows.h"
 #include "attention/cpu/score_mask.h"
 #include "engine/cpu/tile.h"
 
 namespace inkling::cpu {
 
 template <class V>
-struct Forward {
+struct Forward : QueryRows<V> {
   using F = typename V::F;
+  using Rows = QueryRows<V>;
+  using State = typename Rows::State;
+  using Rows::for_runs, Rows::high, Rows::low, Rows::minus_infinity, Rows::start, Rows::zero;
   static constexpr int L = V::kLanes;
   static constexpr std::size_t kAhead = std::size_t{8} << 10;
-  static constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
-
-  static float minus_infinity() { return -__builtin_inff(); }
-
-  // Everything a task keeps between blocks; rows of its first head come first.
-  struct State {
-    std::int64_t rows, head_rows, dim, padded;
-    std::int64_t *begin, *end;  // (rows) visible keys
-    float *q, *scores, *wide_k, *wide_v;
-    float *max, *sum, *acc;              // (rows), (rows, L), (rows, Dp) of the current split; sum by lanes
-    float *all_max, *all_sum, *all_acc;  // (rows), (rows), (rows, Dp) of the splits before
-  };
-
-  static State carve(const ForwardTask& task, std::byte* scratch) {
-    State s{};
-    s.head_rows = task.row_end - task.row_begin;
-    s.rows = task.heads * s.head_rows;
-    s.dim = task.kv.head_dim;
-    s.padded = task.kv.padded_dim();
-    auto* floats = reinterpret_cast<float*>(scratch);
-    const auto take = [&](std::int64_t count) {
-      float* part = floats;
-      floats += (count + 15) / 16 * 16;
-      return part;
-    };
-    s.q = take(kQueryRows * s.dim);
-    s.scores = take(kQueryRows * kKeyBlock);
-    s.acc = take(kQueryRows * s.padded);
-    s.all_acc = take(kQueryRows * s.padded);
-    s.wide_k = take(kKeyBlock * s.dim);
-    s.wide_v = take(kKeyBlock * s.padded);
-    s.sum = take(kQueryRows * L);
-    s.max = take(kQueryRows);
-    s.all_max = take(kQueryRows);
-    s.all_sum = take(kQueryRows);
-    s.begin = reinterpret_cast<std::int64_t*>(floats);
-    s.end = s.begin + kQueryRows;
-    return s;
-  }
-
-  struct Place {
-    std::int64_t query, head;
-  };
-  static Place place(const ForwardTask& task, const State& s, std::int64_t r) {
-    const std::int64_t row = task.row_begin + r % s.head_rows;
-    return {row / task.group, r / s.head_rows * task.group + row % task.group};
-  }
-
-  // Q in scratch, scaled into base-2 units, and what each row sees.
-  template <class T>
-  static void load_queries(const ForwardTask& task, const State& s) {
-    const float scale = task.scale * kLog2E;
-    for (std::int64_t r = 0; r < s.rows; ++r) {
-      const auto [query, head] = place(task, s, r);
-      const T* q = static_cast<const T*>(task.q) + query * task.q_row + head * task.q_head;
-      float* out = s.q + r * s.dim;
-      std::int64_t d = 0;
-      for (; d + L <= s.dim; d += L) V::store(out + d, V::mul(V::load(q + d), V::set1(scale)));
-      for (; d < s.dim; ++d) out[d] = static_cast<float>(q[d]) * scale;
-      const std::int64_t from = query + task.see_from, until = query + task.see_until;
-      s.begin[r] = from < 0 ? 0 : from;
-      s.end[r] = until < task.keys ? until : task.keys;
-      s.all_max[r] = minus_infinity();
-      s.all_sum[r] = 0.0f;
-    }
-    zero(s.all_acc, s.rows * s.padded);
-  }
-
-  static void zero(float* p, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; i += L) V::store(p + i, V::zero());
-  }
+  static constexpr float kLn2 = 0.693147180559945309f;
 
   static void scale_row(float* p, std::int64_t count, F factor) {
     for (std::int64_t i = 0; i < count; i += L) V::store(p + i, V::mul(V::load(p + i), factor));
@@ -137,6 +70,20 @@ struct Forward {
     V::store(sum, total);
   }
 
+  // A tile of one row at the edge of a mask, where calling one would cost more than its sums.
+  template <class W>
+  static void weigh_few(const State& s, std::int64_t row, std::int64_t lo, std::int64_t hi, const W* v,
+                        std::ptrdiff_t v_row) {
+    const float* weights = s.scores + row * kKeyBlock;
+    float* acc = s.acc + row * s.padded;
+    for (std::int64_t d = 0; d < s.padded; d += L) {
+      F sum = V::load(acc + d);
+      for (std::int64_t j = lo; j < hi; ++j)
+        sum = V::fma(V::set1(weights[j]), V::load(v + j * v_row + d), sum);
+      V::store(acc + d, sum);
+    }
+  }
+
   // acc += P · V for rows [first, last), each over its own visible keys lo … hi−1 of the block and in rising
   // order: rows of a tile share the keys that all of them see, the rest goes row by row.
   template <class W>
@@ -145,6 +92,7 @@ struct Forward {
     const int vectors = static_cast<int>(s.padded / L);
     const auto span = [&](std::int64_t row, std::int64_t rows, std::int64_t lo, std::int64_t hi) {
       if (lo >= hi) return;
+      if (rows == 1 && hi - lo < V::kTileRows) return weigh_few(s, row, lo, hi, v, v_row);
       product<V>(s.scores + row * kKeyBlock + lo, kKeyBlock, rows, v + lo * v_row, v_row, hi - lo, vectors,
                  s.acc + row * s.padded, s.padded, Sum::go_on);
     };
@@ -163,11 +111,12 @@ struct Forward {
     }
   }
 
-  static std::int64_t low(const State& s, std::int64_t r, std::int64_t base) {
-    return s.begin[r] > base ? s.begin[r] - base : 0;
-  }
-  static std::int64_t high(const State& s, std::int64_t r, std::int64_t base) {
-    return s.end[r] < base + kKeyBlock ? s.end[r] - base : kKeyBlock;
+  // out[r][j] = Σ_d x[r][d] · k[d][j] for j < hi, in whole vectors.
+  template <class K>
+  static void scores_of(const float* x, std::ptrdiff_t x_row, std::int64_t rows, const K* k, std::int64_t dim,
+                        std::int64_t hi, float* out) {
+    product<V>(x, x_row, rows, k, kKeyBlock, dim, static_cast<int>((hi + L - 1) / L), out, kKeyBlock,
+               Sum::start);
   }
 
   template <class W>
@@ -181,21 +130,17 @@ struct Forward {
   static void block_as(const ForwardTask& task, const State& s, std::int64_t first, std::int64_t last,
                        std::int64_t base, const K* k, const W* v, std::ptrdiff_t v_row) {
     const std::int64_t width = high(s, last - 1, base);
-    const int vectors = static_cast<int>((width + L - 1) / L);
-    product<V>(s.q + first * s.dim, s.dim, last - first, k, kKeyBlock, s.dim, vectors,
-               s.scores + first * kKeyBlock, kKeyBlock, Sum::start);
+    for_runs(s, first, last, base, [&](std::int64_t row, std::int64_t rows, std::int64_t hi) {
+      scores_of(s.q + row * s.dim, s.dim, rows, k, s.dim, hi, s.scores + row * kKeyBlock);
+    });
     for (std::int64_t r = first; r < last; ++r) {
       float* scores = s.scores + r * kKeyBlock;
-      if (task.mask.any()) {
-        const auto [query, head] = place(task, s, r);
-        ScoreRows<V>::mask(task.mask, query, head, base, width, scores);
-      }
+      if (task.mask.any()) ScoreRows<V>::mask(task.mask, s.query[r], s.head[r], base, width, scores);
+      const int vectors = static_cast<int>((high(s, r, base) + L - 1) / L);
       softmax_row(scores, vectors, low(s, r, base), high(s, r, base), s.max + r, s.sum + r * L,
                   s.acc + r * s.padded, s.padded);
-      if (task.dropout.threshold != 0) {
-        const auto [query, head] = place(task, s, r);
-        ScoreRows<V>::drop(task.dropout, query, head, base, width, scores);
-      }
+      if (task.dropout.threshold != 0)
+        ScoreRows<V>::drop(task.dropout, s.query[r], s.head[r], base, width, scores);
     }
     weigh_values(s, first, last, base, v, v_row);
   }
@@ -298,8 +243,9 @@ struct Forward {
 
   static void finish(const ForwardTask& task, const State& s) {
     for (std::int64_t r = 0; r < s.rows; ++r) {
-      const auto [query, head] = place(task, s, r);
+      const std::int64_t query = s.query[r], head = s.head[r];
       const float sum = s.all_sum[r], factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+      if (sum == 0.0f) zero(s.all_acc + r * s.padded, s.padded);  // nothing was folded into it
       const std::ptrdiff_t at = query * task.out_row + head * task.out_head;
       const float* acc = s.all_acc + r * s.padded;
       switch (task.out_dtype) {
@@ -318,22 +264,6 @@ struct Forward {
         task.lse[query * task.lse_row + head * task.lse_head] = lse;
       }
     }
-  }
-
-  static State start(const ForwardTask& task, std::byte* scratch) {
-    const State s = carve(task, scratch);
-    switch (task.q_dtype) {
-      case DType::bf16:
-        load_queries<bf16>(task, s);
-        break;
-      case DType::f16:
-        load_queries<f16>(task, s);
-        break;
-      default:
-        load_queries<float>(task, s);
-        break;
-    }
-    return s;
   }
 
   // Calls body(begin, end) with the type of the blocks for every split from `first` on that any row sees, at

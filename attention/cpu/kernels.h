@@ -144,7 +144,7 @@ constexpr std::size_t forward_scratch_bytes(std::int64_t head_dim) noexcept {
   const std::int64_t padded = (head_dim + 15) / 16 * 16;
   const std::int64_t floats =
       kQueryRows * (head_dim + kKeyBlock + 2 * padded + 16 + 4) + kKeyBlock * (head_dim + padded) + 8 * 16;
-  return static_cast<std::size_t>(floats) * sizeof(float) + kQueryRows * 2 * sizeof(std::int64_t) + 64;
+  return static_cast<std::size_t>(floats) * sizeof(float) + kQueryRows * 4 * sizeof(std::int64_t) + 64;
 }
 
 /// Scratch of one backward task: that of forward, and eight blocks more.
