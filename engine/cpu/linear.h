@@ -30,8 +30,12 @@ struct LinearKernels {
   static void linear_block(const LinearBlock& block) {
     auto* c = reinterpret_cast<float*>(block.scratch);  // (rows, NR)
     if (block.weight == nullptr) {
-      unpacked(block, c);
-      finish(block, c);
+      if (is_sum(block)) {
+        unpacked(block, block.out + block.row_begin * block.out_stride + block.panel * NR, block.out_stride);
+      } else {
+        unpacked(block, c, NR);
+        finish(block, c);
+      }
       return;
     }
     const std::byte* panel = block.weight->panel_data(block.panel);
@@ -90,11 +94,17 @@ struct LinearKernels {
     return columns >= NR ? NV : static_cast<int>((columns + L - 1) / L);
   }
 
+  /// Whether the sums are the output, in whole vectors: they then need no other place.
+  static bool is_sum(const LinearBlock& b) {
+    return b.format == WeightFormat::f32 && b.bias == nullptr && b.pre_activation == nullptr &&
+           b.activation == Activation::none && b.residual == nullptr && b.n % L == 0;
+  }
+
   // --- a matrix that is packed on the way: each chunk of the panel serves all rows of the block
   // --------------------------------------------
-  static void unpacked(const LinearBlock& b, float* c) {
-    float* wide = c + kMatrixRows * NR;                          // (kChunk, NR)
-    auto* narrow = reinterpret_cast<bf16*>(wide + kChunk * NR);  // as much in bf16
+  static void unpacked(const LinearBlock& b, float* c, std::ptrdiff_t ldc) {
+    float* wide = reinterpret_cast<float*>(b.scratch) + kMatrixRows * NR;  // (kChunk, NR)
+    auto* narrow = reinterpret_cast<bf16*>(wide + kChunk * NR);            // as much in bf16
     const std::int64_t rows = b.row_end - b.row_begin;
     for (std::int64_t begin = 0; begin < b.k; begin += kChunk) {
       const std::int64_t count = b.k - begin < kChunk ? b.k - begin : kChunk;
@@ -113,7 +123,7 @@ struct LinearKernels {
         }
       }
       const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride + begin;
-      product<V, float>(x, b.rows.stride, rows, wide, NR, count, vectors_of(b), c, NR, sum);
+      product<V, float>(x, b.rows.stride, rows, wide, NR, count, vectors_of(b), c, ldc, sum);
     }
   }
 
