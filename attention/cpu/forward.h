@@ -3,18 +3,18 @@
 // of one ISA.
 //
 //   out[r] = Σ_j p_j v_j / Σ_j p_j,   p_j = 2^(s_j − m),   s_j = (scale · log2 e · q_r) · k_j,   m = running
-//   max of s
+//   max of s, or up to kRise less
 //
 // Shapes: Q (48, D), S (48, 64), accumulator (48, Dp) as f32 in scratch; K [D][64] and V [64][Dp] blocks of
 // f32, or of bf16 or f16, widened exactly. Sources: online softmax, Milakov & Gimelshein 2018; tiling,
 // FlashAttention-2 (Dao 2023, Alg. 1); splits, Flash-Decoding. Numerics: per row, keys in blocks of 64 from
 // position 0; one FMA chain per score over rising d and per output over rising j; partial results of 512 keys
-// folded in order. A row rescales only when its own maximum rises (a factor of 1 would change nothing) and
-// meets no key that it does not see, so its bits depend on nothing but itself. Tolerance against f64: 4e-6 ·
-// √D relative to max |v| for f32. Oracle: math backend and tests/attention. Cost: 4·D flops per (row, key);
-// one block of K and V (32 KiB at D = 64, f32) stays in L1/L2 for all 48 rows, so prefill is bound by FMA and
-// decode (1 row) by reading K and V once. Measured: attention/README.md.
-// Longer than a header: it is the source of one loop, compiled once per ISA.
+// folded in order. m follows a row's own maximum by steps of kRise or more, so that it seldom rescales, and a
+// row meets no key that it does not see, so its bits depend on nothing but itself. Tolerance against f64:
+// 4e-6 · √D relative to max |v| for f32. Oracle: math backend and tests/attention. Cost: 4·D flops per (row,
+// key); one block of K and V (32 KiB at D = 64, f32) stays in L1/L2 for all 48 rows, so prefill is bound by
+// FMA and decode (1 row) by reading K and V once. Measured: attention/README.md. Longer than a header: it is
+// the source of one loop, compiled once per ISA.
 #pragma once
 
 #include "attention/cpu/exp2.h"
@@ -33,6 +33,9 @@ struct Forward : QueryRows<V> {
   using Rows::for_runs, Rows::high, Rows::low, Rows::minus_infinity, Rows::start, Rows::zero;
   static constexpr int L = V::kLanes;
   static constexpr std::size_t kAhead = std::size_t{8} << 10;
+  // A weight may be 2^kRise before its row is rescaled (FlashAttention-4): f32 has room, and sums keep their
+  // relative error. The branch is then seldom taken and well predicted.
+  static constexpr float kRise = 8.0f;
   static constexpr float kLn2 = 0.693147180559945309f;
 
   static void scale_row(float* p, std::int64_t count, F factor) {
@@ -53,7 +56,7 @@ struct Forward : QueryRows<V> {
     F top = V::load(s);
     for (int v = 1; v < vectors; ++v) top = V::max(top, V::load(s + v * L));
     const float block_max = V::reduce_max(top);
-    if (block_max > *max) {
+    if (block_max > *max + kRise) {
       const F factor = exp2<V>(V::set1(*max - block_max));
       V::store(sum, V::mul(V::load(sum), factor));
       scale_row(acc, padded, factor);
