@@ -1,7 +1,8 @@
 // inkling bench: tokens per second of a model, in the manner of llama-bench.
 //
 // ppN: one prefill of N random ids with the logits of the last. tgN: N decode steps of B sequences from an
-// empty context, the next ids random, so that the forward alone is timed. Each is run once to warm up.
+// empty context, or "tgN @ dD" after D tokens; the next ids random, so that the forward alone is timed. Each
+// is run once to warm up.
 #include <algorithm>
 #include <memory>
 #include <random>
@@ -26,6 +27,7 @@ enum class Table : std::uint8_t { md, csv, json };
 struct BenchOptions {
   ModelOptions model;
   std::vector<std::int64_t> prompts{512}, tokens{128}, batches{1};
+  std::int64_t depth = 0;
   int repeats = 5;
   Table table = Table::md;
   bool ceiling = false;
@@ -69,9 +71,10 @@ class Bench {
       if (n > 0) done(measure("pp" + std::to_string(n), 1, prefill_ceiling(n), [&] { return prefill(n); }));
     }
     for (const std::int64_t n : options_.tokens) {
+      const std::string name =
+          "tg" + std::to_string(n) + (options_.depth == 0 ? "" : " @ d" + std::to_string(options_.depth));
       for (const std::int64_t b : options_.batches) {
-        if (n > 0)
-          done(measure("tg" + std::to_string(n), b, decode_ceiling(b), [&] { return decode(n, b); }));
+        if (n > 0) done(measure(name, b, decode_ceiling(b), [&] { return decode(n, b); }));
       }
     }
     return rows;
@@ -94,23 +97,35 @@ class Bench {
   }
 
   double prefill(std::int64_t length) {
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(length));
-    std::generate(ids.begin(), ids.end(), [&] { return random_id(); });
+    const std::vector<std::int32_t> ids = random_ids(length);
     KvSequence sequence(pool_);
     const double start = now();
-    sequence.reserve(length);
-    batch_.clear();
-    batch_.add(sequence, ids, 1);
-    forward_.run(batch_);
+    run(sequence, ids, 1);
     (void)forward_.logits();
     context_.backend().synchronise();
     check_interrupt();
     return static_cast<double>(length) / (now() - start);
   }
 
+  std::vector<std::int32_t> random_ids(std::int64_t count) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
+    std::generate(ids.begin(), ids.end(), [&] { return random_id(); });
+    return ids;
+  }
+  void run(KvSequence& sequence, std::span<const std::int32_t> ids, std::int64_t wanted) {
+    sequence.reserve(static_cast<std::int64_t>(ids.size()));
+    batch_.clear();
+    batch_.add(sequence, ids, wanted);
+    forward_.run(batch_);
+  }
+
   double decode(std::int64_t steps, std::int64_t count) {
     std::vector<KvSequence> sequences;
     for (std::int64_t i = 0; i < count; ++i) sequences.emplace_back(pool_);
+    if (options_.depth > 0) {
+      for (KvSequence& sequence : sequences) run(sequence, random_ids(options_.depth), 0);
+    }
+    context_.backend().synchronise();
     const double start = now();
     for (std::int64_t step = 0; step < steps; ++step) {
       batch_.clear();
@@ -229,10 +244,12 @@ void bench(const BenchOptions& o, const Console& console) {
   const std::int64_t most = workspace.positions();
   for (const auto* lengths : {&o.prompts, &o.tokens}) {
     for (const std::int64_t n : *lengths) {
-      if (n <= most) continue;
+      const std::int64_t before = lengths == &o.tokens ? o.depth : 0;
+      if (n == 0 || n + before <= most) continue;
       throw Error(Code::input, std::string(lengths == &o.prompts ? "--prompt" : "--tokens") +
                                    ": expected at most the model's " + std::to_string(most) +
-                                   " positions, got " + std::to_string(n));
+                                   " positions, got " + std::to_string(n) +
+                                   (before == 0 ? "" : " after " + std::to_string(before)));
     }
   }
   const std::vector<Row> rows = Bench(o, workspace, console).run();
@@ -261,6 +278,8 @@ void add_bench(Program& program) {
               numbers(o->prompts, 0, kMaxPositions));
   options.add("-n,--tokens", "N,..", "steps of decoding: tests tgN; 0: none [128]",
               numbers(o->tokens, 0, kMaxPositions));
+  options.add("-d,--depth", "N", "tokens in the context before decoding [0]",
+              whole<std::int64_t>(o->depth, 0, kMaxPositions));
   options.add("-b,--batch", "N,..", "sequences decoded together [1]", numbers(o->batches, 1, 1 << 16));
   options.add("-r,--repeats", "N", "measurements of each, after one to warm up [5]",
               whole(o->repeats, 1, 10'000));

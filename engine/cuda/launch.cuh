@@ -6,6 +6,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <map>
+#include <utility>
 
 #include "engine/dtype.h"
 
@@ -24,14 +26,32 @@ cudaError_t with_type(DType dtype, const Body& body) {
   }
 }
 
-/// Raises the kernel's shared memory to `bytes`.
+/// Raises the kernel's shared memory to `bytes` on the current device, and says whether its code can wait for
+/// the kernel before it. The driver is asked once per kernel, device and thread: it takes longer than a
+/// launch.
 template <class Kernel>
-cudaError_t allow_shared(Kernel* kernel, std::size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
+cudaError_t prepare(Kernel* kernel, std::size_t bytes, bool& waits) {
+  struct Known {
+    std::size_t bytes = 48 * 1024;  // of shared memory that it may have
+    bool asked = false, waits = false;
+  };
+  thread_local std::map<std::pair<Kernel*, int>, Known> all;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  Known& known = all[{kernel, device}];
   const auto* const function = reinterpret_cast<const void*>(kernel);
+  if (!known.asked) {
+    cudaFuncAttributes code{};
+    if (const cudaError_t error = cudaFuncGetAttributes(&code, function); error != cudaSuccess) return error;
+    known.waits = code.ptxVersion >= 90;
+    known.asked = true;
+  }
+  waits = known.waits;
+  if (bytes <= known.bytes) return cudaSuccess;
   const cudaError_t error =
       cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (error != cudaSuccess) return error;
+  known.bytes = bytes;
   // Without this the driver may keep L1 large and leave room for one block where two would fit.
   return cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                               cudaSharedmemCarveoutMaxShared);
@@ -42,7 +62,8 @@ template <class Kernel, class... Args>
 cudaError_t launch(Kernel* kernel, dim3 grid, int threads, std::size_t bytes, cudaStream_t stream,
                    const Args&... args) {
   if (grid.x == 0) return cudaSuccess;
-  if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
+  bool waits = false;
+  if (const cudaError_t error = prepare(kernel, bytes, waits); error != cudaSuccess) return error;
   kernel<<<grid, threads, bytes, stream>>>(args...);
   return cudaGetLastError();
 }
@@ -62,12 +83,8 @@ template <class Kernel, class... Args>
 cudaError_t launch_chained(Kernel* kernel, const Grid& grid, int threads, std::size_t bytes,
                            cudaStream_t stream, const Args&... args) {
   if (grid.blocks.x == 0) return cudaSuccess;
-  if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
-  cudaFuncAttributes code{};
-  if (const cudaError_t error = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(kernel));
-      error != cudaSuccess) {
-    return error;
-  }
+  bool waits = false;
+  if (const cudaError_t error = prepare(kernel, bytes, waits); error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -79,7 +96,7 @@ cudaError_t launch_chained(Kernel* kernel, const Grid& grid, int threads, std::s
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = code.ptxVersion < 90 ? 0 : grid.cluster > 1 ? 2 : 1;
+  config.numAttrs = !waits ? 0 : grid.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 

@@ -17,13 +17,16 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
 
 /// The driver's encoder, found through the runtime so that nothing links against the driver.
 inline cudaError_t find_encoder(EncodeTiled& encode) {
+  thread_local EncodeTiled known = nullptr;  // asking takes longer than a launch
+  encode = known;
+  if (known != nullptr) return cudaSuccess;
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   const cudaError_t error =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
   if (error != cudaSuccess) return error;
   if (found != cudaDriverEntryPointSuccess) return cudaErrorSymbolNotFound;
-  encode = reinterpret_cast<EncodeTiled>(entry);
+  encode = known = reinterpret_cast<EncodeTiled>(entry);
   return cudaSuccess;
 }
 

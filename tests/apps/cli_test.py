@@ -264,6 +264,9 @@ class Others(Folder):
         self.assertEqual([(r["test"], r["batch"]) for r in rows], [("pp16", 1), ("tg4", 1), ("tg4", 2)])
         self.assertEqual(set(rows[0]), {"model", "dtype", "quant", "threads", "isa", "test", "batch", "tok_per_s", "rss_mb", "load_ms"})
         self.assertLessEqual(rows[0]["tok_per_s"]["min"], rows[0]["tok_per_s"]["median"])
+        deep = json.loads(run("bench", "-p", 0, "-n", 4, "-d", 16, "-r", 1, "--output", "json").stdout)
+        self.assertEqual([r["test"] for r in deep], ["tg4 @ d16"])
+        self.fails(7, "bench", "-p", 0, "-n", 4, "-d", 254, says="got 4 after 254")
 
     def test_inspect_and_doctor_explain(self):
         explained = run("inspect", "--explain").stdout
