@@ -119,6 +119,18 @@ void log_softmax(ExecContext& context, TensorView x) {
   if (x.numel() > 0) context.backend().log_softmax(x);
 }
 
+void top(ExecContext& context, const TopArgs& args) {
+  check_rows(args.x, "top: x");
+  check_rows(args.values, "top: values");
+  const std::int64_t k = args.values.shape[1];
+  check(args.values.shape[0] == args.x.shape[0] && args.values.contiguous() && k >= 1 && k <= kMostTop &&
+            k <= args.x.shape[1] && args.ids != nullptr,
+        "top: values: expected a contiguous row of 1 to min(N, 1024) for each of x, and ids",
+        [&] { return args.values.shape_string() + " of " + args.x.shape_string(); });
+  const ProfileRange range(context, "top", [&] { return elementwise(args.x, 1); });
+  if (args.x.shape[0] > 0) context.backend().top(args);
+}
+
 void activate(ExecContext& context, TensorView x, Activation activation) {
   check_rows(x, "activate: x");
   const ProfileRange range(context, "activate", [&] { return elementwise(x, 2); });

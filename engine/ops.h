@@ -73,6 +73,16 @@ void log_softmax(ExecContext& context, TensorView x);
 /// In place: x = activation(x).
 void activate(ExecContext& context, TensorView x, Activation activation);
 
+/// The k largest of each row, the largest first, ties by rising index: what a token is drawn from, without
+/// the row. No NaN.
+struct TopArgs {
+  TensorView x;                 ///< (M, N) f32
+  TensorView values;            ///< (M, k) f32, contiguous, 1 ≤ k ≤ min(N, kMostTop)
+  std::int32_t* ids = nullptr;  ///< (M, k)
+};
+inline constexpr std::int64_t kMostTop = 1024;
+void top(ExecContext& context, const TopArgs& args);
+
 /// A matrix as a file holds it: element (k, n) at data + (k·k_stride + n·n_stride) elements. f32, f16 or
 /// bf16.
 struct MatrixSource {

@@ -269,6 +269,18 @@ DType Forward::default_kv_dtype() const noexcept {
   return model_.format() == WeightFormat::f32 ? DType::f32 : DType::bf16;
 }
 
+Forward::TopRows Forward::top(std::int64_t k) {
+  const auto count = static_cast<std::size_t>(wanted_ * k);
+  const std::size_t bytes = count * (sizeof(float) + sizeof(std::int32_t));
+  if (device_top_.size() < bytes) device_top_ = context_.backend().allocate(std::bit_ceil(bytes));
+  if (host_top_.size() < bytes) host_top_ = context_.backend().allocate_on_host(std::bit_ceil(bytes));
+  const TensorView values(device_top_.data(), DType::f32, {wanted_, k});
+  inkling::top(context_, {logits(), values, reinterpret_cast<std::int32_t*>(device_top_.data()) + count});
+  context_.backend().copy_out(host_top_.data(), device_top_.data(), bytes);
+  const auto* ids = reinterpret_cast<const std::int32_t*>(host_top_.data()) + count;
+  return {{reinterpret_cast<const float*>(host_top_.data()), count}, {ids, count}};
+}
+
 TensorView Forward::on_host(const TensorView& rows) {
   if (context_.device() == Device::cpu) return rows;
   const std::size_t bytes = static_cast<std::size_t>(rows.shape[0] * rows.stride[0]) * sizeof(float);

@@ -39,6 +39,13 @@ class Forward {
   TensorView logits(std::int64_t begin, std::int64_t count);
   /// All wanted rows.
   TensorView logits() { return logits(0, wanted_); }
+  /// The k ≤ kMostTop largest logits of every wanted row, where the host can read them, good until the next
+  /// call: (wanted, k) each, in the order of top() in engine/ops.h. A device sends these and not the rows.
+  struct TopRows {
+    std::span<const float> logits;
+    std::span<const std::int32_t> ids;
+  };
+  TopRows top(std::int64_t k);
   /// Rows of f32 where the host can read them: `rows` itself on the CPU, else a copy that is good until the
   /// next call.
   TensorView on_host(const TensorView& rows);
@@ -75,7 +82,7 @@ class Forward {
   ExecContext& context_;
   ArenaPlan plan_, logits_plan_;
   Arena arena_, logits_arena_;
-  Buffer host_rows_, device_lists_;
+  Buffer host_rows_, host_top_, device_lists_, device_top_;
   std::unique_ptr<Recorder> recorder_;
   std::vector<std::int32_t> wanted_rows_;  // (R) rows of the batch whose logits are wanted
   std::vector<std::int32_t> host_lists_;   // ids, positions and wanted rows, on their way to a GPU

@@ -219,7 +219,7 @@ bool Generator::step() {
 }
 
 // The other samples of a prompt that is now in the cache. They draw from the same logits.
-void Generator::fork(Sequence& s, const float* logits) {
+void Generator::fork(Sequence& s, std::int64_t row) {
   if (!std::exchange(s.forks_to_come, false)) return;
   for (std::uint32_t i = 1; i < s.request->samples; ++i) {
     auto other = std::make_unique<Sequence>(pool_);
@@ -232,22 +232,41 @@ void Generator::fork(Sequence& s, const float* logits) {
     other->forgotten = s.forgotten;
     other->dropped = s.dropped;
     other->top.reserve(s.top.capacity());
-    draws_.push_back({other.get(), logits});
+    draws_.push_back({other.get(), row});
     active_.push_back(std::move(other));
   }
 }
 
+// How many of the likeliest tokens suffice for every draw of the step; 0: whole rows are wanted, as they are
+// on the CPU, where they need not travel.
+std::int64_t Generator::top_wanted() const {
+  if (model_.device() == Device::cpu) return 0;
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+  std::int64_t most = 0;
+  for (const Draw& draw : draws_) {
+    const std::int64_t count =
+        Sampler::top_wanted(vocab, draw.sequence->request->config, model_.config().eos_token_id);
+    if (count == 0 || count > kMostTop) return 0;
+    most = std::max(most, count);
+  }
+  return most;
+}
+
 // Draws for all sequences whose tokens are all in the cache, side by side when there are several.
 void Generator::draw_all() {
-  const TensorView logits = forward_.on_host(forward_.logits());
   draws_.clear();
   for (std::size_t b = 0; b < stepped_.size(); ++b) {
     if (batch_.cu_wanted[b] == batch_.cu_wanted[b + 1]) continue;
-    const float* row = logits.as<float>() + batch_.cu_wanted[b] * logits.stride[0];
-    draws_.push_back({stepped_[b], row});
-    fork(*stepped_[b], row);
+    draws_.push_back({stepped_[b], batch_.cu_wanted[b]});
+    fork(*stepped_[b], batch_.cu_wanted[b]);
   }
   if (draws_.empty()) return;
+  top_count_ = top_wanted();
+  if (top_count_ > 0) {
+    top_ = forward_.top(top_count_);
+  } else {
+    logits_ = forward_.on_host(forward_.logits());
+  }
   const ProfileRange range(forward_.context(), "sample");
   if (draws_.size() == 1) return draw(samplers_[0], draws_[0]);
   forward_.context().pool().run(
@@ -259,8 +278,17 @@ void Generator::draw_all() {
 void Generator::draw(Sampler& sampler, const Draw& draw) const {
   Sequence& s = *draw.sequence;
   const GenerationConfig& config = s.request->config;
-  const std::span logits(draw.logits, static_cast<std::size_t>(model_.config().vocab_size));
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
   const DrawKey key{s.request->seed, static_cast<std::uint32_t>(s.tokens.size()), s.sample};
+  if (top_count_ > 0) {
+    const auto begin = static_cast<std::size_t>(draw.row * top_count_),
+               count =
+                   static_cast<std::size_t>(Sampler::top_wanted(vocab, config, model_.config().eos_token_id));
+    s.drawn.id = sampler.draw({top_.logits.subspan(begin, count), top_.ids.subspan(begin, count)}, config,
+                              key, model_.config().eos_token_id);
+    return;
+  }
+  const std::span logits(logits_.as<float>() + draw.row * logits_.stride[0], vocab);
   s.drawn.id = sampler.draw(logits, config, s.tokens, key, model_.config().eos_token_id);
   if (config.logprobs < 0) return;
   const double lse = Sampler::log_sum_exp(logits);

@@ -98,16 +98,17 @@ class Generator {
 
  private:
   struct Sequence;
-  struct Draw {  // a token to draw from a row of logits
+  struct Draw {  // a token to draw from a row of logits, or from its likeliest alone
     Sequence* sequence;
-    const float* logits;  // (V)
+    std::int64_t row;
   };
   void check_fit(GenerationRequest& request, std::int64_t& dropped) const;
   void admit();
   void make_room(Sequence& sequence);
   bool reserve(std::size_t index, std::int64_t count);
   void fill_batch();
-  void fork(Sequence& sequence, const float* logits);
+  void fork(Sequence& sequence, std::int64_t row);
+  std::int64_t top_wanted() const;
   void draw_all();
   void draw(Sampler& sampler, const Draw& draw) const;
   void emit(Sequence& sequence);
@@ -123,7 +124,10 @@ class Generator {
   std::vector<std::unique_ptr<Sequence>> active_;  // the oldest first
   std::vector<Sequence*> stepped_;                 // the sequences of batch_
   std::vector<Draw> draws_;
-  bool stepping_ = false;  // sequences must stay where they are
+  TensorView logits_;  // of the step, on the host; or
+  Forward::TopRows top_;
+  std::int64_t top_count_ = 0;  // per row of top_; 0: there are logits_
+  bool stepping_ = false;       // sequences must stay where they are
   std::uint64_t next_id_ = 1;
 };
 

@@ -86,7 +86,9 @@ void Sampler::reserve(std::size_t vocab, std::size_t history, const GenerationCo
   const auto within = [vocab](std::int64_t k) {
     return std::min(vocab, static_cast<std::size_t>(std::max<std::int64_t>(k, 0)));
   };
-  const std::size_t kept = config.temperature == 0.0 ? 0 : config.top_k > 0 ? within(config.top_k) : vocab;
+  const std::size_t kept = config.temperature == 0.0 ? 2
+                           : config.top_k > 0        ? within(config.top_k) + 1
+                                                     : vocab;
   candidates_.reserve(std::max(kept, within(config.logprobs)));
   pool_.reserve(kept);
   blocks_.reserve(vocab / kBlock + 1);
@@ -114,23 +116,55 @@ std::span<const TokenLogprob> Sampler::top(std::span<const float> logits, double
   return top_;
 }
 
+namespace {
+
+bool penalises(const GenerationConfig& config) {
+  return config.repetition_penalty != 1.0 || config.presence_penalty != 0.0 ||
+         config.frequency_penalty != 0.0;
+}
+
+/// Whether a draw changes logits first, beside that of the end.
+bool adjusts(const GenerationConfig& config) {
+  return !config.logit_bias.empty() || penalises(config) || config.no_repeat_ngram_size != 0;
+}
+
+bool forbids(const GenerationConfig& config, std::optional<std::int64_t> eos) {
+  return config.ignore_eos && eos.has_value();
+}
+
+double scale_of(const GenerationConfig& config) {
+  return std::min(1.0 / config.temperature, kMostScale);
+}
+
+double unit_of(const DrawKey& key) {
+  const PhiloxWords words = philox({key.position, key.sample, 0, 0}, key.seed);
+  return philox_unit(words[0], words[1]);
+}
+
+}  // namespace
+
+std::int64_t Sampler::top_wanted(std::size_t vocab, const GenerationConfig& config,
+                                 std::optional<std::int64_t> eos) {
+  if (config.logprobs >= 0 || adjusts(config)) return 0;
+  const std::int64_t spare = forbids(config, eos) ? 1 : 0;
+  if (config.temperature == 0.0) return std::min<std::int64_t>(1 + spare, static_cast<std::int64_t>(vocab));
+  return config.top_k > 0 && static_cast<std::size_t>(config.top_k) < vocab ? config.top_k + spare : 0;
+}
+
 // The logits themselves when nothing asks for a change, else a changed copy.
 std::span<const float> Sampler::adjust(std::span<const float> logits, const GenerationConfig& config,
                                        std::span<const std::int32_t> history,
                                        std::optional<std::int64_t> eos) {
-  const bool penalties =
-      config.repetition_penalty != 1.0 || config.presence_penalty != 0.0 || config.frequency_penalty != 0.0;
-  const bool ban_eos = config.ignore_eos && eos.has_value();
-  if (config.logit_bias.empty() && !penalties && config.no_repeat_ngram_size == 0 && !ban_eos) return logits;
+  if (!adjusts(config) && !forbids(config, eos)) return logits;
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : config.logit_bias) {
     adjusted_[static_cast<std::size_t>(id)] += static_cast<float>(bias);
   }
-  if (penalties) penalise(config, history);
+  if (penalises(config)) penalise(config, history);
   if (config.no_repeat_ngram_size > 0) {
     forbid_repeats(static_cast<std::size_t>(config.no_repeat_ngram_size), history);
   }
-  if (ban_eos) adjusted_[static_cast<std::size_t>(*eos)] = kNever;
+  if (forbids(config, eos)) adjusted_[static_cast<std::size_t>(*eos)] = kNever;
   return adjusted_;
 }
 
@@ -295,31 +329,53 @@ std::int32_t Sampler::draw(std::span<const float> given, const GenerationConfig&
   if (config.temperature == 0.0) {
     return static_cast<std::int32_t>(std::find(logits.begin(), logits.end(), top) - logits.begin());
   }
-  const double scale = std::min(1.0 / config.temperature, kMostScale);
-  const PhiloxWords words = philox({key.position, key.sample, 0, 0}, key.seed);
-  const double unit = philox_unit(words[0], words[1]);
+  const double scale = scale_of(config);
 
-  double total = 0.0;
   if (config.top_k > 0 && static_cast<std::size_t>(config.top_k) < logits.size()) {
     select(logits, static_cast<std::size_t>(config.top_k));
-    for (Candidate& c : candidates_)
-      total += c.weight = std::exp((static_cast<double>(c.rank) - static_cast<double>(top)) * scale);
-  } else {
-    blocks_.clear();
-    for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-      blocks_.push_back(block_weight(block_of(logits, begin), top, static_cast<float>(scale)));
-      total += blocks_.back();
-    }
-    if (config.top_p >= 1.0 && config.min_p <= 0.0 && config.typical_p >= 1.0) {
-      return pick_any(logits, top, static_cast<float>(scale), unit);
-    }
-    collect(logits, config, top, scale, total);
+    return draw_candidates(top, scale, config, key);
   }
+  double total = 0.0;
+  blocks_.clear();
+  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    blocks_.push_back(block_weight(block_of(logits, begin), top, static_cast<float>(scale)));
+    total += blocks_.back();
+  }
+  if (config.top_p >= 1.0 && config.min_p <= 0.0 && config.typical_p >= 1.0) {
+    return pick_any(logits, top, static_cast<float>(scale), unit_of(key));
+  }
+  collect(logits, config, top, scale, total);
+  return cut_and_pick(total, config, key);
+}
+
+std::int32_t Sampler::draw(const TopLogits& top, const GenerationConfig& config, const DrawKey& key,
+                           std::optional<std::int64_t> eos) {
+  candidates_.clear();
+  for (std::size_t i = 0; i < top.ids.size(); ++i) {
+    if (!forbids(config, eos) || top.ids[i] != *eos) candidates_.push_back({top.logits[i], top.ids[i], 0.0});
+  }
+  if (candidates_.empty() || !(candidates_.front().rank > kNever)) return 0;
+  if (config.temperature == 0.0) return candidates_.front().id;
+  candidates_.resize(std::min(candidates_.size(), static_cast<std::size_t>(config.top_k)));
+  return draw_candidates(candidates_.front().rank, scale_of(config), config, key);
+}
+
+// From candidates_, the top-k by falling logit.
+std::int32_t Sampler::draw_candidates(float top, double scale, const GenerationConfig& config,
+                                      const DrawKey& key) {
+  double total = 0.0;
+  for (Candidate& c : candidates_)
+    total += c.weight = std::exp((static_cast<double>(c.rank) - static_cast<double>(top)) * scale);
+  return cut_and_pick(total, config, key);
+}
+
+// What the cuts leave of candidates_, whose weights sum to `total`, and one of those.
+std::int32_t Sampler::cut_and_pick(double total, const GenerationConfig& config, const DrawKey& key) {
   if (config.top_p < 1.0) keep_mass(config.top_p * total);
   if (config.min_p > 0.0)
     std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < config.min_p; });
   if (config.typical_p < 1.0) keep_typical(config.typical_p);
-  return pick(unit);
+  return pick(unit_of(key));
 }
 
 }  // namespace inkling

@@ -33,8 +33,19 @@ struct DrawKey {
   std::uint32_t sample = 0;    ///< among the samples of one prompt
 };
 
+/// The likeliest tokens of a row of logits, the first of a falling order, ties by rising id.
+struct TopLogits {
+  std::span<const float> logits;
+  std::span<const std::int32_t> ids;
+};
+
 class Sampler {
  public:
+  /// How many of the likeliest tokens a draw with `config` looks at, so that they can stand for the whole
+  /// row; 0: it wants the row.
+  static std::int64_t top_wanted(std::size_t vocab, const GenerationConfig& config,
+                                 std::optional<std::int64_t> eos);
+
   /// Takes the memory that draws with `config` need after up to `history` tokens, so that none allocates.
   void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);
 
@@ -42,6 +53,10 @@ class Sampler {
   /// forbids. A row without a finite logit gives id 0.
   std::int32_t draw(std::span<const float> logits, const GenerationConfig& config,
                     std::span<const std::int32_t> history, const DrawKey& key,
+                    std::optional<std::int64_t> eos = std::nullopt);
+
+  /// The same draw, to the bit, from the top_wanted() likeliest tokens of the row.
+  std::int32_t draw(const TopLogits& top, const GenerationConfig& config, const DrawKey& key,
                     std::optional<std::int64_t> eos = std::nullopt);
 
   /// log Σ e^logit: a token's log-probability under the model's own distribution (no temperature, no penalty)
@@ -60,6 +75,8 @@ class Sampler {
 
   std::span<const float> adjust(std::span<const float> logits, const GenerationConfig& config,
                                 std::span<const std::int32_t> history, std::optional<std::int64_t> eos);
+  std::int32_t draw_candidates(float top, double scale, const GenerationConfig& config, const DrawKey& key);
+  std::int32_t cut_and_pick(double total, const GenerationConfig& config, const DrawKey& key);
   void penalise(const GenerationConfig& config, std::span<const std::int32_t> history);
   void forbid_repeats(std::size_t n, std::span<const std::int32_t> history);
   void select(std::span<const float> logits, std::size_t k);

@@ -1,6 +1,7 @@
 #include "engine/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -145,6 +146,22 @@ class CpuBackend final : public CpuTraining {
 
   void softmax(TensorView x) override {
     each_row(pool_, x, [&](std::int64_t m, int) { table_.softmax(mutable_row(x, m), x.shape[1]); });
+  }
+  void top(const TopArgs& args) override {
+    const std::int64_t n = args.x.shape[1], k = args.values.shape[1];
+    each_row(pool_, args.x, [&](std::int64_t m, int) {
+      const float* row = args.x.as<float>() + m * args.x.stride[0];
+      std::vector<std::int32_t> order(static_cast<std::size_t>(n));
+      std::iota(order.begin(), order.end(), 0);
+      std::partial_sort(order.begin(), order.begin() + k, order.end(), [row](std::int32_t a, std::int32_t b) {
+        return row[a] > row[b] || (row[a] == row[b] && a < b);
+      });
+      for (std::int64_t i = 0; i < k; ++i) {
+        const std::int32_t id = order[static_cast<std::size_t>(i)];
+        args.ids[m * k + i] = id;
+        static_cast<float*>(args.values.data)[m * k + i] = row[id];
+      }
+    });
   }
   void log_softmax(TensorView x) override {
     each_row(pool_, x, [&](std::int64_t m, int) { table_.log_softmax(mutable_row(x, m), x.shape[1]); });

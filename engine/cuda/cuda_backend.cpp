@@ -244,6 +244,10 @@ void CudaBackend::activate(TensorView x, Activation activation) {
   check(cuda::activate(Matrix(x), activation, stream()), "activate");
 }
 
+void CudaBackend::top(const TopArgs& args) {
+  check(cuda::top(Matrix(args.x), args.values.shape[1], args.values.as<float>(), args.ids, stream()), "top");
+}
+
 }  // namespace cuda
 
 std::string cuda_versions() {

@@ -45,6 +45,7 @@ class CudaBackend final : public Backend {
   void softmax(TensorView x) override;
   void log_softmax(TensorView x) override;
   void activate(TensorView x, Activation activation) override;
+  void top(const TopArgs& args) override;
 
   /// Where everything is enqueued. Makes its GPU the current one of this thread, which a launch wants:
   /// another context, or another thread, may have left it elsewhere.

@@ -58,6 +58,9 @@ cudaError_t embed(const Embed& args, cudaStream_t stream);
 cudaError_t softmax(const Matrix& x, bool logarithm, cudaStream_t stream);
 cudaError_t activate(const Matrix& x, Activation activation, cudaStream_t stream);
 
+/// The k largest of each row, by falling value and rising index, to (M, k) of values and ids.
+cudaError_t top(const Matrix& x, std::int64_t k, float* values, std::int32_t* ids, cudaStream_t stream);
+
 /// Element (k, n) of `source`, in device memory, to out[n][k]; zeros for k beyond source.k.
 cudaError_t pack(const MatrixSource& source, const Matrix& out, cudaStream_t stream);
 

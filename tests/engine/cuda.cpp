@@ -12,6 +12,7 @@
 #include "engine/cpu/reference.h"
 #include "engine/exec_context.h"
 #include "engine/ops.h"
+#include "tests/engine/top_case.h"
 #include "tests/gpu.h"
 #include "tests/random.h"
 
@@ -236,6 +237,20 @@ TEST_CASE("[cuda] ops over rows are the oracle's") {
   OnDevice hidden(context, nothing, 1, 70);
   softmax(context, hidden.view());
   for (const float v : hidden.values()) CHECK(v == 0.0f);
+}
+
+TEST_CASE("[cuda] top is the head of a stable sort") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  test::check_top([&](const std::vector<float>& x, std::int64_t rows, std::int64_t k) {
+    OnDevice dx(context, x, rows, static_cast<std::int64_t>(x.size()) / rows);
+    OnDevice values(context, std::vector<float>(static_cast<std::size_t>(rows * k)), rows, k);
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * k));
+    const Buffer list = context.backend().allocate(ids.size() * sizeof(std::int32_t));
+    top(context, {dx.view(), values.view(), reinterpret_cast<std::int32_t*>(list.data())});
+    context.backend().copy_out(ids.data(), list.data(), ids.size() * sizeof(std::int32_t));
+    return std::pair(values.values(), ids);
+  });
 }
 
 TEST_CASE("cuda: a GPU that cannot be used is refused with its reason") {

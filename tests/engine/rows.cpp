@@ -8,6 +8,7 @@
 #include "engine/cpu/reference.h"
 #include "engine/exec_context.h"
 #include "engine/ops.h"
+#include "tests/engine/top_case.h"
 #include "tests/random.h"
 
 using namespace inkling;
@@ -138,4 +139,18 @@ TEST_CASE("embed adds the token's column and the position's row") {
         embed(context, {outside, zero, &packed, {}, view(wpe, positions, c), view(row, 1, c)}),
         "embed: ids: expected indices below 130, got 130", Error);
   }
+}
+
+TEST_CASE("top is the head of a stable sort") {
+  ExecContext context({.threads = 2});
+  test::check_top([&](const std::vector<float>& x, std::int64_t rows, std::int64_t k) {
+    std::vector<float> copy(x), values(static_cast<std::size_t>(rows * k));
+    std::vector<std::int32_t> ids(values.size());
+    top(context,
+        {view(copy, rows, static_cast<std::int64_t>(x.size()) / rows), view(values, rows, k), ids.data()});
+    return std::pair(values, ids);
+  });
+  std::vector<float> x(4), values(5);
+  std::vector<std::int32_t> ids(5);
+  CHECK_THROWS_AS(top(context, {view(x, 1, 4), view(values, 1, 5), ids.data()}), Error);
 }

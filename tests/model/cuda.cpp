@@ -137,24 +137,31 @@ TEST_CASE("[cuda] a sequence's bits do not depend on its batch; with flash alone
 TEST_CASE("[cuda] the generator writes the CPU's text, forks and all") {
   if (!have_gpu()) return;
   const World world;
-  std::vector<std::vector<Answer>> answers;
-  for (const Device device : {Device::cpu, Device::cuda}) {
-    Running run(world.folder.path(), device, kFormats[0]);
-    GeneratorOptions options;
-    options.max_batch = 8;
-    Generator generator(run.model, run.context, options);
-    auto& all = answers.emplace_back(5);
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      Ids prompt(3 + 7 * i, static_cast<std::int32_t>(11 + i));
-      GenerationRequest one = request(prompt, 20, 100 + i, all[i]);
-      if (i == 3) one.samples = 3;  // their tokens in turn: forks that part in the middle of a shared page
-      generator.submit(std::move(one));
+  // With one draw from a whole row the rows come to the host, else the likeliest tokens alone.
+  for (const bool whole_rows : {false, true}) {
+    CAPTURE(whole_rows);
+    std::vector<std::vector<Answer>> answers;
+    for (const Device device : {Device::cpu, Device::cuda}) {
+      Running run(world.folder.path(), device, kFormats[0]);
+      GeneratorOptions options;
+      options.max_batch = 8;
+      Generator generator(run.model, run.context, options);
+      auto& all = answers.emplace_back(5);
+      for (std::size_t i = 0; i < all.size(); ++i) {
+        Ids prompt(3 + 7 * i, static_cast<std::int32_t>(11 + i));
+        GenerationRequest one = request(prompt, 20, 100 + i, all[i]);
+        one.config.top_k = i == 4 && whole_rows ? 0 : static_cast<std::int64_t>(2 + 9 * i);
+        if (i == 1) one.config.temperature = 0.0;
+        if (i == 2) one.config.top_p = 0.8;
+        if (i == 3) one.samples = 3;  // their tokens in turn: forks that part in the middle of a shared page
+        generator.submit(std::move(one));
+      }
+      while (generator.step()) {
+      }
     }
-    while (generator.step()) {
-    }
+    CHECK(answers[0][3].ids.size() == 60);
+    for (std::size_t i = 0; i < answers[0].size(); ++i) CHECK(answers[0][i].ids == answers[1][i].ids);
   }
-  CHECK(answers[0][3].ids.size() == 60);
-  for (std::size_t i = 0; i < answers[0].size(); ++i) CHECK(answers[0][i].ids == answers[1][i].ids);
 }
 
 TEST_CASE("[cuda] what has no form on a GPU is refused, and so is a cache in the CPU's memory") {

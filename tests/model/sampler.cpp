@@ -202,6 +202,52 @@ TEST_CASE("greedy takes the largest, ties the lowest id; a temperature near 0 ag
   CHECK(sampler.draw(row, config, {}, {5, 0, 0}) == best);
 }
 
+TEST_CASE("a draw from the likeliest tokens is the draw from the row") {
+  Random random(9);
+  Sampler whole, part;
+  int drawn = 0;
+  for (std::uint32_t i = 0; i < 600; ++i) {
+    Logits logits = random.normals(200, 3.0);
+    if (i % 3 == 0) {
+      for (float& v : logits) v = std::round(v);  // ties, across the k-th place too
+    }
+    GenerationConfig config;
+    config.temperature = i % 5 == 0 ? 0.0 : 0.3 + 0.1 * (i % 17);
+    config.top_k = 1 + i % 60;
+    config.top_p = i % 2 == 0 ? 1.0 : 0.7;
+    config.min_p = i % 7 == 0 ? 0.05 : 0.0;
+    config.typical_p = i % 11 == 0 ? 0.6 : 1.0;
+    config.ignore_eos = i % 4 < 2;
+    std::optional<std::int64_t> eos;
+    if (i % 4 != 1) eos = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    const auto count = static_cast<std::size_t>(Sampler::top_wanted(logits.size(), config, eos));
+    REQUIRE(count == (config.temperature == 0.0 ? 1 : static_cast<std::size_t>(config.top_k)) +
+                         (config.ignore_eos && eos ? 1 : 0));
+    std::vector<std::int32_t> ids(logits.size());
+    std::iota(ids.begin(), ids.end(), 0);
+    std::stable_sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) {
+      return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+    });
+    ids.resize(count);
+    Logits top;
+    for (const std::int32_t id : ids) top.push_back(logits[static_cast<std::size_t>(id)]);
+    const DrawKey key{17, i, i % 4};
+    const std::int32_t expected = whole.draw(logits, config, {}, key, eos);
+    CHECK(part.draw({top, ids}, config, key, eos) == expected);
+    drawn += expected != ids.front() ? 1 : 0;
+  }
+  CHECK(drawn > 100);  // not greedy throughout
+  GenerationConfig config;
+  config.top_k = 40;
+  CHECK(Sampler::top_wanted(200, config, 3) == 40);
+  CHECK(Sampler::top_wanted(40, config, 3) == 0);  // nothing is cut
+  config.ignore_eos = true;
+  CHECK(Sampler::top_wanted(200, config, 3) == 41);
+  CHECK(Sampler::top_wanted(200, config, std::nullopt) == 40);
+  config.logprobs = 0;
+  CHECK(Sampler::top_wanted(200, config, std::nullopt) == 0);
+}
+
 TEST_CASE("a draw depends on seed, position and sample, and on nothing that came before") {
   const Logits logits(5000, 0.0f);  // uniform
   const auto draw = [&](Sampler& sampler, DrawKey key) {
