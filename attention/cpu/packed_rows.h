@@ -3,9 +3,9 @@
 // For a few query rows a block is taken when the walk comes to it: its keys are transposed into a stage that
 // stays in L1, its values are read where they lie, so that memory is read once and nothing is written to it.
 // The rows of a head are short runs (256 bytes at D = 64, f32) far apart, which the hardware's prefetchers do
-// not follow: the next block is asked for while this one is transposed. Into L2, for such strides fall on a
-// few sets of L1. Cost: bound by reading; six instructions per vector of K. Measured: attention/README.md.
-// Oracle: tests/attention.
+// not follow: the next block is asked for while this one is transposed, a few rows at a time, for a
+// core waits when too much is on its way. Into L2, for such strides fall on a few sets of L1. Cost: bound by
+// reading; six instructions per vector of K. Measured: attention/README.md. Oracle: tests/attention.
 #pragma once
 
 #include "attention/cpu/kernels.h"
@@ -34,13 +34,19 @@ struct PackedRows {
   template <class S, class W>
   static void keys(const Rows<S>& k, const Rows<S>& v, std::int64_t count, std::int64_t left,
                    std::int64_t dim, W* panel) {
-    for (std::int64_t t = 0; t < count; t += L) {
+    constexpr auto kColumns =
+        static_cast<std::int64_t>(128 / sizeof(S));             // two lines of a row, whole squares
+    const std::int64_t share = (L * kColumns + dim - 1) / dim;  // rows asked for with as many columns
+    for (std::int64_t t = 0, next = kKeyBlock; t < count; t += L) {
       const std::int64_t rows = count - t < L ? count - t : L;
-      for (std::int64_t next = t + kKeyBlock; next < t + kKeyBlock + rows && next < left; ++next) {
-        k.ask_for(next, dim);
-        v.ask_for(next, dim);
+      for (std::int64_t d = 0; d < dim; d += kColumns) {
+        for (std::int64_t end = next + share; next < end && next < left; ++next) {
+          k.ask_for(next, dim);
+          v.ask_for(next, dim);
+        }
+        transpose<V>(k.data + t * k.stride + d, k.stride, rows, dim - d < kColumns ? dim - d : kColumns,
+                     panel + d * kKeyBlock + t, kKeyBlock);
       }
-      transpose<V>(k.data + t * k.stride, k.stride, rows, dim, panel + t, kKeyBlock);
     }
   }
 
