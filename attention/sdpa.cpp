@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "attention/cuda/cuda_sdpa.h"
 #include "attention/sdpa_backward.h"
 #include "attention/sdpa_problem.h"
 #include "engine/exec_context.h"
@@ -25,12 +26,23 @@ std::string amount(std::size_t bytes) {
 }
 
 // What keeps a backend from running a problem. Its reason in words is written only for those who ask.
-enum class Obstacle : std::uint8_t { none, no_backward, too_many_rows, too_much_memory, cpu_alone };
+enum class Obstacle : std::uint8_t {
+  none,
+  no_backward,
+  too_many_rows,
+  too_much_memory,
+  cpu_alone,
+  no_cache_on_gpu,
+  no_dropout_on_gpu
+};
 
 Obstacle obstacle(ExecContext& context, SdpaBackend backend, const SdpaSizes& sizes, SdpaPass pass) {
-  if (backend == SdpaBackend::math && context.device() == Device::cuda) return Obstacle::cpu_alone;
+  const bool gpu = context.device() == Device::cuda;
+  if (gpu && backend == SdpaBackend::math) return Obstacle::cpu_alone;
+  if (gpu && sizes.cached) return Obstacle::no_cache_on_gpu;
   if (backend == SdpaBackend::decode) {
     if (pass == SdpaPass::backward) return Obstacle::no_backward;
+    if (gpu && sizes.dropout) return Obstacle::no_dropout_on_gpu;
     if (sizes.most_rows() > kDecodeRows) return Obstacle::too_many_rows;
   }
   if (backend == SdpaBackend::math && pass == SdpaPass::forward &&
@@ -46,6 +58,10 @@ SdpaSupport supports_sizes(ExecContext& context, SdpaBackend backend, const Sdpa
       break;
     case Obstacle::cpu_alone:
       return {false, "it runs on the CPU alone"};
+    case Obstacle::no_cache_on_gpu:
+      return {false, "on a GPU it takes packed k and v; a cache is cached_attention()'s"};
+    case Obstacle::no_dropout_on_gpu:
+      return {false, "on a GPU it draws no dropout"};
     case Obstacle::no_backward:
       return {false, "it has no backward pass"};
     case Obstacle::too_many_rows:
@@ -93,7 +109,8 @@ void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
            (view.dtype == DType::f32 || view.dtype == model.dtype);
   };
   check(!p.cached(), "forward.cache", "expected packed k and v");
-  check(args.forward.lse.data != nullptr, "forward.lse", "expected what sdpa() wrote");
+  check(args.forward.lse.data != nullptr || args.forward.q.shape[0] == 0, "forward.lse",
+        "expected what sdpa() wrote");
   check(like(args.dout, args.forward.q), "dout", "expected (N, H, D) in f32 or the dtype of q");
   check(like(args.dq, args.forward.q), "dq", "expected (N, H, D) in f32 or the dtype of q");
   check(like(args.dk, args.forward.k), "dk", "expected (S, Hkv, D) in f32 or the dtype of k");
@@ -159,11 +176,14 @@ SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
 }
 
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
-  context.require_cpu("sdpa");  // a GPU attends over the cache alone so far
   const SdpaProblem problem(args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::forward);
   const ProfileRange range(context, range_name(backend, SdpaPass::forward),
                            [&] { return work_of(problem, SdpaPass::forward); });
+  if (context.device() == Device::cuda) {
+    sdpa_on_cuda(context, problem, backend);
+    return backend;
+  }
   switch (backend) {
     case SdpaBackend::math:
       sdpa_math(context, problem);
@@ -183,12 +203,15 @@ SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
 }
 
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
-  context.require_cpu("sdpa_backward");
   const SdpaProblem problem(args.forward);
   check_backward(problem, args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);
   const ProfileRange range(context, range_name(backend, SdpaPass::backward),
                            [&] { return work_of(problem, SdpaPass::backward); });
+  if (context.device() == Device::cuda) {
+    sdpa_backward_on_cuda(context, problem, args);
+    return backend;
+  }
   if (args.dbias.data != nullptr) std::memset(args.dbias.data, 0, args.dbias.nbytes());
   if (backend == SdpaBackend::math) {
     sdpa_backward_math(context, problem, args);

@@ -10,6 +10,9 @@
 // Bits: a query row's result depends on its own q, keys, values, mask, and on nothing else; neither the
 // batch, nor the number of queries, threads or chunks changes one bit within an ISA and backend; flash and
 // decode agree bit for bit. A row that sees no key gives zeros, and lse = −inf.
+//
+// Tensors lie in the memory of the context's device; offsets and documents on the host. A GPU has flash and
+// decode, which agree there to rounding; a call like the last one copies nothing there and waits for nothing.
 #pragma once
 
 #include <cstdint>

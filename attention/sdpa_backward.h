@@ -13,13 +13,15 @@ struct SdpaBackwardArgs {
   TensorView dk;     ///< (S, Hkv, D) written
   TensorView dv;     ///< (S, Hkv, D) written. All in f32 or the dtype of q
   TensorView dbias;  ///< shape of mask.bias, contiguous f32, written; or empty. Only for additive_bias
+  // On a GPU: dout in the dtype of q, gradients in one dtype, and dbias not broadcast.
 };
 
 /// What sdpa_backward() would take under the policy of the context, and why not the others.
 SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args);
 
-/// Writes the gradients and returns the backend that did it: math (f64) or flash. Deterministic: the bits
-/// depend on neither the threads nor the batch. O(T) memory with flash. Throws Error{usage}.
+/// Writes the gradients and returns the backend that did it: math (f64; not on a GPU) or flash.
+/// Deterministic: the bits depend on neither the threads nor the batch. O(T) memory with flash. Throws
+/// Error{usage}.
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args);
 
 }  // namespace inkling

@@ -21,6 +21,8 @@ struct SdpaSizes {
   std::int64_t batch = 0, heads = 0, kv_heads = 0, dim = 0;
   std::int64_t longest_q = 0, longest_k = 0;
   DType dtype = DType::f32;
+  bool dropout = false;
+  bool cached = false;  ///< keys and values of SdpaArgs::cache
 
   std::int64_t most_rows() const noexcept { return longest_q * (heads / kv_heads); }
   /// "B=2 H=12 Hkv=12 D=64 Tq=37 Tk=1024 f32".
@@ -65,7 +67,8 @@ struct SdpaProblem {
   /// Bytes of q, k, v and out, read or written once.
   double nbytes() const noexcept;
   SdpaSizes sizes() const noexcept {
-    return {batch, heads, kv_heads, dim, longest_q(), longest_k(), args.q.dtype};
+    return {batch,       heads,        kv_heads,           dim,     longest_q(),
+            longest_k(), args.q.dtype, args.dropout.p > 0, cached()};
   }
 };
 

@@ -2,8 +2,8 @@
 # Everything that wants a GPU, in one command: builds what is missing, runs the tests of the GPU, compute-sanitizer on
 # small shapes, then the benchmark, beside PyTorch where it is installed.
 #   tests/gpu.sh [--binaries FOLDER] [--out FOLDER]
-# FOLDER of binaries: inkling, test_engine, test_model, test_attention_cuda, and lib/ with shared libraries that the
-# machine lacks, for machines without compiler or packages. Writes FOLDER/gpu.json and gpu.md [build/gpu].
+# FOLDER of binaries: inkling, test_engine, test_attention, test_model, test_attention_cuda, and lib/ with shared libraries
+# that the machine lacks, for machines without compiler or packages. Writes FOLDER/gpu.json and gpu.md [build/gpu].
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 binaries="" out="$top/build/gpu"
@@ -23,10 +23,10 @@ if [ -z "$binaries" ]; then
   stage "build"
   "$top/apps/install_deps.sh" >&2
   cmake -S "$top" --preset release -DINKLING_TESTS=ON -DINKLING_CUDA=ON >&2
-  cmake --build "$top/build/release" --target inkling test_engine test_model test_attention_cuda >&2
+  cmake --build "$top/build/release" --target inkling test_engine test_attention test_model test_attention_cuda >&2
   binaries=$out/binaries
   mkdir -p "$binaries"
-  cp "$top"/build/release/bin/inkling "$top"/build/release/tests/{engine/test_engine,model/test_model,attention/test_attention_cuda} "$binaries"
+  cp "$top"/build/release/bin/inkling "$top"/build/release/tests/{engine/test_engine,model/test_model,attention/test_attention{,_cuda}} "$binaries"
 fi
 binaries=$(cd "$binaries" && pwd)
 mkdir -p "$out"
@@ -34,7 +34,7 @@ export LD_LIBRARY_PATH=$binaries/lib:${LD_LIBRARY_PATH:-}
 
 stage "tests"
 "$binaries/inkling" doctor >&2
-for suite in test_engine test_model; do "$binaries/$suite" -tc='*[cuda]*' >&2; done
+for suite in test_engine test_attention test_model; do "$binaries/$suite" -tc='*[cuda]*' >&2; done
 "$binaries/test_attention_cuda" >&2
 
 if command -v compute-sanitizer >/dev/null; then
@@ -43,6 +43,7 @@ if command -v compute-sanitizer >/dev/null; then
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$binaries/test_model" -tc='*[cuda]*generator*' >&2
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$binaries/test_engine" -tc='*[cuda]*norm*' >&2
   done
+  compute-sanitizer --error-exitcode 1 "$binaries/test_attention" -tc='*[cuda]*recorded*,*[cuda]*no queries*' >&2
 else
   echo "compute-sanitizer: not installed, left out" >&2
 fi

@@ -32,6 +32,7 @@ std::string backward_hopper_refusal(const BackwardArgs& a, const DeviceTraits& t
   if (std::string reason = hopper_refusal(a.forward, traits); !reason.empty()) return reason;
   if (a.forward.dim > 64) return "D=" + std::to_string(a.forward.dim) + ", at most 64";
   if (!is_wide(a.dout, a.forward.dim, 2)) return "rows of dout do not start at multiples of 16 bytes";
+  if (a.dout.row <= 0 || a.dout.head <= 0) return "a stride of dout is not positive";
   return {};
 }
 

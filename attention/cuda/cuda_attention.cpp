@@ -6,21 +6,21 @@
 #include <utility>
 #include <vector>
 
-#include "attention/cuda/launch.h"
+#include "attention/cuda/gpu_state.h"
 #include "attention/cuda/work_list.h"
 #include "attention/sdpa_problem.h"
-#include "engine/cuda/check.h"
-#include "engine/cuda/cuda_backend.h"
-#include "engine/exec_context.h"
 #include "engine/profiler.h"
 
 namespace inkling {
 namespace {
 
 using cuda::check;
+using cuda::CudaBackend;
+using cuda::GpuWorkspace;
+using cuda::rows_of;
 
-/// What the kernels want to know of a step, back to back as it lies on the device.
-class StepLists {
+/// What the kernels want to know of a step.
+class StepLists : public cuda::Lists {
  public:
   std::size_t pages = 0;  // room for those of the longest sequence: P
   bool all_few = false;   // every sequence is decode's
@@ -36,7 +36,7 @@ class StepLists {
   /// Everything but the tiles: pages (B × P pointers), lengths before and after, offsets. `decode`: whether
   /// sequences of few rows are that kernel's.
   void describe(const CachedStepArgs& args, bool decode) {
-    bytes_.clear();
+    clear();
     pages = long_rows = few_rows = most_keys = 0;
     continued = begun = {};
     const std::size_t batch = args.sequences.size();
@@ -75,7 +75,7 @@ class StepLists {
     // Not read: which kernel takes what is part of what a step is.
     add<std::int32_t>(cu_continued_);
     add<std::int32_t>(cu_begun_);
-    described_ = bytes_.size();
+    end_description();
   }
 
   /// The work of flash, in its order. Sequences that decode takes have no queries in it, and so no tiles.
@@ -93,47 +93,15 @@ class StepLists {
     }
   }
 
-  bool same_step(const StepLists& other) const {
-    return std::ranges::equal(std::span(bytes_).first(described_),
-                              std::span(other.bytes_).first(other.described_));
-  }
-  std::span<const std::byte> bytes() const { return bytes_; }
-
  private:
-  template <class T>
-  std::size_t add(std::span<const T> values) {
-    const std::size_t at = (bytes_.size() + 15) / 16 * 16;
-    bytes_.resize(at + values.size_bytes());
-    std::ranges::copy(std::as_bytes(values), bytes_.begin() + static_cast<std::ptrdiff_t>(at));
-    return at;
-  }
-
-  std::size_t described_ = 0;
-  std::vector<std::byte> bytes_;
   std::vector<std::byte*> table_;
   std::vector<std::int32_t> length_, k_length_, cu_continued_, cu_begun_, cu_keys_;
 };
 
-/// What a context keeps for attention on its GPU: the lists of a step, built and uploaded once for all
-/// layers, and workspace.
-struct GpuAttention {
-  cuda::DeviceTraits traits;
-  bool known = false;
-  StepLists lists, next;
-  Buffer device_lists, workspace, counters;  // counters: zero but while decode runs
-};
+using Kept = cuda::KeptLists<StepLists>;
 
-cuda::HeadRows rows_of(const TensorView& view) {
-  return {view.data, view.stride[0], view.stride[1]};
-}
-
-/// The lists of this step on the device, uploaded unless they are there already.
-GpuAttention& prepare(ExecContext& context, const CachedStepArgs& args) {
-  auto& backend = static_cast<cuda::CudaBackend&>(context.backend());
-  auto& gpu = context.attached<GpuAttention>();
-  if (!gpu.known) check(cuda::read_traits(backend.ordinal(), gpu.traits), "device attributes");
-  gpu.known = true;
-
+/// The lists of this step on the device: built and uploaded once for all layers.
+const Kept& prepare(ExecContext& context, CudaBackend& backend, const CachedStepArgs& args) {
   const KvShape& shape = args.sequences[0]->pool().shape();
   const auto& order = sdpa_policy(context).order;
   const auto place = [&](SdpaBackend name) { return std::ranges::find(order, name) - order.begin(); };
@@ -144,39 +112,32 @@ GpuAttention& prepare(ExecContext& context, const CachedStepArgs& args) {
   take_backend(context, sizes, SdpaPass::forward);  // throws when the policy leaves nothing that can run
   const bool decode = place(SdpaBackend::decode) < place(SdpaBackend::flash);
 
-  gpu.next.describe(args, decode);
-  if (!gpu.next.same_step(gpu.lists)) {
-    gpu.next.add_tiles(args);
-    std::swap(gpu.lists, gpu.next);
-    const auto bytes = gpu.lists.bytes();
-    backend.grown(gpu.device_lists, bytes.size());
-    backend.copy_in(gpu.device_lists.data(), bytes.data(), bytes.size());
-  }
-  return gpu;
+  Kept& kept = context.attached<Kept>();
+  kept.next.describe(args, decode);
+  kept.bring(backend, [&](StepLists& lists) { lists.add_tiles(args); });
+  return kept;
 }
 
 }  // namespace
 
 CachedStep begin_cached_step_on_cuda(ExecContext& context, const CachedStepArgs& args) {
-  const StepLists& lists = prepare(context, args).lists;
+  const StepLists& lists = prepare(context, static_cast<CudaBackend&>(context.backend()), args).lists;
   // Flash launches a block per tile: as good as no two prefills are alike.
   return {lists.all_few, {args.sequences.size(), lists.pages, lists.few_rows, lists.most_keys}};
 }
 
 void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& args) {
-  auto& backend = static_cast<cuda::CudaBackend&>(context.backend());
+  auto& backend = static_cast<CudaBackend&>(context.backend());
   const KvShape& shape = args.sequences[0]->pool().shape();
   require(args.q.shape[0] == args.cu_q.back(), Code::usage,
           [&] { return "cached_attention: q: expected a row per query, got " + args.q.shape_string(); });
-  GpuAttention& gpu = prepare(context, {args.q.shape[1], args.cu_new, args.cu_q, args.sequences});
-  const StepLists& lists = gpu.lists;
-  const auto at = [&]<class T>(std::size_t offset, T*) {
-    return reinterpret_cast<T*>(gpu.device_lists.data() + offset);
-  };
-  const auto ints = [&](std::size_t offset) { return at(offset, static_cast<const std::int32_t*>(nullptr)); };
+  const Kept& kept = prepare(context, backend, {args.q.shape[1], args.cu_new, args.cu_q, args.sequences});
+  const StepLists& lists = kept.lists;
+  GpuWorkspace& workspace = GpuWorkspace::of(context);
+  const cuda::DeviceTraits& traits = workspace.traits(backend);
 
   cuda::KvPages pages;
-  pages.table = at(lists.table, static_cast<const std::byte* const*>(nullptr));
+  pages.table = kept.at<const std::byte*>(lists.table);
   pages.table_stride = static_cast<std::int64_t>(lists.pages);
   pages.k_offset = static_cast<std::int64_t>(shape.offset(args.layer, 0));
   pages.v_offset = pages.k_offset + static_cast<std::int64_t>(shape.k_bytes());
@@ -185,7 +146,8 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
 
   cuda::AppendArgs append;
   append.dtype = shape.dtype;
-  append.fresh = {rows_of(args.k), rows_of(args.v), ints(lists.cu_new), ints(lists.length)};
+  append.fresh = {rows_of(args.k), rows_of(args.v), kept.at<std::int32_t>(lists.cu_new),
+                  kept.at<std::int32_t>(lists.length)};
   append.pages = pages;
   append.batch = static_cast<std::int32_t>(args.sequences.size());
   append.rows = args.cu_new.back();
@@ -200,8 +162,8 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   forward.out = {args.out.data, args.out.stride[0], shape.head_dim};
   forward.pages = pages;
   if (lists.all_few) forward.fresh = append.fresh;
-  forward.cu_q = ints(lists.cu_q);
-  forward.k_length = ints(lists.k_length);
+  forward.cu_q = kept.at<std::int32_t>(lists.cu_q);
+  forward.k_length = kept.at<std::int32_t>(lists.k_length);
   forward.batch = append.batch;
   forward.heads = static_cast<std::int32_t>(args.q.shape[1]);
   forward.kv_heads = shape.heads;
@@ -211,11 +173,11 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   forward.mask.kind = MaskKind::causal_lower_right;
   const auto flash = [&](cuda::ForwardArgs work, const StepLists::Tiles& tiles) {
     if (tiles.count == 0) return;
-    work.tiles = at(tiles.at, static_cast<const cuda::AttentionTile*>(nullptr));
+    work.tiles = kept.at<cuda::AttentionTile>(tiles.at);
     work.tile_count = static_cast<std::int32_t>(tiles.count);
     const bool hopper = work.pages.table == nullptr;
-    check(hopper ? cuda::forward_hopper(work, gpu.traits, backend.stream())
-                 : cuda::forward_mma(work, gpu.traits, backend.stream()),
+    check(hopper ? cuda::forward_hopper(work, traits, backend.stream())
+                 : cuda::forward_mma(work, traits, backend.stream()),
           "flash attention");
   };
   // Prompts from their beginning are read where they are, by the faster kernel where it can.
@@ -225,21 +187,12 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   packed.v = append.fresh.v;
   packed.cu_k = append.fresh.cu_new;
   packed.k_rows = append.rows;
-  flash(cuda::hopper_refusal(packed, gpu.traits).empty() ? packed : forward, lists.begun);
+  flash(cuda::hopper_refusal(packed, traits).empty() ? packed : forward, lists.begun);
   flash(forward, lists.continued);
   if (lists.few_rows > 0) {
-    const cuda::DecodeShape few{static_cast<std::int32_t>(lists.few_rows),
-                                static_cast<std::int32_t>(lists.most_keys)};
-    const std::size_t counters =
-        sizeof(unsigned int) * args.sequences.size() * static_cast<std::size_t>(shape.heads);
-    if (gpu.counters.size() < counters) {
-      backend.grown(gpu.counters, counters);
-      check(cudaMemsetAsync(gpu.counters.data(), 0, gpu.counters.size(), backend.stream()), "counters");
-    }
-    const cuda::DecodeWorkspace workspace{
-        backend.grown(gpu.workspace, cuda::decode_workspace_bytes(forward, few)),
-        reinterpret_cast<unsigned int*>(gpu.counters.data())};
-    check(cuda::decode(forward, few, workspace, gpu.traits, backend.stream()), "decode attention");
+    workspace.run_decode(
+        backend, forward,
+        {static_cast<std::int32_t>(lists.few_rows), static_cast<std::int32_t>(lists.most_keys)});
   }
 }
 

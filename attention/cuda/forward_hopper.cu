@@ -58,6 +58,9 @@ std::string hopper_refusal(const ForwardArgs& a, const DeviceTraits& traits) {
   if (!(a.scale > 0.0f)) return "the scale is not positive";
   if (a.k_rows == 0 || a.q_rows == 0) return "no rows";
   if (!is_wide(a)) return "rows do not start at multiples of 16 bytes";
+  for (const HeadRows* rows : {&a.q, &a.k, &a.v}) {
+    if (rows->row <= 0 || rows->head <= 0) return "a stride is not positive";
+  }
   return {};
 }
 

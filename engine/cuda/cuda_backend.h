@@ -53,8 +53,11 @@ class CudaBackend final : public Backend {
   int ordinal() const noexcept { return ordinal_; }
   /// At least `bytes` of `memory`, which grows; what it held is lost. In the order of the ops.
   std::byte* grown(Buffer& memory, std::size_t bytes);
-  /// How often grown() has moved memory: what was recorded before points at nothing.
+  /// How often grown() has moved memory, or outdate_recordings() was called: what was recorded before is
+  /// void.
   std::uint64_t generation() const noexcept { return generation_; }
+  /// Memory that recorded ops read now holds something else.
+  void outdate_recordings() noexcept { ++generation_; }
   /// While a chain is recorded nothing may be copied in: it would be the same bytes at every repetition.
   void set_recording(bool recording) noexcept { recording_ = recording; }
 

@@ -1,0 +1,226 @@
+#include "attention/cuda/cuda_sdpa.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "attention/cuda/gpu_state.h"
+#include "attention/cuda/work_list.h"
+#include "engine/philox.h"
+
+namespace inkling {
+namespace {
+
+using cuda::AttentionTile;
+using cuda::check;
+using cuda::CudaBackend;
+using cuda::GpuWorkspace;
+using cuda::rows_of;
+
+enum class Work : std::uint8_t { flash, decode, backward };
+
+/// Offsets and documents of a call, and the tiles that its kernels take in turn.
+class SdpaLists : public cuda::Lists {
+ public:
+  struct Tiles {
+    std::size_t at = 0;
+    std::int32_t count = 0;
+  };
+  std::size_t cu_q = 0, cu_k = 0, document_q = 0, document_k = 0;  // where each list begins
+  Tiles queries, keys;
+
+  /// All but the tiles.
+  void describe(const SdpaProblem& p) {
+    clear();
+    queries = keys = {};
+    const Mask& mask = p.args.mask;
+    const std::array<std::int64_t, 8> shape{p.batch,
+                                            p.heads,
+                                            p.kv_heads,
+                                            p.dim,
+                                            static_cast<std::int64_t>(p.args.q.dtype),
+                                            static_cast<std::int64_t>(mask.kind),
+                                            reach(mask.left),
+                                            reach(mask.right)};
+    add<std::int64_t>(shape);  // not read: what the tiles are made by
+    cu_q = add<std::int32_t>(p.args.cu_q);
+    cu_k = add<std::int32_t>(p.args.cu_k);
+    if (mask.kind == MaskKind::document) {
+      document_q = add<std::int32_t>(mask.document_q);
+      document_k = add<std::int32_t>(mask.document_k);
+    }
+    end_description();
+  }
+
+  void add_tiles(const SdpaProblem& p, Work work) {
+    if (work == Work::decode) return;
+    const auto dim = static_cast<std::int32_t>(p.dim);
+    cuda::WorkListShape shape;
+    shape.cu_q = p.args.cu_q;
+    shape.cu_k = p.args.cu_k;
+    shape.heads = static_cast<std::int32_t>(p.heads);
+    shape.rows = work == Work::flash ? cuda::forward_tile_rows(p.args.q.dtype)
+                                     : cuda::backward_tile_rows(p.args.q.dtype, dim);
+    shape.mask = p.args.mask.kind;
+    shape.left = reach(p.args.mask.left);
+    shape.right = reach(p.args.mask.right);
+    shape.head_bytes_per_key = 2 * p.dim * static_cast<std::int64_t>(dtype_size(p.args.q.dtype));
+    queries = put(cuda::query_tiles(shape));
+    if (work == Work::flash) return;
+    shape.heads = static_cast<std::int32_t>(p.kv_heads);
+    keys = put(cuda::key_tiles(shape));
+  }
+
+  static std::int32_t reach(std::int64_t rows) noexcept {
+    return static_cast<std::int32_t>(std::min<std::int64_t>(rows, cuda::kFar));
+  }
+
+ private:
+  Tiles put(const std::vector<AttentionTile>& tiles) {
+    return {add<AttentionTile>(tiles), static_cast<std::int32_t>(tiles.size())};
+  }
+};
+
+using Kept = cuda::KeptLists<SdpaLists>;
+
+/// One set for each kind of work: a training step comes back to both of its own.
+struct AllLists {
+  std::array<Kept, 3> of;
+};
+
+const Kept& lists_of(ExecContext& context, CudaBackend& backend, const SdpaProblem& problem, Work work) {
+  Kept& kept = context.attached<AllLists>().of[static_cast<std::size_t>(work)];
+  kept.next.describe(problem);
+  // A recorded chain would go on reading the lists of before.
+  if (kept.bring(backend, [&](SdpaLists& lists) { lists.add_tiles(problem, work); })) {
+    backend.outdate_recordings();
+  }
+  return kept;
+}
+
+cuda::DeviceMask mask_of(const SdpaProblem& p, const Kept& kept) {
+  const Mask& mask = p.args.mask;
+  cuda::DeviceMask to;
+  to.kind = mask.kind;
+  to.left = SdpaLists::reach(mask.left);
+  to.right = SdpaLists::reach(mask.right);
+  if (mask.kind == MaskKind::document) {
+    to.document_q = kept.at<std::int32_t>(kept.lists.document_q);
+    to.document_k = kept.at<std::int32_t>(kept.lists.document_k);
+  }
+  if (mask.kind != MaskKind::additive_bias && mask.kind != MaskKind::boolean) return to;
+  const auto stride = [&](std::size_t axis) {
+    return mask.bias.shape[axis] == 1 ? 0 : mask.bias.stride[axis];
+  };
+  to.batch = stride(0);
+  to.head = stride(1);
+  to.row = stride(2);
+  to.key = stride(3);
+  if (mask.kind == MaskKind::boolean) {
+    to.visible = static_cast<const std::uint8_t*>(mask.bias.data);
+  } else {
+    to.bias = static_cast<const float*>(mask.bias.data);
+  }
+  return to;
+}
+
+cuda::ForwardArgs forward_of(const SdpaProblem& p, const Kept& kept) {
+  const SdpaArgs& args = p.args;
+  cuda::ForwardArgs f;
+  f.dtype = args.q.dtype;
+  f.out_dtype = args.out.dtype;
+  f.q = rows_of(args.q);
+  f.k = rows_of(args.k);
+  f.v = rows_of(args.v);
+  f.out = rows_of(args.out);
+  if (args.lse.data != nullptr) {
+    f.lse = static_cast<float*>(args.lse.data);
+    f.lse_head = args.lse.stride[0];
+    f.lse_row = args.lse.stride[1];
+  }
+  f.cu_q = kept.at<std::int32_t>(kept.lists.cu_q);
+  f.cu_k = kept.at<std::int32_t>(kept.lists.cu_k);
+  f.batch = static_cast<std::int32_t>(p.batch);
+  f.heads = static_cast<std::int32_t>(p.heads);
+  f.kv_heads = static_cast<std::int32_t>(p.kv_heads);
+  f.dim = static_cast<std::int32_t>(p.dim);
+  f.k_rows = static_cast<std::int32_t>(args.k.shape[0]);
+  f.q_rows = static_cast<std::int32_t>(args.q.shape[0]);
+  f.scale = p.scale;
+  f.mask = mask_of(p, kept);
+  const cpu::DropoutRule rule = p.dropout(0, 0);
+  f.dropout = {rule.seed, rule.offset, rule.threshold, rule.scale};
+  f.tiles = kept.at<AttentionTile>(kept.lists.queries.at);
+  f.tile_count = kept.lists.queries.count;
+  return f;
+}
+
+void check_gradients(const SdpaProblem& p, const SdpaBackwardArgs& args) {
+  const auto refuse = [](const char* argument, const std::string& text) {
+    throw Error(Code::usage, std::string("sdpa_backward: ") + argument + ": " + text);
+  };
+  const auto name = [](const TensorView& view) { return std::string(dtype_name(view.dtype)); };
+  if (args.dout.dtype != p.args.q.dtype) {
+    refuse("dout", "on a GPU expected the dtype of q, " + name(p.args.q) + ", got " + name(args.dout));
+  }
+  if (args.dk.dtype != args.dq.dtype || args.dv.dtype != args.dq.dtype) {
+    refuse("dq, dk, dv",
+           "on a GPU expected one dtype, got " + name(args.dq) + ", " + name(args.dk) + ", " + name(args.dv));
+  }
+  const TensorView& bias = args.dbias;
+  if (bias.data == nullptr) return;
+  const std::array<std::int64_t, 4> extents{p.batch, p.heads, p.longest_q(), p.longest_k()};
+  for (std::size_t axis = 0; axis < extents.size(); ++axis) {
+    if (bias.shape[axis] >= extents[axis]) continue;
+    refuse("dbias", "on a GPU expected a bias for every (B, H, Tq, Tk), got " + bias.shape_string());
+  }
+}
+
+}  // namespace
+
+void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend backend) {
+  if (problem.args.q.shape[0] == 0) return;
+  auto& gpu = static_cast<CudaBackend&>(context.backend());
+  GpuWorkspace& workspace = GpuWorkspace::of(context);
+  const bool decode = backend == SdpaBackend::decode;
+  const cuda::ForwardArgs args =
+      forward_of(problem, lists_of(context, gpu, problem, decode ? Work::decode : Work::flash));
+  if (decode) {
+    workspace.run_decode(gpu, args,
+                         {static_cast<std::int32_t>(problem.sizes().most_rows()),
+                          static_cast<std::int32_t>(problem.longest_k())});
+    return;
+  }
+  const cuda::DeviceTraits& traits = workspace.traits(gpu);
+  const bool hopper = cuda::hopper_refusal(args, traits).empty();
+  check(hopper ? cuda::forward_hopper(args, traits, gpu.stream())
+               : cuda::forward_mma(args, traits, gpu.stream()),
+        "flash attention");
+}
+
+void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
+  check_gradients(problem, args);
+  auto& gpu = static_cast<CudaBackend&>(context.backend());
+  GpuWorkspace& workspace = GpuWorkspace::of(context);
+  const Kept& kept = lists_of(context, gpu, problem, Work::backward);
+  cuda::BackwardArgs b;
+  b.forward = forward_of(problem, kept);
+  b.grad_dtype = args.dq.dtype;
+  b.dout = rows_of(args.dout);
+  b.dq = rows_of(args.dq);
+  b.dk = rows_of(args.dk);
+  b.dv = rows_of(args.dv);
+  if (args.dbias.data != nullptr) {
+    b.dbias = static_cast<float*>(args.dbias.data);
+    check(cudaMemsetAsync(b.dbias, 0, args.dbias.nbytes(), gpu.stream()), "gradient of the bias");
+  }
+  const auto rows = static_cast<std::size_t>(problem.args.q.shape[0] * problem.heads);
+  b.delta = reinterpret_cast<float*>(workspace.scratch(gpu, rows * sizeof(float)));
+  b.query_tiles = b.forward.tiles;
+  b.query_tile_count = b.forward.tile_count;
+  b.key_tiles = kept.at<AttentionTile>(kept.lists.keys.at);
+  b.key_tile_count = kept.lists.keys.count;
+  check(cuda::backward(b, workspace.traits(gpu), gpu.stream()), "gradient of attention");
+}
+
+}  // namespace inkling

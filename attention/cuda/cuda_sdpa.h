@@ -1,0 +1,16 @@
+// sdpa() and its gradient on a GPU; no CUDA type. A build without CUDA has no_cuda.cpp.
+#pragma once
+
+#include "attention/sdpa_problem.h"
+
+namespace inkling {
+
+/// sdpa() by `backend` (flash or decode) on the GPU of `context`; arguments are checked and supported.
+/// Tensors lie on the device; offsets and documents on the host, from where they go there once for all calls
+/// that have the same. flash is the Hopper kernel where that can run, else the plain one.
+void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend backend);
+/// sdpa_backward() likewise. Throws Error{usage} for what the CPU takes and the kernels do not: dout in
+/// another dtype than q, gradients of several dtypes, the gradient of a bias that is broadcast.
+void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args);
+
+}  // namespace inkling
