@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cstring>
+#include <span>
+#include <utility>
 
 #include "attention/qkv.h"
 #include "engine/exec_context.h"
@@ -30,8 +31,10 @@ void check_rows(const TensorView& x, std::int64_t rows, std::int64_t columns, co
 
 constexpr double kDeviation = 0.02;  // of fresh weights
 
-void draw(const Tensor& tensor, std::uint32_t number, std::uint64_t seed) {
-  fill_normal({tensor.as<float>(), static_cast<std::size_t>(tensor.numel())}, kDeviation, seed, number);
+void draw(ExecContext& context, const Tensor& tensor, std::uint32_t number, std::uint64_t seed) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
+  fill_normal(values, kDeviation, seed, number);
+  context.backend().copy_in(tensor.view().data, values.data(), tensor.view().nbytes());
 }
 
 }  // namespace
@@ -48,7 +51,6 @@ struct CausalSelfAttention::Views {
 CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfAttentionConfig& config,
                                          std::uint64_t seed)
     : context_(context), config_(config) {
-  context.require_cpu("causal_self_attention");
   check(config.n_embd > 0, "n_embd: expected at least 1", [&] { return std::to_string(config.n_embd); });
   check(config.n_head > 0 && config.n_embd % config.n_head == 0, "n_head: expected a divisor of n_embd",
         [&] { return std::to_string(config.n_head) + " for " + std::to_string(config.n_embd); });
@@ -63,8 +65,8 @@ CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfA
             config.mask == MaskKind::causal_upper_left,
         "mask: expected none or a causal one", [&] { return std::string(mask_kind_name(config.mask)); });
   const std::int64_t c = config.n_embd;
-  draw(add("c_attn.weight", {c, 3 * c}).value, 0, seed);
-  draw(add("c_proj.weight", {c, c}).value, 1, seed);
+  draw(context, add("c_attn.weight", {c, 3 * c}).value, 0, seed);
+  draw(context, add("c_proj.weight", {c, c}).value, 1, seed);
   if (config.bias) {
     add("c_attn.bias", {3 * c});
     add("c_proj.bias", {c});
@@ -73,14 +75,21 @@ CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfA
 
 CausalSelfAttention::Parameter& CausalSelfAttention::add(std::string_view name,
                                                          std::initializer_list<std::int64_t> shape) {
-  parameters_.push_back({name, Tensor(DType::f32, shape), Tensor(DType::f32, shape)});
-  std::memset(parameters_.back().value.view().data, 0, parameters_.back().value.view().nbytes());
-  std::memset(parameters_.back().gradient.view().data, 0, parameters_.back().gradient.view().nbytes());
+  const auto zeros = [&] {
+    const std::span extents(shape.begin(), shape.size());
+    Backend& device = context_.backend();
+    Tensor tensor(device.allocate(checked_nbytes(extents, DType::f32)), DType::f32, extents);
+    device.zero(tensor.view().data, tensor.view().nbytes());
+    return tensor;
+  };
+  parameters_.push_back({name, zeros(), zeros()});
   return parameters_.back();
 }
 
-void CausalSelfAttention::zero_gradients() noexcept {
-  for (const Parameter& p : parameters_) std::memset(p.gradient.view().data, 0, p.gradient.view().nbytes());
+void CausalSelfAttention::zero_gradients() {
+  for (const Parameter& p : parameters_) {
+    context_.backend().zero(p.gradient.view().data, p.gradient.view().nbytes());
+  }
 }
 
 const float* CausalSelfAttention::bias(std::size_t index) const noexcept {
@@ -96,7 +105,8 @@ void CausalSelfAttention::pack_weights() {
   const auto repack = [&](PackedMatrix& packed, const Tensor& w) {
     Buffer memory = std::move(packed.owned);
     const std::int64_t k = w.size(0), n = w.size(1);
-    if (memory.empty()) memory = Buffer(packed_nbytes(context_, k, n, WeightFormat::f32));
+    if (memory.empty())
+      memory = context_.backend().allocate(packed_nbytes(context_, k, n, WeightFormat::f32));
     packed = pack(context_, {w.view().data, DType::f32, k, n, n, 1}, WeightFormat::f32, memory.data());
     packed.owned = std::move(memory);
   };

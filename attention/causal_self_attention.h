@@ -9,7 +9,8 @@
 //
 // Dropout follows one rule (attention/sdpa.h, engine/training_ops.h: dropout): masks are a function of (seed,
 // offset) and the place of an element in its sequence. Bits of forward and of dx depend on a sequence alone,
-// or, with dropout, on its number in the batch too. One thread at a time.
+// or, with dropout, on its number in the batch too. Tensors lie in the memory of the context's device,
+// cu_seqlens on the host. One thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,7 @@ class CausalSelfAttention {
   /// for a config out of range, naming the field.
   CausalSelfAttention(ExecContext& context, const CausalSelfAttentionConfig& config, std::uint64_t seed = 0);
 
-  /// f32, (inputs, outputs) as GPT-2 stores them.
+  /// f32, (inputs, outputs) as GPT-2 stores them, in the memory of the context's device.
   struct Parameter {
     std::string_view name;
     Tensor value, gradient;
@@ -50,7 +51,7 @@ class CausalSelfAttention {
   std::span<Parameter> parameters() noexcept { return parameters_; }
   /// To be called when values have been written: the kernels work on packed copies.
   void parameters_changed() noexcept { packed_ = false; }
-  void zero_gradients() noexcept;
+  void zero_gradients();
 
   struct Input {
     TensorView x;                              ///< (N, C) f32

@@ -29,6 +29,8 @@ class Memory {
   virtual void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   /// Has written `to` on return.
   virtual void copy_out(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+  /// In the order of the device's ops, too.
+  virtual void zero(void* to, std::size_t bytes) { std::memset(to, 0, bytes); }
   /// Waits for every op begun.
   virtual void synchronise() {}
 };

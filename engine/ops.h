@@ -84,7 +84,7 @@ inline constexpr std::int64_t kMostTop = 1024;
 void top(ExecContext& context, const TopArgs& args);
 
 /// A matrix as a file holds it: element (k, n) at data + (k·k_stride + n·n_stride) elements. f32, f16 or
-/// bf16.
+/// bf16. In host memory, or in the device's.
 struct MatrixSource {
   const void* data = nullptr;
   DType dtype = DType::f32;

@@ -111,6 +111,10 @@ void CudaBackend::copy_out(void* to, const void* from, std::size_t bytes) {
   synchronise();
 }
 
+void CudaBackend::zero(void* to, std::size_t bytes) {
+  check(cudaMemsetAsync(to, 0, bytes, stream()), "zero");
+}
+
 void CudaBackend::synchronise() {
   check(cudaStreamSynchronize(stream()), "kernels");
 }
@@ -159,15 +163,20 @@ PackedMatrix CudaBackend::pack(const MatrixSource& source, WeightFormat format, 
     matrix.owned = allocate(matrix.bytes);
     matrix.data = matrix.owned.data();
   }
-  // The source as it lies in the file, from its first element to its last.
-  const auto span =
-      static_cast<std::size_t>((source.k - 1) * source.k_stride + (source.n - 1) * source.n_stride + 1) *
-      dtype_size(source.dtype);
   MatrixSource on_device = source;
-  on_device.data = grown(source_, span);
-  copy_in(source_.data(), source.data, span);
+  cudaPointerAttributes place{};
+  check(cudaPointerGetAttributes(&place, source.data), "place of a matrix");
+  const bool staged = place.type != cudaMemoryTypeDevice;
+  if (staged) {
+    // The source as it lies in the file, from its first element to its last.
+    const auto span =
+        static_cast<std::size_t>((source.k - 1) * source.k_stride + (source.n - 1) * source.n_stride + 1) *
+        dtype_size(source.dtype);
+    on_device.data = grown(source_, span);
+    copy_in(source_.data(), source.data, span);
+  }
   check(cuda::pack(on_device, columns_of(matrix), stream()), "pack");
-  synchronise();
+  if (staged) synchronise();
   return matrix;
 }
 

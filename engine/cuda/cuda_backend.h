@@ -29,6 +29,7 @@ class CudaBackend final : public Backend {
   void copy_in(void* to, const void* from, std::size_t bytes) override;
   void copy(void* to, const void* from, std::size_t bytes) override;
   void copy_out(void* to, const void* from, std::size_t bytes) override;
+  void zero(void* to, std::size_t bytes) override;
   void synchronise() override;
 
   std::unique_ptr<Recorder> recorder() override;

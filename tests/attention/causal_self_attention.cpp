@@ -7,9 +7,11 @@
 #include <cmath>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/exec_context.h"
+#include "tests/attention/gpu_copy.h"
 #include "tests/count_allocations.h"
 #include "tests/data.h"
 #include "tests/random.h"
@@ -56,23 +58,43 @@ CausalSelfAttentionConfig config_of(std::int64_t width, std::int64_t heads, bool
 
 }  // namespace
 
-TEST_CASE("[golden] the module, its gradients and its dropout are PyTorch's") {
-  std::ifstream file(test::source_dir() / "tests/golden/attention_module.txt");
-  std::int64_t width = 0, heads = 0, batch = 0;
+namespace {
+
+/// What PyTorch made of one module (tests/golden/make_module_golden.py).
+struct Golden {
+  std::int64_t width = 0, heads = 0;
   bool bias = false;
   float p = 0;
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;
-  int cases = 0;
-  while (file >> width >> heads >> bias >> p >> seed >> offset >> batch) {
-    ++cases;
-    std::vector<std::int32_t> cu{0};
+  std::vector<std::int32_t> cu{0};
+  std::vector<Floats> f;  // x, four parameters, dout; out, dx, the parameters' gradients
+};
+
+std::vector<Golden> read_golden() {
+  std::ifstream file(test::source_dir() / "tests/golden/attention_module.txt");
+  std::vector<Golden> all;
+  Golden g;
+  std::int64_t batch = 0;
+  while (file >> g.width >> g.heads >> g.bias >> g.p >> g.seed >> g.offset >> batch) {
     for (std::int64_t b = 0, length = 0; b < batch; ++b) {
       file >> length;
-      cu.push_back(cu.back() + static_cast<std::int32_t>(length));
+      g.cu.push_back(g.cu.back() + static_cast<std::int32_t>(length));
     }
-    std::vector<Floats> f;
-    for (int i = 0; i < 12; ++i) f.push_back(read_numbers(file));
+    for (int i = 0; i < 12; ++i) g.f.push_back(read_numbers(file));
+    all.push_back(std::exchange(g, {}));
+  }
+  REQUIRE(all.size() == 3);
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("[golden] the module, its gradients and its dropout are PyTorch's") {
+  int cases = 0;
+  for (const Golden& golden : read_golden()) {
+    const auto& [width, heads, bias, p, seed, offset, cu, f] = golden;
+    ++cases;
     for (const Isa isa : supported_isas()) {
       CAPTURE(isa_name(isa));
       CAPTURE(cases);
@@ -97,7 +119,94 @@ TEST_CASE("[golden] the module, its gradients and its dropout are PyTorch's") {
       CHECK(*module.parameters()[0].gradient.as<float>() == 0.0f);
     }
   }
-  CHECK(cases == 3);
+}
+
+namespace {
+
+/// A module on the GPU and its way in and out.
+struct GpuModule {
+  ExecContext context = test::make_gpu_context();
+  CausalSelfAttention module;
+
+  GpuModule(const CausalSelfAttentionConfig& config, std::uint64_t seed = 0)
+      : module(context, config, seed) {}
+  Floats values(const TensorView& view) {
+    Floats there(static_cast<std::size_t>(view.numel()));
+    context.backend().copy_out(there.data(), view.data, view.nbytes());
+    return there;
+  }
+};
+
+/// |got − want| ÷ |want|. Every sum of the module is over products exact to 2⁻²² and loses as much again by
+/// each of at most a hundred steps; what they add up to is held to 2e-5 of it.
+double distance(const Floats& got, const Floats& want) {
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += (double{got[i]} - double{want[i]}) * (double{got[i]} - double{want[i]});
+    size += double{want[i]} * double{want[i]};
+  }
+  return size == 0 ? std::sqrt(error) : std::sqrt(error / size);
+}
+constexpr double kGpuTolerance = 2e-5;
+
+}  // namespace
+
+TEST_CASE("[cuda] the module begins and evaluates as on the CPU") {
+  if (!test::have_gpu()) return;
+  Random random(30);
+  for (const auto& [width, heads] : {std::pair<std::int64_t, std::int64_t>{96, 4}, {40, 2}, {128, 1}}) {
+    CAPTURE(width);
+    ExecContext cpu({.threads = 2});
+    CausalSelfAttention here(cpu, config_of(width, heads, true, 0.1f), 7);
+    GpuModule there(config_of(width, heads, true, 0.1f), 7);
+    for (std::size_t i = 0; i < here.parameters().size(); ++i) {
+      const TensorView value = here.parameters()[i].value.view();
+      CHECK(there.values(there.module.parameters()[i].value.view()) ==
+            Floats(value.as<float>(), value.as<float>() + value.numel()));
+    }
+    for (const std::vector<std::int32_t>& cu : {std::vector<std::int32_t>{0, 70, 71, 71, 200}, {0, 5}}) {
+      Floats x = random.normals(cu.back() * width), want(x.size()), got(x.size());
+      here.forward({view(x, width), cu}, view(want, width));
+      test::GpuCopy dx(there.context, view(x, width)), out(there.context, view(got, width));
+      there.module.forward({dx.view(), cu}, out.view());
+      out.fetch();
+      CHECK(distance(got, want) <= kGpuTolerance);
+    }
+  }
+}
+
+TEST_CASE("[cuda] the module, its gradients and its dropout are PyTorch's") {
+  if (!test::have_gpu()) return;
+  for (const Golden& golden : read_golden()) {
+    const auto& [width, heads, bias, p, seed, offset, cu, f] = golden;
+    CAPTURE(width);
+    GpuModule there(config_of(width, heads, bias, p));
+    CausalSelfAttention& module = there.module;
+    for (std::size_t i = 0; i < module.parameters().size(); ++i) {
+      const TensorView value = module.parameters()[i].value.view();
+      REQUIRE(value.numel() == static_cast<std::int64_t>(f[1 + i].size()));
+      there.context.backend().copy_in(value.data, f[1 + i].data(), value.nbytes());
+    }
+    module.parameters_changed();
+    Floats x = f[0], dout = f[5], out(x.size()), dx(x.size());
+    test::GpuCopy x_there(there.context, view(x, width)), dout_there(there.context, view(dout, width)),
+        out_there(there.context, view(out, width)), dx_there(there.context, view(dx, width));
+    for (int i = 0; i < 2; ++i) {
+      module.forward({x_there.view(), cu, Phase::training, seed, offset}, out_there.view());
+      module.backward(dout_there.view(), dx_there.view());
+    }
+    out_there.fetch();
+    dx_there.fetch();
+    CHECK(distance(out, f[6]) <= kGpuTolerance);
+    CHECK(distance(dx, f[7]) <= kGpuTolerance);
+    for (std::size_t i = 0; i < module.parameters().size(); ++i) {
+      Floats twice = f[8 + i];
+      for (float& value : twice) value *= 2;
+      CHECK(distance(there.values(module.parameters()[i].gradient.view()), twice) <= kGpuTolerance);
+    }
+    module.zero_gradients();
+    CHECK(there.values(module.parameters()[0].gradient.view())[0] == 0.0f);
+  }
 }
 
 TEST_CASE("a sequence's output and dx have the same bits alone and in a batch, on any threads") {

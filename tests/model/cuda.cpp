@@ -6,7 +6,6 @@
 #include <cstring>
 #include <vector>
 
-#include "attention/causal_self_attention.h"
 #include "attention/sdpa.h"
 #include "model/train/trainer.h"
 #include "tests/gpu.h"
@@ -176,7 +175,6 @@ TEST_CASE("[cuda] what has no form on a GPU is refused, and so is a cache in the
       return error.code() == Code::device || error.code() == Code::usage;
     }
   };
-  CHECK(refused([&] { CausalSelfAttention(gpu.context, {.n_embd = 8, .n_head = 2}, 1); }));
   CHECK(refused([&] { Trainer::from_scratch(gpu.context, world.config, {}); }));
   KvPool host(gpu.forward.kv_shape(DType::f32));
   CHECK(refused([&] { logits_of(gpu.forward, host, {1, 2, 3}, {3}); }));
