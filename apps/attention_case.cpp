@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <optional>
 #include <set>
+#include <span>
 
 #include "apps/options.h"
 #include "engine/philox.h"
@@ -13,6 +15,7 @@ namespace {
 
 constexpr std::int64_t kDocument = 128;  // tokens of a document under MaskKind::document
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 24;
+constexpr std::int64_t kDistinct = 1'000'003;  // values; a longer tensor has them again, in other places
 
 constexpr MaskKind kMasks[] = {
     MaskKind::none,           MaskKind::causal_upper_left, MaskKind::causal_lower_right,
@@ -161,7 +164,7 @@ AttentionCase parse_attention_case(std::string_view text, std::size_t& memory_li
   return parser.shape;
 }
 
-AttentionData::AttentionData(const AttentionCase& s, Memory memory)
+AttentionData::AttentionData(const AttentionCase& s, Memory* memory)
     : memory_(memory), cu_q_(offsets(s.q_lengths)), cu_k_(offsets(s.k_lengths)) {
   const std::int64_t n = cu_q_.back(), keys = cu_k_.back();
   SdpaArgs& args = backward_.forward;
@@ -188,7 +191,7 @@ void AttentionData::set_mask(const AttentionCase& s, std::int64_t longest_q, std
     mask.left = s.window - 1;
     mask.right = 0;
   } else if (s.mask == MaskKind::document) {
-    if (memory_ == Memory::random) {
+    if (memory_ != nullptr) {
       documents_q_ = documents(s.q_lengths);
       documents_k_ = documents(s.k_lengths);
     }
@@ -204,9 +207,11 @@ void AttentionData::set_mask(const AttentionCase& s, std::int64_t longest_q, std
 
 // Uniform in [-1, 1); as booleans, three in four are true.
 TensorView AttentionData::tensor(DType dtype, std::initializer_list<std::int64_t> extents) {
-  if (memory_ == Memory::none) return {nullptr, dtype, extents};
-  const TensorView view = owned_.emplace_back(dtype, extents).view();
-  for (std::int64_t i = 0; i < view.numel(); ++i) {
+  if (memory_ == nullptr) return {nullptr, dtype, extents};
+  const Tensor host(dtype, extents);
+  const TensorView view = host.view();
+  const std::int64_t distinct = std::min(view.numel(), kDistinct);
+  for (std::int64_t i = 0; i < distinct; ++i) {
     const auto words = philox({static_cast<std::uint32_t>(drawn_++), 0, 0, 0}, 1);
     const auto value = static_cast<float>(2 * philox_unit(words[0], words[1]) - 1);
     if (dtype == DType::boolean) {
@@ -219,7 +224,18 @@ TensorView AttentionData::tensor(DType dtype, std::initializer_list<std::int64_t
       static_cast<float*>(view.data)[i] = value;
     }
   }
-  return view;
+  auto* const bytes = static_cast<std::byte*>(view.data);
+  const std::size_t size = dtype_size(dtype);
+  for (std::size_t at = static_cast<std::size_t>(distinct) * size; at < view.nbytes();) {
+    const std::size_t again = std::min(at, view.nbytes() - at);
+    std::memcpy(bytes + at, bytes, again);
+    at += again;
+  }
+  nbytes_ += view.nbytes();
+  const Tensor& there = owned_.emplace_back(memory_->allocate(view.nbytes()), dtype,
+                                            std::span(extents.begin(), extents.size()));
+  memory_->copy_in(there.view().data, bytes, view.nbytes());
+  return there.view();
 }
 
 }  // namespace inkling::app

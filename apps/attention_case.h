@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention/sdpa_backward.h"
+#include "engine/memory.h"
 
 namespace inkling::app {
 
@@ -34,23 +35,26 @@ MaskKind parse_mask_kind(const std::string& name);
 void check_window(MaskKind mask);
 DType parse_attention_dtype(const std::string& name);
 
-/// The arguments of a case, with memory of their own or none at all.
+/// The arguments of a case: random values in memory of their own, or views without any.
 class AttentionData {
  public:
-  enum class Memory : std::uint8_t { none, random };
-  AttentionData(const AttentionCase& shape, Memory memory);
+  /// `memory`: of the device to run on; null: none at all.
+  AttentionData(const AttentionCase& shape, Memory* memory);
   AttentionData(const AttentionData&) = delete;
   AttentionData& operator=(const AttentionData&) = delete;
 
   const SdpaArgs& forward() const noexcept { return backward_.forward; }
   const SdpaBackwardArgs& backward() const noexcept { return backward_; }
+  /// Of all tensors.
+  std::size_t nbytes() const noexcept { return nbytes_; }
 
  private:
   TensorView tensor(DType dtype, std::initializer_list<std::int64_t> extents);
   void set_mask(const AttentionCase& shape, std::int64_t longest_q, std::int64_t longest_k);
 
-  Memory memory_;
+  Memory* memory_;
   std::uint64_t drawn_ = 0;
+  std::size_t nbytes_ = 0;
   std::vector<Tensor> owned_;
   std::vector<std::int32_t> cu_q_, cu_k_, documents_q_, documents_k_;
   SdpaBackwardArgs backward_;

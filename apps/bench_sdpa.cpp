@@ -1,16 +1,19 @@
 // inkling bench sdpa: attention by itself, one backend beside the other, and the tutorial's experiments.
 //
 // Flops count the scores that a mask lets be seen: a causal one half of a full one's. Bytes are q, k, v and
-// out once.
+// out once. On a GPU calls are recorded and repeated, over more data than its cache holds: each finds its
+// inputs in memory, as in a model.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 
 #include "apps/attention_case.h"
 #include "apps/bench_sdpa_options.h"
 #include "apps/ceilings.h"
+#include "apps/device_timing.h"
 #include "apps/json_text.h"
 #include "apps/program.h"
-#include "apps/timing.h"
 #include "attention/causal_bias.h"
 #include "attention/causal_self_attention.h"
 #include "engine/profiler.h"
@@ -28,10 +31,12 @@ struct Row {
   std::string note;  // why it was refused, or what the figures cannot say
 };
 
+constexpr int kChain = 24;  // calls recorded as one
+
 class SdpaBench {
  public:
   SdpaBench(const SdpaOptions& options, const Console& console)
-      : o_(options), console_(console), context_(exec()) {
+      : o_(options), console_(console), context_(exec()), gpu_(context_.device() == Device::cuda) {
     SdpaPolicy policy;
     policy.memory_limit = o_.limit();
     limit_.emplace(context_, std::move(policy));
@@ -39,14 +44,14 @@ class SdpaBench {
 
   // A backend that was asked for by name is refused before anything else is measured.
   void explore() {
-    const AttentionData none(o_.shape, AttentionData::Memory::none);
+    const AttentionData none(o_.shape, nullptr);
     for (const SdpaBackend backend : o_.backends) {
       if (const std::string reason = refusal(backend, none, o_.shape.backward); !reason.empty()) {
         throw Error(Code::usage, "--backend: " + std::string(sdpa_backend_name(backend)) + " cannot run " +
                                      o_.shape.to_string() + ": " + reason);
       }
     }
-    peak_ = measure_gflop_s(context_);
+    if (!gpu_) peak_ = measure_gflop_s(context_);
     const std::vector<SdpaBackend> all{SdpaBackend::flash, SdpaBackend::decode, SdpaBackend::math};
     const Row row{"explore", o_.shape.to_string(), ""};
     compare(row, o_.shape, o_.backends.empty() ? all : o_.backends);
@@ -54,7 +59,7 @@ class SdpaBench {
 
   // The experiments of PyTorch's SDPA tutorial, shapes first. `scale` cuts the batches.
   void tutorial() {
-    peak_ = measure_gflop_s(context_);
+    if (!gpu_) peak_ = measure_gflop_s(context_);
     backends();
     varlen();
     eager_or_planned();
@@ -67,7 +72,7 @@ class SdpaBench {
 
  private:
   ExecOptions exec() {
-    ExecOptions exec = cpu_options(o_.model, console_, "bench sdpa");
+    ExecOptions exec = exec_options(o_.model, console_);
     if (exec.profiler == nullptr) exec.profiler = &own_;  // it knows what the ops cost
     profiler_ = exec.profiler;
     return exec;
@@ -78,9 +83,12 @@ class SdpaBench {
                                   std::llround(static_cast<double>(batch) * static_cast<double>(o_.scale)));
   }
 
-  // Flops and bytes of one call, from the ops' own accounts.
+  /// How calls follow each other on a GPU: repeated from a recording, or each begun and waited for.
+  enum class Follow : std::uint8_t { recorded, apart };
+
+  // Flops and bytes of one call, from the ops' own accounts. call(i): on the data of turn i.
   template <class Call>
-  void add(Row row, Call&& call) {
+  void add(Row row, Call&& call, Follow follow, int turns = 1) {
     console_.note("inkling: " + row.experiment + ": " + row.shape + ", " + row.what);
     const auto sum = [&] {
       Row total;
@@ -88,12 +96,20 @@ class SdpaBench {
       return total;
     };
     const Row before = sum();
-    call();
+    call(0);
     const Row after = sum();
     row.flops = after.flops - before.flops;
     row.bytes = after.bytes - before.bytes;
     check_interrupt();
-    row.time = time_calls(o_.samples(), call, WarmUp::done);
+    if (gpu_ && follow == Follow::recorded) {
+      row.time = time_recorded(context_, o_.samples(), std::max(turns, kChain), call);
+    } else {
+      const auto one = [&] {
+        call(0);
+        context_.backend().synchronise();
+      };
+      row.time = time_calls(o_.samples(), one, WarmUp::done);
+    }
     rows_.push_back(std::move(row));
   }
 
@@ -105,22 +121,41 @@ class SdpaBench {
     return choice.backend ? "" : choice.refused.front().reason;
   }
 
+  /// A case's data; on a GPU several times, so much that none is left in its cache when it comes again.
+  std::vector<std::unique_ptr<AttentionData>> data_of(const AttentionCase& shape) {
+    constexpr std::size_t kEnough = std::size_t{256} << 20;  // five times the cache of an H200
+    std::vector<std::unique_ptr<AttentionData>> sets;
+    std::size_t bytes = 0;
+    do {
+      sets.push_back(std::make_unique<AttentionData>(shape, &context_.backend()));
+      bytes += sets.back()->nbytes();
+    } while (gpu_ && (sets.size() < 2 || bytes < kEnough) && sets.size() < kChain);
+    return sets;
+  }
+
   void compare(Row row, const AttentionCase& shape, const std::vector<SdpaBackend>& backends) {
-    const AttentionData data(shape, AttentionData::Memory::random);
+    const auto sets = data_of(shape);
+    const auto data = [&](int i) -> const AttentionData& {
+      return *sets[static_cast<std::size_t>(i) % sets.size()];
+    };
+    const int turns = static_cast<int>(sets.size());
     for (const SdpaBackend backend : backends) {
       row.what = std::string(sdpa_backend_name(backend));
-      row.note = refusal(backend, data, shape.backward);
+      row.note = refusal(backend, data(0), shape.backward);
       if (!row.note.empty()) {
         row.note.insert(0, "refused: ");
         rows_.push_back(row);
         continue;
       }
       const SdpaScope scope(context_, {backend});
-      add(row, [&] { sdpa(context_, data.forward()); });
+      add(
+          row, [&](int i) { sdpa(context_, data(i).forward()); }, Follow::recorded, turns);
       if (!shape.backward) continue;
       Row backward = row;
       backward.what += " backward";
-      add(std::move(backward), [&] { sdpa_backward(context_, data.backward()); });
+      add(
+          std::move(backward), [&](int i) { sdpa_backward(context_, data(i).backward()); }, Follow::recorded,
+          turns);
     }
   }
 
@@ -140,25 +175,25 @@ class SdpaBench {
 
   struct Module {
     CausalSelfAttention attention;
-    std::vector<float> x, out;
     std::vector<std::int32_t> cu{0};
+    Tensor x, out;
     std::string shape;
 
     Module(ExecContext& context, const std::vector<std::int64_t>& lengths)
         : attention(context,
                     {.n_embd = 512, .n_head = 8, .attention_dropout = 0.1f, .residual_dropout = 0.1f}) {
       for (const std::int64_t length : lengths) cu.push_back(cu.back() + static_cast<std::int32_t>(length));
-      x.resize(static_cast<std::size_t>(cu.back()) * 512);
-      for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 251) / 125.0f - 1.0f;
-      out.resize(x.size());
+      std::vector<float> values(static_cast<std::size_t>(cu.back()) * 512);
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 251) / 125.0f - 1.0f;
+      const std::array<std::int64_t, 2> extents{cu.back(), 512};
+      const std::size_t bytes = values.size() * sizeof(float);
+      x = Tensor(context.backend().allocate(bytes), DType::f32, extents);
+      out = Tensor(context.backend().allocate(bytes), DType::f32, extents);
+      context.backend().copy_in(x.view().data, values.data(), bytes);
       shape = "module C=512 H=8, " + std::to_string(lengths.size()) + " sequences, " +
               std::to_string(cu.back()) + " tokens";
     }
-    void run() {
-      const std::int64_t tokens = cu.back();
-      attention.forward({TensorView(x.data(), DType::f32, {tokens, 512}), cu},
-                        TensorView(out.data(), DType::f32, {tokens, 512}));
-    }
+    void run() { attention.forward({x.view(), cu}, out.view()); }
   };
 
   // The same sequences padded to the longest place and packed back to back: half of the padded rows are none.
@@ -168,18 +203,24 @@ class SdpaBench {
     for (std::int64_t b = 0; b < batch; ++b) packed.push_back(512 * (2 * b + 1) / (2 * batch));
     Module dense(context_, std::vector<std::int64_t>(static_cast<std::size_t>(batch), 512));
     Module varlen(context_, packed);
-    add({"varlen vs dense, 50% padding", dense.shape, "padded"}, [&] { dense.run(); });
-    add({"varlen vs dense, 50% padding", varlen.shape, "packed"}, [&] { varlen.run(); });
+    add(
+        {"varlen vs dense, 50% padding", dense.shape, "padded"}, [&](int) { dense.run(); }, Follow::recorded);
+    add(
+        {"varlen vs dense, 50% padding", varlen.shape, "packed"}, [&](int) { varlen.run(); },
+        Follow::recorded);
   }
 
   void eager_or_planned() {
     Module module(context_, std::vector<std::int64_t>(
                                 static_cast<std::size_t>(std::max<std::int64_t>(2, scaled(32))), 256));
-    add({"module eager vs planned", module.shape, "eager: fresh memory each call"}, [&] {
+    const auto eager = [&](int) {
       module.attention.release();
       module.run();
-    });
-    add({"module eager vs planned", module.shape, "planned: one arena"}, [&] { module.run(); });
+    };
+    add({"module eager vs planned", module.shape, "eager: fresh memory each call"}, eager, Follow::apart);
+    add(
+        {"module eager vs planned", module.shape, "planned: one arena"}, [&](int) { module.run(); },
+        Follow::recorded);
     console_.note(module.attention.to_string());
   }
 
@@ -193,13 +234,15 @@ class SdpaBench {
       shape.k_lengths = {10};
       for (const CausalBias& bias : {causal_upper_left(queries, 10), causal_lower_right(queries, 10)}) {
         shape.mask = bias.kind();
-        const AttentionData data(shape, AttentionData::Memory::random);
+        const AttentionData data(shape, &context_.backend());
         if (queries == 2)
           console_.note(std::string(mask_kind_name(bias.kind())) + "(2, 10):\n" + bias.to_string());
-        add({"upper-left vs lower-right", shape.to_string(), "automatic"},
-            [&] { sdpa(context_, data.forward()); });
+        add(
+            {"upper-left vs lower-right", shape.to_string(), "automatic"},
+            [&](int) { sdpa(context_, data.forward()); }, Follow::recorded);
         const TensorView& out = data.forward().out;
-        outs.emplace_back(out.as<float>(), out.as<float>() + out.numel());
+        auto& values = outs.emplace_back(static_cast<std::size_t>(out.numel()));
+        context_.backend().copy_out(values.data(), out.as<float>(), out.nbytes());
       }
       rows_.back().note = outs[0] == outs[1] ? "equal to upper-left" : "differs from upper-left";
     }
@@ -217,8 +260,9 @@ class SdpaBench {
       const bool refused = r.time.median == 0;
       const auto number = [&](double value) { return refused ? std::string("null") : json_number(value); };
       out.write("{\"experiment\":" + json_string(r.experiment) + ",\"shape\":" + json_string(r.shape) +
-                ",\"what\":" + json_string(r.what) + ",\"threads\":" +
-                std::to_string(context_.pool().size()) + ",\"isa\":" + json_string(isa_name(context_.isa())) +
+                ",\"what\":" + json_string(r.what) +
+                ",\"threads\":" + std::to_string(context_.pool().size()) +
+                ",\"isa\":" + json_string(gpu_ ? device_name(context_.device()) : isa_name(context_.isa())) +
                 ",\"us\":{\"median\":" + number(r.time.median * 1e6) +
                 ",\"min\":" + number(r.time.min * 1e6) + ",\"max\":" + number(r.time.max * 1e6) +
                 "},\"gflop_per_s\":" + number(r.flops / r.time.median / 1e9) +
@@ -259,6 +303,7 @@ class SdpaBench {
   Profiler own_{0};
   Profiler* profiler_ = nullptr;
   ExecContext context_;
+  bool gpu_;
   double peak_ = 0;  // GFLOP/s; 0: unknown
   std::optional<SdpaScope> limit_;
   std::vector<Row> rows_;

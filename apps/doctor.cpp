@@ -86,9 +86,9 @@ void explain_attention(const DoctorOptions& o, const Console& console) {
       throw Error(error.code(), "--attn: " + error.message());
     }
   }();
-  ExecContext context(cpu_options(o.model, console, "doctor --attn"));
+  ExecContext context(exec_options(o.model, console));
   const SdpaScope scope(context, policy);
-  const AttentionData data(shape, AttentionData::Memory::none);
+  const AttentionData data(shape, nullptr);
   const SdpaChoice forward = choose(context, data.forward());
   line("attention", shape.to_string());
   line("memory limit", std::to_string(policy.memory_limit) + " bytes that grow with Tq x Tk; math takes " +

@@ -128,7 +128,7 @@ std::string attention_choice(Workspace& workspace, std::int64_t fresh, std::int6
   shape.heads = shape.kv_heads = config.n_head;
   shape.dim = config.head_size();
   shape.mask = MaskKind::causal_lower_right;
-  const AttentionData data(shape, AttentionData::Memory::none);
+  const AttentionData data(shape, nullptr);
   const SdpaChoice choice = choose(workspace.context(), data.forward());
   std::string text = choice.backend ? std::string(sdpa_backend_name(*choice.backend)) : "none can run it";
   for (const SdpaChoice::Refusal& refusal : choice.refused) {

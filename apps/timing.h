@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "apps/console.h"
@@ -13,6 +14,14 @@ namespace inkling::app {
 struct Spread {
   double median = 0, min = 0, max = 0;  ///< seconds
 };
+
+/// Of at least one sample.
+inline Spread spread_of(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  const std::size_t half = samples.size() / 2;
+  const double median = samples.size() % 2 == 1 ? samples[half] : (samples[half - 1] + samples[half]) / 2;
+  return {median, samples.front(), samples.back()};
+}
 
 /// Whether the caller has made the call once already, which for a slow one is as long as a sample.
 enum class WarmUp : std::uint8_t { once, done };
@@ -35,10 +44,7 @@ Spread time_calls(int repeats, Call&& call, WarmUp warm_up = WarmUp::once) {
     all.push_back(passed / calls);
     check_interrupt();
   }
-  std::sort(all.begin(), all.end());
-  const std::size_t half = all.size() / 2;
-  const double median = all.size() % 2 == 1 ? all[half] : (all[half - 1] + all[half]) / 2;
-  return {median, all.front(), all.back()};
+  return spread_of(std::move(all));
 }
 
 }  // namespace inkling::app

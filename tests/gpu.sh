@@ -3,7 +3,7 @@
 # small shapes, then the benchmark, beside PyTorch where it is installed.
 #   tests/gpu.sh [--binaries FOLDER] [--out FOLDER]
 # FOLDER of binaries: inkling, test_engine, test_attention, test_model, test_attention_cuda, and lib/ with shared libraries
-# that the machine lacks, for machines without compiler or packages. Writes FOLDER/gpu.json and gpu.md [build/gpu].
+# that the machine lacks, for machines without compiler or packages. Writes {gpu,sdpa}.{json,md} to FOLDER [build/gpu].
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 binaries="" out="$top/build/gpu"
@@ -63,4 +63,5 @@ measure --dtype bf16 -p 512,1024 -n 64 -d 512 -b 1,16,64 >"$out/inkling.json"
 measure --dtype f32 -p 512,1024 -n 64 -d 512 -b 1,16,64 >"$out/inkling_f32.json"
 python3 "$top/tests/bench/gpu_torch.py" run "$model" >"$out/torch.jsonl"
 python3 "$top/tests/bench/gpu_report.py" "$out"
+python3 "$top/tests/bench/sdpa_gpu.py" --inkling "$binaries/inkling" --json "$out/sdpa.json" | tee "$out/sdpa.md"
 stage "done"
