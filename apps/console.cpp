@@ -85,6 +85,10 @@ void Console::say(std::string_view line) {
   write_stderr(std::string(line) + '\n');
 }
 
+void Console::status(std::string_view line) {
+  write_stderr("\r\x1b[K" + std::string(line));
+}
+
 void Console::error(std::string_view message) const {
   const bool color = wants_color(options_.color);
   say(std::string("inkling: ") + (color ? "\x1b[1;31merror:\x1b[0m " : "error: ") + to_valid_utf8(message));
@@ -103,7 +107,7 @@ Progress::Progress(const Console& console, std::string label)
       next_(Clock::now() + std::chrono::milliseconds(500)) {}
 
 Progress::~Progress() {
-  if (shown_) write_stderr("\r\x1b[K");
+  if (shown_) Console::status({});
 }
 
 void Progress::update(double share) {
@@ -112,7 +116,7 @@ void Progress::update(double share) {
   if (time < next_) return;
   next_ = time + std::chrono::milliseconds(100);
   shown_ = true;
-  write_stderr("\r" + label_ + ' ' + format("%.0f", share * 100) + "%\x1b[K");
+  Console::status(label_ + ' ' + format("%.0f", share * 100) + '%');
 }
 
 double now() noexcept {

@@ -42,6 +42,8 @@ class Console {
   void note(std::string_view line) const;
   /// A line on standard error.
   static void say(std::string_view line);
+  /// A line on a terminal's standard error in place of the one before; empty: none.
+  static void status(std::string_view line);
   /// "inkling: error: …" on standard error.
   void error(std::string_view message) const;
 

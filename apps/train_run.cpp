@@ -19,12 +19,6 @@ namespace {
 
 constexpr std::string_view kBestKey = "best_val_loss";
 
-void make_folder(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) throw Error(Code::output, folder.string() + ": cannot make the folder: " + error.message());
-}
-
 std::string duration(double seconds) {
   const auto whole = static_cast<std::int64_t>(seconds + 0.5);
   std::array<char, 48> text{};
@@ -45,7 +39,7 @@ TrainSource source_of(const TrainCommand& c) {
 
 // Rank 0 makes the files, the others find them made.
 TrainData data_of(const TrainCommand& command, const Console& console, Communicator* communicator) {
-  make_folder(command.out / "checkpoints");
+  make_folder(command.out / "checkpoints").value();
   TrainSource source = source_of(command);
   if (communicator == nullptr) return prepare_data(source, console);
   double done = 0;
@@ -77,13 +71,13 @@ struct TrainRun::Speed {
                              format("  loss %.4f", result.loss) + format("  %.0f tok/s", rate()) + "  ETA " +
                              duration(left);
     if (terminal) {
-      std::fprintf(stderr, "\r\033[K%s", line.c_str());
+      Console::status(line);
     } else {
       Console::say(line);
     }
   }
   void clear() const {
-    if (terminal) std::fputs("\r\033[K", stderr);
+    if (terminal) Console::status({});
   }
 };
 
@@ -153,10 +147,9 @@ Trainer TrainRun::make_trainer() {
     throw Error(Code::file, checkpoints().string() + ": expected checkpoints to resume from, got none");
   }
   const SafetensorsFile file = SafetensorsFile::open(found.back()).value();
-  for (const auto& [key, value] : file.metadata()) {
-    if (key == kBestKey && !parse_number(value, best_)) best_ = std::numeric_limits<double>::infinity();
-  }
-  return Trainer::from_checkpoint(context_, found.back(), s.options(), communicator_).value();
+  const std::string* const best = find(file.metadata(), kBestKey);
+  if (best != nullptr && !parse_number(*best, best_)) best_ = std::numeric_limits<double>::infinity();
+  return Trainer::from_checkpoint(context_, file, s.options(), communicator_).value();
 }
 
 // Of several processes each takes its share of the batches of an iteration, numbered through all of them.
@@ -236,7 +229,7 @@ void TrainRun::evaluate(double tok_per_s) {
 // The model goes beside the best one, is heard, and takes its place if it is better.
 void TrainRun::save(double val_loss) {
   const fs::path next = command_.out / ".next";
-  make_folder(next);
+  make_folder(next).value();
   trainer_.save_model(next, command_.settings.save_dtype == "bf16" ? DType::bf16 : DType::f32).value();
   sample(next);
   std::error_code error;

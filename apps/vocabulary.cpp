@@ -32,9 +32,7 @@ std::vector<VocabularyFile> train_vocabulary(std::span<const std::string_view> t
 }
 
 void write_vocabulary(const std::filesystem::path& folder, std::span<const VocabularyFile> files) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw Error(Code::output, folder.string() + ": cannot make the folder: " + error.message());
+  make_folder(folder).value();
   for (const VocabularyFile& file : files) write_file(folder / file.name, file.content).value();
 }
 

@@ -103,9 +103,7 @@ Result<void> write_packed_cache(const fs::path& folder, const PackedCacheKey& ke
                  key.name + ": a key of " + std::to_string(header.size()) + " bytes is too long");
   }
   header.resize(kHeader, '\0');
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) return Error(Code::output, folder.string() + ": cannot make the folder: " + error.message());
+  if (auto made = make_folder(folder); !made) return made;
   remove_leftovers(folder, key.name);
   auto file = AtomicFile::create(folder / key.name);
   if (!file) return file.error();

@@ -110,4 +110,11 @@ Result<void> write_file(const std::filesystem::path& path, std::string_view text
   return file->commit();
 }
 
+Result<void> make_folder(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) return Error(Code::output, folder.string() + ": cannot make the folder: " + error.message());
+  return {};
+}
+
 }  // namespace inkling

@@ -40,4 +40,8 @@ class AtomicFile {
 /// Replaces the content of `path` with `text`, atomically.
 Result<void> write_file(const std::filesystem::path& path, std::string_view text);
 
+/// Makes the folder, and those above it, unless it is there. Error{output} "PATH: cannot make the folder:
+/// reason".
+Result<void> make_folder(const std::filesystem::path& folder);
+
 }  // namespace inkling

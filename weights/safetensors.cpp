@@ -91,6 +91,11 @@ const std::string& SafetensorsFile::name() const noexcept {
 std::span<const NamedTensor> SafetensorsFile::tensors() const noexcept {
   return state_->tensors;
 }
+const std::string* find(const Metadata& metadata, std::string_view key) noexcept {
+  const auto at = std::ranges::find(metadata, key, &Metadata::value_type::first);
+  return at != metadata.end() ? &at->second : nullptr;
+}
+
 const Metadata& SafetensorsFile::metadata() const noexcept {
   return state_->metadata;
 }

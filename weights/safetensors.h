@@ -32,6 +32,8 @@ struct NamedTensor {
 
 /// String pairs of the header's __metadata__, in the order of the file.
 using Metadata = std::vector<std::pair<std::string, std::string>>;
+/// The value of a key; null when there is none.
+const std::string* find(const Metadata& metadata, std::string_view key) noexcept;
 
 /// What the kernel is told about mapped pages.
 enum class Advice : std::uint8_t {

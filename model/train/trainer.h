@@ -51,8 +51,9 @@ class Trainer {
   /// Goes on from weights on disk with fresh moments: fine-tuning.
   static Trainer from_weights(ExecContext& context, const Gpt2Source& source, const TrainOptions& options,
                               Communicator* communicator = nullptr);
-  /// Goes on from a checkpoint exactly where it was saved. Error{file}, Error{malformed}.
-  static Result<Trainer> from_checkpoint(ExecContext& context, const std::filesystem::path& path,
+  /// Goes on from a checkpoint exactly where it was saved; what it needs of the file is copied.
+  /// Error{malformed}.
+  static Result<Trainer> from_checkpoint(ExecContext& context, const SafetensorsFile& file,
                                          const TrainOptions& options, Communicator* communicator = nullptr);
   Trainer(Trainer&&) noexcept;
   Trainer& operator=(Trainer&&) noexcept;

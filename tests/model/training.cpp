@@ -58,7 +58,8 @@ TEST_CASE("a run resumes from its checkpoint as if it had not stopped") {
   through.save_checkpoint(path, {{"note", "kept"}}).value();
   CHECK(SafetensorsFile::open(path).value().metadata().back().second == "kept");
 
-  Trainer resumed = Trainer::from_checkpoint(context, path, options_of(c.data)).value();
+  Trainer resumed =
+      Trainer::from_checkpoint(context, SafetensorsFile::open(path).value(), options_of(c.data)).value();
   CHECK(resumed.iteration() == 3);
   CHECK(resumed.config() == c.config);
   for (int i = 0; i < 3; ++i) CHECK(through.step(c.batches()).loss == resumed.step(c.batches()).loss);
@@ -71,11 +72,11 @@ TEST_CASE("what is no checkpoint is refused") {
   ExecContext context({.threads = 1});
   const TrainOptions options = options_of(c.data);
   const auto code_of = [&](const std::filesystem::path& path) {
-    const Result<Trainer> result = Trainer::from_checkpoint(context, path, options);
+    const Result<SafetensorsFile> file = SafetensorsFile::open(path);
+    const Result<Trainer> result = file ? Trainer::from_checkpoint(context, *file, options) : file.error();
     return result ? std::string("none")
                   : std::to_string(static_cast<int>(result.error().code())) + ' ' + result.error().message();
   };
-  CHECK(code_of(folder.path() / "absent").starts_with("3 "));
   CHECK(code_of(c.folder.path() / "model.safetensors").find("inkling_checkpoint") != std::string::npos);
 
   const auto path = folder.path() / "checkpoint.safetensors";
