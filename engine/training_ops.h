@@ -13,7 +13,8 @@
 namespace inkling {
 
 /// Gradients of out = x · w + bias: dx = dout · wᵀ, dweight += xᵀ · dout, dbias += Σ_m dout[m].
-/// Sums over m run in order from row 0, so the bits depend on the rows and on nothing else.
+/// Sums over m run in order from row 0, some from what they are added to, so the bits depend on the rows and
+/// on nothing else.
 struct LinearBackwardArgs {
   TensorView x;            ///< (M, K) f32, that of the forward pass; only dweight needs it
   TensorView weight;       ///< (K, N) f32, any strides; only dx needs it

@@ -94,7 +94,8 @@ class CpuBackend final : public CpuTraining {
     Rows all;
     if (as_is) {
       all.data = args.x.data;
-      all.stride = row_stride(args.x);
+      all.by_columns = args.x.stride[1] != 1;
+      all.stride = args.x.stride[all.by_columns ? 1 : 0];
     } else if (shared) {
       if (prepared_.size() < layout.rows_bytes(rows)) prepared_ = Buffer(layout.rows_bytes(rows));
       all = rows_at(prepared_.data(), rows, kind, layout);

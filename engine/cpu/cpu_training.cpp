@@ -24,6 +24,13 @@ void each_run(ThreadPool& pool, std::size_t total, Fn&& fn) {
            [&](std::int64_t task, int) { fn(task * kRun, std::min(kRun, n - task * kRun)); });
 }
 
+// The same memory with rows and columns exchanged.
+TensorView flipped(TensorView x) {
+  std::swap(x.shape[0], x.shape[1]);
+  std::swap(x.stride[0], x.stride[1]);
+  return x;
+}
+
 void use(Buffer& buffer, std::size_t bytes) {
   if (buffer.size() < bytes) buffer = Buffer(bytes);
 }
@@ -31,7 +38,8 @@ void use(Buffer& buffer, std::size_t bytes) {
 }  // namespace
 
 // Both gradients are products that linear() already is: dx = dout · wᵀ, and dw's rows are those of xᵀ times
-// dout. The right-hand sides are packed block by block on the way; xᵀ is written once.
+// dout. Long rows are packed block by block on the way, and xᵀ is written once; short ones are read as they
+// lie.
 void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
   const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
   if (n == 0) {  // dx is a sum of nothing
@@ -44,14 +52,13 @@ void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
   product.matrix_format = args.format;
   if (args.dx.data != nullptr) {
     product.x = args.dout;
-    product.matrix = args.weight;
-    std::swap(product.matrix.shape[0], product.matrix.shape[1]);
-    std::swap(product.matrix.stride[0], product.matrix.stride[1]);
+    product.matrix = flipped(args.weight);
     product.out = args.dx;
     linear(product);
   }
   if (args.dweight.data != nullptr) {
-    product.x = transpose(args.x);
+    product.x = args.format == WeightFormat::f32 && row_stride(args.x) <= cpu::kShortRow ? flipped(args.x)
+                                                                                         : transpose(args.x);
     product.matrix = args.dout;
     product.residual = product.out = args.dweight;
     linear(product);

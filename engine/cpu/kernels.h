@@ -22,6 +22,7 @@ struct Rows {
   InputKind kind = InputKind::f32;
   const void* data = nullptr;         // (M, stride) of float, bf16 or int8
   std::ptrdiff_t stride = 0;          // elements from row to row
+  bool by_columns = false;            // or from column to column: f32 beside a matrix alone
   const float* scale = nullptr;       // (M, groups) quantised only
   const std::int32_t* sum = nullptr;  // (M, groups) sum of the group's bytes
   std::int64_t groups = 0;
@@ -128,6 +129,10 @@ struct CpuKernels {
   void (*adamw)(const AdamWStep& step, float* parameter, const float* gradient, float* m, float* v,
                 std::int64_t n);
 };
+
+/// Rows of at most so many floats share pages and cache sets well enough that products read them across, too,
+/// and a matrix of them in place: nothing is transposed or packed then.
+inline constexpr std::int64_t kShortRow = 512;
 
 /// Scratch that one linear_block of any shape needs.
 inline constexpr std::size_t kLinearScratch = std::size_t{1} << 19;

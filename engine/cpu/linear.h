@@ -31,9 +31,10 @@ struct LinearKernels {
     auto* c = reinterpret_cast<float*>(block.scratch);  // (rows, NR)
     if (block.weight == nullptr) {
       if (is_sum(block)) {
-        unpacked(block, block.out + block.row_begin * block.out_stride + block.panel * NR, block.out_stride);
+        unpacked(block, block.out + block.row_begin * block.out_stride + block.panel * NR, block.out_stride,
+                 block.residual == nullptr ? Sum::start : Sum::go_on);
       } else {
-        unpacked(block, c, NR);
+        unpacked(block, c, NR, Sum::start);
         finish(block, c);
       }
       return;
@@ -94,21 +95,27 @@ struct LinearKernels {
     return columns >= NR ? NV : static_cast<int>((columns + L - 1) / L);
   }
 
-  /// Whether the sums are the output, in whole vectors: they then need no other place.
+  /// Whether the sums are the output, or go on from it, in whole vectors: they then need no other place.
   static bool is_sum(const LinearBlock& b) {
     return b.format == WeightFormat::f32 && b.bias == nullptr && b.pre_activation == nullptr &&
-           b.activation == Activation::none && b.residual == nullptr && b.n % L == 0;
+           b.activation == Activation::none && b.n % L == 0 &&
+           (b.residual == nullptr || (b.residual == b.out && b.residual_stride == b.out_stride));
   }
 
   // --- a matrix that is packed on the way: each chunk of the panel serves all rows of the block
   // --------------------------------------------
-  static void unpacked(const LinearBlock& b, float* c, std::ptrdiff_t ldc) {
+  static void unpacked(const LinearBlock& b, float* c, std::ptrdiff_t ldc, Sum first) {
     float* wide = reinterpret_cast<float*>(b.scratch) + kMatrixRows * NR;  // (kChunk, NR)
     auto* narrow = reinterpret_cast<bf16*>(wide + kChunk * NR);            // as much in bf16
     const std::int64_t rows = b.row_end - b.row_begin;
     for (std::int64_t begin = 0; begin < b.k; begin += kChunk) {
       const std::int64_t count = b.k - begin < kChunk ? b.k - begin : kChunk;
-      const Sum sum = begin == 0 ? Sum::start : Sum::go_on;
+      const Sum sum = begin == 0 ? first : Sum::go_on;
+      if (lies_well(b)) {
+        const float* w = static_cast<const float*>(b.matrix->data) + b.panel * NR;
+        chunk(b, w + begin * b.matrix->k_stride, b.matrix->k_stride, begin, count, c, ldc, sum);
+        continue;
+      }
       PanelKernels<V>::gather_f32(*b.matrix, b.panel, begin, count, wide);
       if (b.format == WeightFormat::bf16) {
         PanelKernels<V>::store_bf16(wide, count, narrow);
@@ -122,9 +129,30 @@ struct LinearKernels {
           for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(narrow + i));
         }
       }
-      const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride + begin;
-      product<V, float>(x, b.rows.stride, rows, wide, NR, count, vectors_of(b), c, ldc, sum);
+      chunk(b, wide, NR, begin, count, c, ldc, sum);
     }
+  }
+
+  /// C (+)= k from `begin` of the block's rows times as many rows of w.
+  static void chunk(const LinearBlock& b, const float* w, std::ptrdiff_t ldw, std::int64_t begin,
+                    std::int64_t count, float* c, std::ptrdiff_t ldc, Sum sum) {
+    const auto* x = static_cast<const float*>(b.rows.data);
+    const std::int64_t rows = b.row_end - b.row_begin;
+    const int vectors = vectors_of(b);
+    if (b.rows.by_columns) {
+      x += begin * b.rows.stride + b.row_begin;
+      product<V, float, By::columns>(x, b.rows.stride, rows, w, ldw, count, vectors, c, ldc, sum);
+    } else {
+      x += b.row_begin * b.rows.stride + begin;
+      product<V, float>(x, b.rows.stride, rows, w, ldw, count, vectors, c, ldc, sum);
+    }
+  }
+
+  /// Whether the tiles may read the matrix where it is: whole vectors side by side, in short rows.
+  static bool lies_well(const LinearBlock& b) {
+    const MatrixSource& m = *b.matrix;
+    return b.format == WeightFormat::f32 && m.dtype == DType::f32 && m.n_stride == 1 && m.n % L == 0 &&
+           m.k_stride <= kShortRow;
   }
 
   // --- bf16 weights and bf16 activations: pairs of k per instruction

@@ -19,8 +19,11 @@ namespace inkling::cpu {
 /// Whether a tile starts at zero or goes on from what C holds.
 enum class Sum : std::uint8_t { start, go_on };
 
-/// A: row stride lda, f32. B: row stride ldb, of W (f32, f16, bf16; widened exactly). C: row stride ldc, f32.
-template <class V, class W, int MR, int NV>
+/// How a factor lies in memory: A[r][k] at a[r·lda + k], or at a[k·lda + r].
+enum class By : std::uint8_t { rows, columns };
+
+/// A: stride lda, f32. B: row stride ldb, of W (f32, f16, bf16; widened exactly). C: row stride ldc, f32.
+template <class V, class W, int MR, int NV, By A = By::rows>
 inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t ldb, std::int64_t k, float* c,
                  std::ptrdiff_t ldc, Sum sum) {
   using F = typename V::F;
@@ -43,7 +46,7 @@ inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t 
     for (int j = 0; j < NV; ++j) w[j] = V::load(b + j * L);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
-      const F x = V::set1(a[r * lda + kk]);
+      const F x = V::set1(A == By::rows ? a[r * lda + kk] : a[kk * lda + r]);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) acc[r][j] = V::fma(x, w[j], acc[r][j]);
     }
@@ -81,7 +84,7 @@ inline void for_row_tiles(std::int64_t rows, Fn&& fn) {
 }
 
 /// A whole product of `rows` rows with `vectors` · lanes columns, in tiles. Shapes and strides as tile().
-template <class V, class W>
+template <class V, class W, By A = By::rows>
 inline void product(const float* a, std::ptrdiff_t lda, std::int64_t rows, const W* b, std::ptrdiff_t ldb,
                     std::int64_t k, int vectors, float* c, std::ptrdiff_t ldc, Sum sum) {
   for (int v = 0; v < vectors; v += V::kPanelVectors) {
@@ -89,7 +92,8 @@ inline void product(const float* a, std::ptrdiff_t lda, std::int64_t rows, const
     const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(v) * V::kLanes;
     detail::with_constant<V::kPanelVectors>(width, [&]<int NV>() {
       for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
-        tile<V, W, MR, NV>(a + row * lda, lda, b + column, ldb, k, c + row * ldc + column, ldc, sum);
+        tile<V, W, MR, NV, A>(a + row * (A == By::rows ? lda : 1), lda, b + column, ldb, k,
+                              c + row * ldc + column, ldc, sum);
       });
     });
   }

@@ -65,8 +65,8 @@ double tolerance(std::int64_t terms) {
 }  // namespace
 
 TEST_CASE("a linear layer's gradients equal the oracle's on every ISA and awkward shape") {
-  const std::int64_t shapes[][3] = {{1, 1, 1},     {2, 5, 7},      {17, 64, 130},
-                                    {65, 100, 33}, {128, 31, 192}, {257, 9, 3}};
+  const std::int64_t shapes[][3] = {{1, 1, 1},      {2, 5, 7},   {17, 64, 130},  {65, 100, 33},
+                                    {128, 31, 192}, {257, 9, 3}, {300, 520, 32}, {270, 40, 528}};
   for (const Isa isa : supported_isas()) {
     ExecContext context({.threads = 2, .isa = isa});
     Random random(7);
