@@ -1,9 +1,13 @@
 // SentencePiece's own trainer. This file and sentencepiece_model.cpp alone know the library.
 #include <sentencepiece_trainer.h>
 
+#include <algorithm>
+#include <unordered_map>
+
 #include "tokenizer/sentencepiece_guard.h"
 #include "tokenizer/to_result.h"
 #include "tokenizer/training_texts.h"
+#include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary_training.h"
 
 namespace inkling {
@@ -53,6 +57,51 @@ class Lines final : public sentencepiece::SentenceIterator {
   bool done_ = false;
 };
 
+// Calls `visit` with every character of a line as the trainer counts them: names of pieces that it has
+// already count as tabs, NULs and lines with its own mark U+2585 not at all.
+template <class Visit>
+void each_character(std::string_view line, Visit&& visit) {
+  if (line.find("\xE2\x96\x85") != std::string_view::npos) return;
+  for (std::size_t at = 0; at < line.size();) {
+    const std::string_view rest = line.substr(at);
+    if (rest.starts_with("<unk>") || rest.starts_with("</s>")) {
+      at += rest.find('>') + 1;
+      visit(U'\t');
+    } else if (byte_of_piece(rest.substr(0, 6))) {
+      at += 6;
+      visit(U'\t');
+    } else if (const char32_t character = next_scalar(line, at); character != 0) {
+      visit(character);
+    }
+  }
+}
+
+// The trainer's unigram kind ends the process (0.1.97, unigram_model_trainer.cc lines 77 and 109) when the
+// most frequent characters that make up `coverage` of the text, tabs apart, are not two at least.
+void require_characters(std::span<const std::string_view> texts, double coverage) {
+  Lines lines(texts);
+  require(!lines.done(), Code::input,
+          [] { return "training a vocabulary: expected text, got line ends alone"; });
+  std::unordered_map<char32_t, std::int64_t> counts;
+  std::int64_t all = 0;
+  for (; !lines.done(); lines.Next()) {
+    each_character(lines.value(), [&](char32_t character) { ++counts[character], ++all; });
+  }
+  std::vector<std::pair<std::int64_t, bool>> order;  // how often, whether it can be learnt
+  order.reserve(counts.size());
+  for (const auto& [character, count] : counts) order.emplace_back(count, character != U'\t');
+  std::ranges::sort(order, [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::int64_t learnt = 0, seen = 0;
+  for (std::size_t i = 0; i < order.size() && static_cast<double>(seen) < coverage * static_cast<double>(all);
+       ++i) {
+    seen += order[i].first;
+    learnt += order[i].second ? 1 : 0;
+  }
+  require(learnt >= 2, Code::input, [&] {
+    return "training a vocabulary: expected two different characters to learn, got " + std::to_string(learnt);
+  });
+}
+
 }  // namespace
 
 Result<std::vector<VocabularyFile>> train_sentencepiece(std::span<const std::string_view> texts,
@@ -67,9 +116,8 @@ Result<std::vector<VocabularyFile>> train_sentencepiece(std::span<const std::str
       return "character_coverage: expected 0.98 to 1, got " + std::to_string(options.character_coverage);
     });
     require_trainable(texts);
+    require_characters(texts, options.character_coverage);
     Lines lines(texts);
-    require(!lines.done(), Code::input,
-            [] { return "training a vocabulary: expected text, got line ends alone"; });
     std::string model;
     // One thread: sums over threads would depend on their number. No self-test samples, no log.
     const auto status = sentencepiece::SentencePieceTrainer::Train(

@@ -50,8 +50,9 @@ struct SentencePieceTrainingOptions {
 /// tokenizer.model by SentencePiece's own trainer (Kudo & Richardson 2018), lossless: byte fallback, no
 /// normalisation, no added space, line ends a piece of their own, so that decode(encode(text)) == text (but
 /// for U+2581, the library's mark of a space). <unk> is 0, </s> is 1. Lines beyond 4096 bytes are cut for the
-/// trainer, after a space if there is one. Error{input} for texts without a line or that are no UTF-8,
-/// Error{usage} with the library's words when it refuses the size.
+/// trainer, after a space if there is one. Error{input} for texts that are no UTF-8 or leave it fewer than
+/// two different characters to learn (tabs, "<unk>", "</s>" and "<0x0A>" are pieces already), Error{usage}
+/// with the library's words when it refuses the size.
 Result<std::vector<VocabularyFile>> train_sentencepiece(std::span<const std::string_view> texts,
                                                         const SentencePieceTrainingOptions& options);
 

@@ -164,3 +164,23 @@ TEST_CASE("vocabulary training: what cannot be trained on is refused by name") {
   refuses(train_sentencepiece(text, {SentencePieceKind::bpe, 100, 1.0}), Code::usage, "SentencePiece");
   refuses(train_sentencepiece(text, {SentencePieceKind::unigram, 100, 1.0}), Code::usage, "SentencePiece");
 }
+
+TEST_CASE("vocabulary training: texts of which SentencePiece's trainer would end the process are refused") {
+  using namespace std::string_view_literals;
+  const std::string run(28, 'b'), tabs = std::string(300, '\t') + "ab", rare = std::string(300, 'a') + "b";
+  for (const std::string_view text : {"<unk>\n</s>"sv, "\t\t\n\t"sv, "<0x41><0x0A>"sv, "\0\t"sv,
+                                      "\u2585xy\n\t"sv, std::string_view(run), "字\n字字"sv}) {
+    for (const auto kind : {SentencePieceKind::bpe, SentencePieceKind::unigram}) {
+      const std::string_view one[] = {text};
+      refuses(train_sentencepiece(one, {kind, 300, 1.0}), Code::input, "expected two different characters");
+    }
+  }
+  // Characters beyond the coverage are not learnt; with all of them there are two.
+  for (const std::string_view text : {std::string_view(tabs), std::string_view(rare)}) {
+    const std::string_view one[] = {text};
+    refuses(train_sentencepiece(one, {SentencePieceKind::unigram, 300, 0.98}), Code::input, "two different");
+    CHECK(train_sentencepiece(one, {SentencePieceKind::unigram, 300, 1.0}).has_value());
+  }
+  const std::string_view little[] = {"<unk\t<0x4"};
+  CHECK(train_sentencepiece(little, {SentencePieceKind::unigram, 300, 1.0}).has_value());
+}
