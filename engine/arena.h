@@ -8,6 +8,7 @@
 // Matrices with rows 64-byte aligned, in the memory of one device. Not thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -25,17 +26,21 @@ class ArenaPlan {
   };
 
   /// Forgets all entries and keeps the memory of the table.
-  void clear() noexcept { entries_.clear(), bytes_ = 0; }
+  void clear() noexcept { entries_.clear(), next_ = bytes_ = 0; }
+  /// Entries added from now on lie where `from` and the entries after it lie: a step that writes them has
+  /// read those for the last time.
+  void reuse(std::size_t from) noexcept { next_ = entries_[from].offset; }
   /// A matrix whose rows are an odd number of cache lines apart: rows a multiple of 4 KiB apart would all
   /// fall into the same few sets of the L1 cache. Returns its number.
   std::size_t add(std::string_view name, std::int64_t rows, std::int64_t columns, DType dtype = DType::f32) {
     const auto line = static_cast<std::int64_t>(64 / dtype_size(dtype));  // elements
     std::int64_t stride = (columns + line - 1) / line * line;
     if (stride / line % 2 == 0) stride += line;
-    Entry entry{name, TensorView(nullptr, dtype, {rows, columns}), bytes_, 0};
+    Entry entry{name, TensorView(nullptr, dtype, {rows, columns}), next_, 0};
     entry.layout.stride[0] = stride;
     entry.bytes = (static_cast<std::size_t>(rows * stride) * dtype_size(dtype) + 63) / 64 * 64;
-    bytes_ += entry.bytes;
+    next_ += entry.bytes;
+    bytes_ = std::max(bytes_, next_);
     entries_.push_back(entry);
     return entries_.size() - 1;
   }
@@ -44,7 +49,7 @@ class ArenaPlan {
 
  private:
   std::vector<Entry> entries_;
-  std::size_t bytes_ = 0;
+  std::size_t next_ = 0, bytes_ = 0;  // where the next entry goes, and the end of the furthest one
 };
 
 class Arena {

@@ -82,11 +82,12 @@ void Forward::plan(std::int64_t tokens, std::int64_t wanted, Views& views) {
   plan_.clear();
   const std::size_t x = plan_.add("residual stream", tokens, c.n_embd);
   const DType half = context_.backend().activation_dtype(model_.format());
-  const std::size_t qkv = plan_.add("queries, keys, values", tokens, 3 * c.n_embd, half);
-  const std::size_t attended = plan_.add("attention", tokens, c.n_embd, half);
-  const std::size_t wide = plan_.add("mlp", tokens, c.inner(), half);
   const std::size_t chosen = plan_.add("wanted rows", wanted, c.n_embd);
   const std::size_t queries = plan_.add("wanted queries", wanted, c.n_embd, half);
+  const std::size_t qkv = plan_.add("queries, keys, values", tokens, 3 * c.n_embd, half);
+  const std::size_t attended = plan_.add("attention", tokens, c.n_embd, half);
+  plan_.reuse(qkv);  // attention is over and in the stream when the MLP begins
+  const std::size_t wide = plan_.add("mlp", tokens, c.inner(), half);
   arena_.use(plan_, context_.backend());
   views = {arena_.view(x),    arena_.view(qkv),    arena_.view(attended),
            arena_.view(wide), arena_.view(chosen), arena_.view(queries)};

@@ -1,10 +1,14 @@
 #include "engine/tensor.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <vector>
 
 #include "engine/arena.h"
 #include "engine/exec_context.h"
@@ -99,3 +103,44 @@ TEST_CASE("an arena lays a plan out and grows only when it must") {
   arena.use(plan, context.backend());
   CHECK(arena.nbytes() == bytes);
 }
+
+TEST_CASE("entries of an arena lie where dead ones lay, and the largest use counts") {
+  ArenaPlan plan;
+  const auto kept = plan.add("kept", 1, 16), dead = plan.add("dead", 2, 16), gone = plan.add("gone", 1, 16);
+  const std::size_t before = plan.nbytes();
+  plan.reuse(dead);
+  const auto first = plan.add("first", 1, 16), second = plan.add("second", 1, 16);
+  CHECK(plan.nbytes() == before);
+  ExecContext context({.device = Device::cpu, .threads = 1});
+  Arena arena;
+  arena.use(plan, context.backend());
+  CHECK(arena.view(first).data == arena.view(dead).data);
+  CHECK(static_cast<float*>(arena.view(second).data) == static_cast<float*>(arena.view(first).data) + 16);
+  CHECK(arena.view(kept).data != arena.view(first).data);
+  CHECK(arena.view(gone).data != arena.view(dead).data);
+  (void)plan.add("third", 4, 16);
+  CHECK(plan.nbytes() == before + 3 * 64);
+  plan.clear();
+  CHECK(plan.nbytes() == 0);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // whose own memory would count
+TEST_CASE("a block a little over 2 MiB keeps a little over 2 MiB resident") {
+  const auto resident = [] {
+    std::ifstream statm("/proc/self/statm");
+    std::size_t size = 0, pages = 0;
+    statm >> size >> pages;
+    return pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  };
+  constexpr std::size_t kBytes = (std::size_t{2} << 20) + (std::size_t{256} << 10), kBlocks = 16;
+  std::vector<Buffer> blocks;
+  blocks.reserve(kBlocks);
+  const std::size_t before = resident();
+  for (std::size_t i = 0; i < kBlocks; ++i) {
+    std::memset(blocks.emplace_back(kBytes).data(), 1, kBytes);
+    CHECK(reinterpret_cast<std::uintptr_t>(blocks.back().data()) % (std::size_t{2} << 20) == 0);
+  }
+  CHECK(resident() - before >= kBlocks * kBytes);
+  CHECK(resident() - before < kBlocks * (kBytes + (std::size_t{256} << 10)));
+}
+#endif
