@@ -4,16 +4,20 @@
 """
 
 import json
+import os
+import pty
+import random
 import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import unittest
 import xml.etree.ElementTree as ET
 
-from program import popen, run, Folder, SAMPLE
+from program import command, environment, popen, run, Folder, SAMPLE
 
 TEXT = "".join(f"ROMEO:\nBut soft, what light is {i * 7919 % 101}? It is the east — naïve!\n\n" for i in range(300))
 
@@ -112,6 +116,62 @@ class Training(Folder):
         self.assertTrue(text.stdout.startswith("ROMEO:"))
         self.assertFalse((out / ".next").exists())
 
+    def test_losses_have_nine_digits(self):
+        self.train("--out-dir", self.folder / "out", "--max-iters", 30)
+        losses = re.findall(r'_loss":([\d.]+)', (self.folder / "out" / "log.jsonl").read_text())
+        self.assertEqual(len(losses), 8)
+        digits = [len(loss.replace(".", "").lstrip("0")) for loss in losses]
+        self.assertEqual(max(digits), 9)
+        self.assertGreaterEqual(sorted(digits)[2], 8, losses)  # %.9g drops a last 0
+
+    def test_checkpoints_are_kept_as_many_as_asked_for(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 50, "--keep", 3)
+        self.assertEqual([p.name[10:14] for p in sorted((out / "checkpoints").iterdir())], ["0030", "0040", "0050"])
+
+    def test_progress_at_a_terminal(self):
+        keyboard, terminal = pty.openpty()
+        arguments = ["train", "--data", self.data(), *TINY, "--eval-interval", 10 ** 9, "--max-iters", 10 ** 9, "--out-dir", self.folder / "out"]
+        process = subprocess.Popen(command(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=terminal, env=environment())
+        os.close(terminal)
+        said = b""
+        while b"ETA" not in said:
+            said += os.read(keyboard, 4096)
+        process.send_signal(signal.SIGINT)
+        try:
+            while os.read(keyboard, 4096):
+                pass
+        except OSError:  # the other end is closed
+            pass
+        os.close(keyboard)
+        self.assertEqual(process.wait(timeout=60), 130)
+        self.assertRegex(said.decode(), r"iter \d+/1000000000  loss \d\.\d{4}  \d+ tok/s  ETA ")
+
+    def test_every_name_of_nanogpt(self):
+        out = self.folder / "out"
+        given = {"batch_size": 3, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": 0.25, "learning_rate": 0.002,
+                 "min_lr": 0.0001, "warmup_iters": 1, "lr_decay_iters": 9, "max_iters": 2, "weight_decay": 0.2, "beta1": 0.8, "beta2": 0.9,
+                 "grad_clip": 0.5, "gradient_accumulation_steps": 2, "eval_interval": 1, "eval_iters": 1, "seed": 5}
+        flags = [each for name, value in given.items() for each in ("--" + name.replace("_", "-"), value)]
+        result = run("train", "--data", self.data(), "--init-from", "scratch", "--out-dir", out, "--sample-tokens", 0, "--bias", *flags)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        settings = json.loads((out / "train.json").read_text())
+        self.assertEqual({**given, "bias": True}, {name: settings[name] for name in [*given, "bias"]})
+
+    def test_presets_are_nanogpts(self):
+        both = {"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0,
+                "bias": False, "gradient_accumulation_steps": 1, "eval_interval": 250}
+        each = {"cpu": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12, "lr_decay_iters": 2000, "dropout": 0.0},
+                "gpu": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "lr_decay_iters": 5000, "dropout": 0.2}}
+        for name, its_own in each.items():
+            out = self.folder / name
+            small = ["--batch-size", 1] if name == "gpu" else []
+            result = run("train", "--data", self.data(), "--out-dir", out, "--preset", "shakespeare-char-" + name, "--max-iters", 0,
+                         "--eval-iters", 1, "--sample-tokens", 0, *small)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            settings, wanted = json.loads((out / "train.json").read_text()), {**both, **its_own}
+            self.assertEqual(wanted, {key: settings[key] for key in wanted})
+
     def test_settings_of_nanogpt(self):
         out = self.folder / "out"
         self.train("--out-dir", out, "--max-iters", 1, "--preset", "shakespeare-char-gpu", "--dropout", 0.1)
@@ -124,7 +184,9 @@ class Training(Folder):
         self.train("--out-dir", straight, *args)
         start = ["train", "--data", self.data(), "--out-dir", broken]
         first = True
-        for pause in (0.15, 0.05, 0.1, 0.02):
+        random.seed(time.time_ns())
+        pauses = [random.uniform(0, 0.15) for _ in range(6)]
+        for pause in pauses:
             process = popen(*start, *(TINY + args if first else ["--init-from", "resume", "-t", 1]))
             deadline = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < deadline and not list((broken / "checkpoints").glob("iter-*")):
@@ -135,7 +197,7 @@ class Training(Folder):
             first = False
         result = run(*start, "--init-from", "resume", "-t", 2)
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual(self.log(straight), self.log(broken))
+        self.assertEqual(self.log(straight), self.log(broken), pauses)
         self.assertEqual((straight / "model.safetensors").read_bytes(), (broken / "model.safetensors").read_bytes())
         last = "checkpoints/iter-000000060.safetensors"
         self.assertEqual((straight / last).read_bytes(), (broken / last).read_bytes())
@@ -154,7 +216,7 @@ class Training(Folder):
 
     def test_any_text_and_vocabulary(self):
         lines = self.file("lines.jsonl", "\n".join(json.dumps({"text": f"Document {i}: {TEXT[i:i + 40]}"}) for i in range(200)))
-        for what, extra in (("bpe:300", ["--packed-documents"]), ("sp-bpe:310", [])):
+        for what, extra in (("bpe:300", ["--packed-documents"]), ("sp-bpe:310", []), ("unigram:310", ["--compute", "bf16"])):
             out = self.folder / "char"  # a folder, not the vocabulary of that name
             shutil.rmtree(out, ignore_errors=True)
             result = run("train", "--data", lines, *TINY, "--out-dir", out, "--max-iters", 12, "--tokenizer", what, *extra)
