@@ -55,14 +55,17 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelSpec spec)
 std::vector<MergeRule> ByteLevelBpe::resolve(const ByteLevelSpec& spec) const {
   std::vector<MergeRule> rules;
   rules.reserve(spec.merges.size());
+  std::string joined;
   for (std::size_t i = 0; i < spec.merges.size(); ++i) {
     const auto& [left, right] = spec.merges[i];
-    const auto id = [&](const std::string& piece) {
+    const auto id = [&](std::string_view piece) {
       if (const auto found = vocabulary().id_of(piece)) return *found;
       throw Error(Code::malformed, spec.merges_file + ": merges[" + std::to_string(i) +
-                                       "]: expected tokens of the vocabulary, got \"" + piece + "\"");
+                                       "]: expected tokens of the vocabulary, got \"" + std::string(piece) +
+                                       '"');
     };
-    rules.push_back({id(left), id(right), id(left + right)});
+    joined.assign(left).append(right);
+    rules.push_back({id(left), id(right), id(joined)});
   }
   return rules;
 }

@@ -20,8 +20,9 @@ namespace inkling {
 struct ByteLevelSpec {
   std::string file;
   std::string merges_file;
-  std::vector<Token> tokens{};                                // by id; bytes are set by the model
-  std::vector<std::pair<std::string, std::string>> merges{};  // in rank order, in the byte alphabet
+  std::vector<Token> tokens{};  // by id; bytes are set by the model
+  /// In rank order, in the byte alphabet; views into the file's text or tree, which outlive the spec.
+  std::vector<std::pair<std::string_view, std::string_view>> merges{};
   std::vector<AddedTokens::Entry> added{};
   bool add_prefix_space = false;  ///< a space goes before each stretch of text that begins with none
   bool ignore_merges = false;     ///< a word in the vocabulary is its token, even if no merges lead there

@@ -40,22 +40,25 @@ std::vector<Token> read_vocab(const JsonField& vocab, std::size_t extra) {
   return tokens;
 }
 
-std::pair<std::string, std::string> split_merge(const std::string& rule) {
+using Merge = std::pair<std::string_view, std::string_view>;
+
+Merge split_merge(std::string_view rule) {
   const std::size_t space = rule.find(' ');
-  if (space == std::string::npos) return {};
+  if (space == std::string_view::npos) return {};
   return {rule.substr(0, space), rule.substr(space + 1)};
 }
 
-bool is_merge(const std::pair<std::string, std::string>& pair) {
-  return !pair.first.empty() && !pair.second.empty() && pair.second.find(' ') == std::string::npos;
+bool is_merge(const Merge& pair) {
+  return !pair.first.empty() && !pair.second.empty() && pair.second.find(' ') == std::string_view::npos;
 }
 
-std::vector<std::pair<std::string, std::string>> read_json_merges(const JsonField& merges) {
-  std::vector<std::pair<std::string, std::string>> pairs;
+std::vector<Merge> read_json_merges(const JsonField& merges) {
+  std::vector<Merge> pairs;
   const auto& items = merges.items();
   if (items.size() > BpeMerges::kMaxRules) {
     merges.fail("at most " + std::to_string(BpeMerges::kMaxRules), std::to_string(items.size()));
   }
+  pairs.reserve(items.size());
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (const auto* rule = std::get_if<std::string>(&items[i].content)) {
       pairs.push_back(split_merge(*rule));
@@ -114,15 +117,16 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
     list->fail("at most " + std::to_string(ByteLevelBpe::kMaxTokens), std::to_string(count));
   }
   const auto& members = vocab.members();
-  StringIndex known(members.size());
-  for (const auto& member : members) known.insert(member.key, 0);
-  std::size_t extra = 0;
+  spec.added.reserve(count);
+  StringIndex added(count);  // few beside the vocabulary: they are looked for, not it
   for (std::size_t i = 0; i < count; ++i) {
     const JsonField field = list->child(list->items()[i], std::to_string(i));
     spec.added.push_back(read_added_token(field, members.size() + count));
-    if (known.find(spec.added.back().text) < 0) ++extra;
+    added.insert(spec.added.back().text, 0);
   }
-  spec.tokens = read_vocab(vocab, extra);
+  std::size_t known = 0;
+  for (const auto& member : members) known += added.find(member.key) < 0 ? 0 : 1;
+  spec.tokens = read_vocab(vocab, count - std::min(known, count));
   std::vector<bool> seen(spec.tokens.size());
   for (std::size_t i = 0; i < count; ++i) {
     const JsonField field = list->child(list->items()[i], std::to_string(i));
@@ -178,10 +182,10 @@ std::shared_ptr<const TokenModel> read_vocab_and_merges(std::string_view vocab, 
   }
   std::size_t number = 0;
   while (!merges.empty()) {
-    std::string line(merges.substr(0, merges.find('\n')));
+    std::string_view line = merges.substr(0, merges.find('\n'));
     merges.remove_prefix(std::min(merges.size(), line.size() + 1));
     ++number;
-    if (line.ends_with('\r')) line.pop_back();
+    if (line.ends_with('\r')) line.remove_suffix(1);
     if (line.empty() || (number == 1 && line.starts_with("#version"))) continue;
     spec.merges.push_back(split_merge(line));
     if (!is_merge(spec.merges.back()) || !is_valid_utf8(line) || spec.merges.size() > BpeMerges::kMaxRules) {
