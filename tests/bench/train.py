@@ -26,8 +26,8 @@ ROWS = [
 ]
 
 
-def torch_step(shape, batch, compiled):
-    """A function that does one iteration."""
+def torch_model(shape):
+    """nanoGPT's model, (ids, targets) → loss."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -65,8 +65,17 @@ def torch_step(shape, batch, compiled):
                 x = block(x)
             return functional.cross_entropy(self.head(self.ln_f(x)).view(-1, vocab), targets.view(-1))
 
+    return Model()
+
+
+def torch_step(shape, batch, compiled):
+    """A function that does one iteration."""
+    import torch
+    from torch import nn
+
+    vocab = shape[0]
     torch.manual_seed(1)
-    model = Model()
+    model = torch_model(shape)
     run = torch.compile(model) if compiled else model
     groups = [{"params": [p for p in model.parameters() if (p.dim() > 1) == wide], "weight_decay": 0.1 * wide} for wide in (True, False)]
     optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
