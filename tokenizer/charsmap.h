@@ -10,8 +10,8 @@
 namespace inkling {
 
 /// Why a map is refused; nullptr when it is sound: no walk of the library leaves the trie, no text meets more
-/// than kMaxMatches nested rules (the library's array), and every replacement is short, valid UTF-8 that ends
-/// in the map.
+/// than kMaxCharsmapMatches nested rules (the library's array), and every replacement is short, valid UTF-8
+/// that ends in the map.
 const char* charsmap_flaw(std::string_view charsmap);
 
 inline constexpr std::size_t kMaxCharsmapBytes = std::size_t{4} << 20;

@@ -105,6 +105,18 @@ class SentencePieceModel final : public TokenModel {
     return vocabulary().has(id) ? std::optional<std::int32_t>(id) : std::nullopt;
   }
 
+  // Word models of the library (0.1.97) take the word <0x41> for the byte, which would decode to another
+  // text. Of words that name control tokens it says itself that it cannot encode them.
+  void refuse_named_byte(std::int32_t id, std::string_view word) const {
+    require(
+        algorithm_ != Facts::Algorithm::word || word != vocabulary()[id].text || !byte_of_piece(word),
+        Code::input, [&] {
+          return "encode: text: expected no word that is the name of a byte token (word models cannot tell "
+                 "the two apart), got \"" +
+                 std::string(word) + '"';
+        });
+  }
+
   // Parts after the first begin with a space of the library's making, and their first unknown characters
   // belong to an unknown token that ended the part before.
   void encode_part(std::string_view part, std::size_t begin, std::vector<TokenSpan>& spans) const {
@@ -116,6 +128,7 @@ class SentencePieceModel final : public TokenModel {
     for (std::size_t i = first; i < result.pieces_size(); ++i) {
       const auto piece = result.pieces(static_cast<int>(i));
       const TokenSpan span{static_cast<std::int32_t>(piece.id()), begin + piece.begin(), begin + piece.end()};
+      refuse_named_byte(span.id, part.substr(piece.begin(), piece.end() - piece.begin()));
       if (begin > 0 && i == first && span.id == unknown && spans.back().id == unknown) {
         spans.back().end = span.end;
       } else {

@@ -90,7 +90,8 @@ class Tokenizer {
   /// The id of a printable piece, if it is in the vocabulary.
   std::optional<std::int32_t> id_of(std::string_view piece) const;
 
-  /// True for ids that no plain text encodes to: <|endoftext|>, <s>, … Throws for an id out of range.
+  /// True for ids that are no text: <|endoftext|>, <s>, …, and SentencePiece's unknown token. Throws for an
+  /// id out of range.
   bool is_special(std::int32_t id) const;
 
   std::int32_t vocab_size() const noexcept;

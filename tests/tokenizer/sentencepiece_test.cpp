@@ -40,6 +40,16 @@ void check_offsets(const Tokenizer& tokenizer, const std::string& text, const Id
   CHECK(at <= text.size());
 }
 
+TinyModel with_bytes() {
+  TinyModel model;
+  model.trainer.varint(35, 1);
+  for (int byte = 0; byte < 256; ++byte) {
+    const char* digits = "0123456789ABCDEF";
+    model.pieces.push_back({std::string("<0x") + digits[byte >> 4] + digits[byte & 15] + '>', 0, 6});
+  }
+  return model;
+}
+
 }  // namespace
 
 TEST_CASE("[golden] sentencepiece: ids and texts are those of the Python package") {
@@ -79,12 +89,7 @@ TEST_CASE("[golden] sentencepiece: ids and texts are those of the Python package
 }
 
 TEST_CASE("sentencepiece: random ids stream to the repaired whole") {
-  TinyModel model;
-  model.trainer.varint(35, 1);
-  for (int byte = 0; byte < 256; ++byte) {
-    const char* digits = "0123456789ABCDEF";
-    model.pieces.push_back({std::string("<0x") + digits[byte >> 4] + digits[byte & 15] + '>', 0, 6});
-  }
+  const TinyModel model = with_bytes();
   const Tokenizer tokenizer = Tokenizer::from_sentencepiece(model.str(), "bytes.model").value();
   SplitMix64 random(8);
   for (int round = 0; round < 3000; ++round) {
@@ -108,4 +113,27 @@ TEST_CASE("sentencepiece: a tiny model; the rule A → a; bad UTF-8 is Code::inp
   const auto huge = tokenizer.encode(std::string(tokenizer.max_input_bytes() + 1, 'a'));
   REQUIRE(!huge);
   CHECK(huge.error().code() == Code::input);
+}
+
+TEST_CASE("sentencepiece: no text encodes to a byte or control token by its name") {
+  TinyModel words = with_bytes();
+  words.trainer = Wire().varint(3, 3).varint(35, 1);
+  words.normalizer = Wire().varint(3, 0);  // no space before the first word
+  const std::pair<std::string, std::string> models[] = {{"unigram", with_bytes().str()},
+                                                        {"word", words.str()}};
+  for (const auto& [name, bytes] : models) {
+    CAPTURE(name);
+    const Tokenizer tokenizer = Tokenizer::from_sentencepiece(bytes, name).value();
+    CHECK(tokenizer.decode(tokenizer.encode("xyz").value()).value() == "xyz");
+    for (const char* text : {"<0x41>", "<s>", "</s>", "<unk>"}) {
+      CAPTURE(text);
+      const auto ids = tokenizer.encode(text);
+      if (ids) {
+        CHECK(tokenizer.decode(*ids).value() == text);
+      } else {
+        CHECK(name == "word");
+        CHECK(ids.error().code() == Code::input);
+      }
+    }
+  }
 }
