@@ -156,7 +156,7 @@ void CausalSelfAttention::forward(const Input& input, const TensorView& out) {
   sdpa(context_, attention(v, input));
   linear(context_, {v.attended, {}, {}, &proj_, bias(kProjBias), Activation::none, {}, out});
   if (input.phase == Phase::training) {
-    dropout(context_, {out, cu, config_.residual_dropout, input.seed, input.offset});
+    dropout(context_, {out, placed(cu), config_.residual_dropout, input.seed, input.offset});
   }
   last_ = input;
 }
@@ -173,13 +173,19 @@ void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx)
   TensorView dy = dout;
   if (config_.residual_dropout > 0.0f) {
     dy = v.dy;
-    dropout(context_, {dy, last_.cu_seqlens, config_.residual_dropout, last_.seed, last_.offset, {}, dout});
+    dropout(context_,
+            {dy, placed(last_.cu_seqlens), config_.residual_dropout, last_.seed, last_.offset, {}, dout});
   }
   linear_backward(context_, {v.attended, parameters_[kProjWeight].value.view(), dy, v.dattended,
                              parameters_[kProjWeight].gradient.view(), bias_gradient(kProjBias)});
   sdpa_backward(context_, gradient_of(attention(v, last_), v.dattended, v.dqkv));
   linear_backward(context_, {last_.x, parameters_[kAttnWeight].value.view(), v.dqkv, dx,
                              parameters_[kAttnWeight].gradient.view(), bias_gradient(kAttnBias)});
+}
+
+std::span<const std::int32_t> CausalSelfAttention::placed(std::span<const std::int32_t> cu_seqlens) {
+  lists_.place(context_.backend(), {&cu_seqlens});
+  return cu_seqlens;
 }
 
 void CausalSelfAttention::release() noexcept {

@@ -22,6 +22,7 @@
 #include "attention/sdpa.h"
 #include "engine/arena.h"
 #include "engine/packed_matrix.h"
+#include "engine/placed_lists.h"
 
 namespace inkling {
 
@@ -83,6 +84,7 @@ class CausalSelfAttention {
   void pack_weights();
   Views plan(std::int64_t tokens, Phase phase);
   SdpaArgs attention(const Views& views, const Input& input) const;
+  std::span<const std::int32_t> placed(std::span<const std::int32_t> cu_seqlens);
 
   ExecContext& context_;
   CausalSelfAttentionConfig config_;
@@ -91,6 +93,7 @@ class CausalSelfAttention {
   bool packed_ = false;
   ArenaPlan plan_;
   Arena arena_;
+  PlacedLists lists_;
   Input last_;  // of the last forward pass that ended well; in evaluation when there is none
 };
 

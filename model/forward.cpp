@@ -133,22 +133,9 @@ void Forward::run(const PackedBatch& batch) {
   }
 }
 
-// On the CPU the lists of the batch themselves; on another device a copy there, all in one.
 void Forward::place_lists(const PackedBatch& batch) {
   lists_ = {batch.ids, batch.positions, wanted_rows_};
-  if (context_.device() == Device::cpu) return;
-  host_lists_.clear();
-  for (const auto& list : {lists_.ids, lists_.positions, lists_.wanted}) {
-    host_lists_.insert(host_lists_.end(), list.begin(), list.end());
-  }
-  const std::size_t bytes = host_lists_.size() * sizeof(std::int32_t);
-  if (device_lists_.size() < bytes) device_lists_ = context_.backend().allocate(std::bit_ceil(bytes));
-  context_.backend().copy_in(device_lists_.data(), host_lists_.data(), bytes);
-  const auto* at = reinterpret_cast<const std::int32_t*>(device_lists_.data());
-  for (auto* list : {&lists_.ids, &lists_.positions, &lists_.wanted}) {
-    *list = {at, list->size()};
-    at += list->size();
-  }
+  placed_.place(context_.backend(), {&lists_.ids, &lists_.positions, &lists_.wanted});
 }
 
 void Forward::layers(const PackedBatch& batch, const Views& views) {

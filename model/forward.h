@@ -19,6 +19,7 @@
 
 #include "engine/arena.h"
 #include "engine/exec_context.h"
+#include "engine/placed_lists.h"
 #include "engine/recorder.h"
 #include "model/model.h"
 #include "model/packed_batch.h"
@@ -82,10 +83,10 @@ class Forward {
   ExecContext& context_;
   ArenaPlan plan_, logits_plan_;
   Arena arena_, logits_arena_;
-  Buffer host_rows_, host_top_, device_lists_, device_top_;
+  Buffer host_rows_, host_top_, device_top_;
   std::unique_ptr<Recorder> recorder_;
   std::vector<std::int32_t> wanted_rows_;  // (R) rows of the batch whose logits are wanted
-  std::vector<std::int32_t> host_lists_;   // ids, positions and wanted rows, on their way to a GPU
+  PlacedLists placed_;
   struct {
     std::span<const std::int32_t> ids, positions, wanted;
   } lists_;            // of the step, where the ops can read them
