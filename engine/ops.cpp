@@ -71,7 +71,7 @@ void linear(ExecContext& context, const LinearArgs& args) {
   check_shape(args.out, rows_of(args.x, args.rows), w.n, "linear: out", half);
   if (args.residual.data != nullptr) check_shape(args.residual, args.out.shape[0], w.n, "linear: residual");
   if (args.pre_activation.data != nullptr) {
-    check_shape(args.pre_activation, args.out.shape[0], w.n, "linear: pre_activation");
+    check_shape(args.pre_activation, args.out.shape[0], w.n, "linear: pre_activation", half);
   }
   const ProfileRange range(context, "linear", [&] { return work_of(args, w); });
   if (args.out.shape[0] > 0) context.backend().linear(args);
@@ -102,7 +102,8 @@ void embed(ExecContext& context, const EmbedArgs& args) {
 void layer_norm(ExecContext& context, const NormArgs& args) {
   check_rows(args.x, "layer_norm: x");
   check_indices(context, args.rows, args.x.shape[0], "layer_norm: rows");
-  check_shape(args.out, rows_of(args.x, args.rows), args.x.shape[1], "layer_norm: out");
+  check_shape(args.out, rows_of(args.x, args.rows), args.x.shape[1], "layer_norm: out",
+              context.backend().activation_dtype(WeightFormat::bf16));
   const ProfileRange range(context, "layer_norm", [&] { return elementwise(args.out, 2); });
   if (args.out.numel() > 0) context.backend().layer_norm(args);
 }

@@ -4,7 +4,8 @@
 // arguments once (Error{usage}: op, argument, expected, got) and makes one virtual call to the Backend of the
 // context. All that an op is given lies in the Backend's memory, lists of indices included; those of a device
 // are not looked at, and what is out of range there is undefined. Activations are f32, rows contiguous
-// ("row-major, any row stride"); x and out of linear() may have the Backend's activation_dtype() instead.
+// ("row-major, any row stride"); x, out and
+// pre_activation of linear(), and out of layer_norm(), may have the Backend's activation_dtype() instead.
 // Every output row is reduced in one fixed order that depends on neither the number of rows, nor the threads,
 // nor the chunking: bits are equal alone and in any batch. Ops of one context must not run concurrently.
 // Gradients: training_ops.h.

@@ -9,14 +9,27 @@
 namespace inkling {
 
 using op::check;
-using op::check_indices;
 using op::check_rows;
 using op::check_shape;
 using op::check_size;
 using op::elementwise;
 
+namespace {
+
+/// What rows may be instead of f32.
+DType half(const ExecContext& context) {
+  return context.backend().activation_dtype(WeightFormat::bf16);
+}
+
+/// Lists of another device cannot be read here.
+bool readable(const ExecContext& context) {
+  return context.device() == Device::cpu;
+}
+
+}  // namespace
+
 void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
-  check_rows(args.dout, "linear_backward: dout");
+  check_rows(args.dout, "linear_backward: dout", half(context));
   const std::int64_t m = args.dout.shape[0], n = args.dout.shape[1];
   check(args.format == WeightFormat::f32 || args.format == WeightFormat::bf16,
         "linear_backward: format: expected f32 or bf16",
@@ -28,12 +41,12 @@ void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
               return "linear_backward: weight: expected f32 (K, " + std::to_string(n) + "), got " +
                      args.weight.shape_string();
             });
-    check_shape(args.dx, m, args.weight.shape[0], "linear_backward: dx");
+    check_shape(args.dx, m, args.weight.shape[0], "linear_backward: dx", half(context));
     k = static_cast<double>(args.weight.shape[0]);
     ++products;
   }
   if (args.dweight.data != nullptr) {
-    check_shape(args.x, m, args.x.shape[1], "linear_backward: x");
+    check_shape(args.x, m, args.x.shape[1], "linear_backward: x", half(context));
     check_shape(args.dweight, args.x.shape[1], n, "linear_backward: dweight");
     k = static_cast<double>(args.x.shape[1]);
     ++products;
@@ -50,55 +63,64 @@ void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
 void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args) {
   check_rows(args.x, "layer_norm_backward: x");
   check(args.norm.weight != nullptr, "layer_norm_backward: norm: expected a weight", [] { return "null"; });
-  check_shape(args.dout, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dout");
+  check_shape(args.dout, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dout", half(context));
   check_shape(args.dx, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dx");
   const ProfileRange range(context, "layer_norm_backward", [&] { return elementwise(args.x, 4); });
   if (args.x.numel() > 0) context.backend().layer_norm_backward(args);
 }
 
 void activate_backward(ExecContext& context, const ActivateBackwardArgs& args) {
-  check_rows(args.x, "activate_backward: x");
-  check_shape(args.dx, args.x.shape[0], args.x.shape[1], "activate_backward: dx");
+  check_rows(args.x, "activate_backward: x", half(context));
+  const auto check_like_x = [&](const TensorView& other, const char* what) {
+    check_shape(other, args.x.shape[0], args.x.shape[1], what, args.x.dtype);
+    check(other.dtype == args.x.dtype, "activate_backward: expected one dtype", [&] {
+      return std::string(dtype_name(args.x.dtype)) + " and " + std::string(dtype_name(other.dtype));
+    });
+  };
+  check_like_x(args.dx, "activate_backward: dx");
   const bool both = args.activated.data != nullptr;
-  if (both) check_shape(args.activated, args.x.shape[0], args.x.shape[1], "activate_backward: activated");
+  if (both) check_like_x(args.activated, "activate_backward: activated");
   const ProfileRange range(context, "activate_backward", [&] { return elementwise(args.x, both ? 4 : 3); });
   if (args.x.numel() > 0) context.backend().activate_backward(args);
 }
 
 void embed_backward(ExecContext& context, const EmbedBackwardArgs& args) {
-  check_rows(args.dout, "embed_backward: dout");
+  check_rows(args.dout, "embed_backward: dout", half(context));
   const std::int64_t rows = args.dout.shape[0], width = args.dout.shape[1];
   check_size(args.ids.size(), static_cast<std::size_t>(rows), "embed_backward: ids");
   check_size(args.positions.size(), static_cast<std::size_t>(rows), "embed_backward: positions");
   check_shape(args.dtoken, args.dtoken.shape[0], width, "embed_backward: dtoken");
   check_shape(args.dposition, args.dposition.shape[0], width, "embed_backward: dposition");
-  check_indices(args.ids, args.dtoken.shape[0], "embed_backward: ids");
-  check_indices(args.positions, args.dposition.shape[0], "embed_backward: positions");
+  if (readable(context)) {
+    op::check_indices(args.ids, args.dtoken.shape[0], "embed_backward: ids");
+    op::check_indices(args.positions, args.dposition.shape[0], "embed_backward: positions");
+  }
   const ProfileRange range(context, "embed_backward", [&] { return elementwise(args.dout, 5); });
   if (args.dout.numel() > 0) context.backend().embed_backward(args);
 }
 
 void dropout(ExecContext& context, const DropoutArgs& args) {
-  check_rows(args.x, "dropout: x");
+  check_rows(args.x, "dropout: x", half(context));
   check(args.p >= 0.0f && args.p < 1.0f, "dropout: p: expected a rate in [0, 1)",
         [&] { return std::to_string(args.p); });
-  check(!args.cu_seqlens.empty() && args.cu_seqlens.front() == 0 &&
-            args.cu_seqlens.back() == args.x.shape[0] && std::ranges::is_sorted(args.cu_seqlens),
+  check(!args.cu_seqlens.empty() && (!readable(context) || (args.cu_seqlens.front() == 0 &&
+                                                            args.cu_seqlens.back() == args.x.shape[0] &&
+                                                            std::ranges::is_sorted(args.cu_seqlens))),
         "dropout: cu_seqlens: expected offsets rising from 0 to the rows of x",
         [&] { return std::to_string(args.cu_seqlens.size()) + " of them for " + args.x.shape_string(); });
   const bool more = args.residual.data != nullptr, moves = args.from.data != nullptr;
   if (more) check_shape(args.residual, args.x.shape[0], args.x.shape[1], "dropout: residual");
-  if (moves) check_shape(args.from, args.x.shape[0], args.x.shape[1], "dropout: from");
+  if (moves) check_shape(args.from, args.x.shape[0], args.x.shape[1], "dropout: from", half(context));
   const ProfileRange range(context, "dropout", [&] { return elementwise(args.x, more ? 3 : 2); });
   if ((args.p > 0.0f || more || moves) && args.x.numel() > 0) context.backend().dropout(args);
 }
 
 void cross_entropy(ExecContext& context, const CrossEntropyArgs& args) {
-  check_rows(args.logits, "cross_entropy: logits");
+  check_rows(args.logits, "cross_entropy: logits", half(context));
   const std::int64_t rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
   check_size(args.targets.size(), static_cast<std::size_t>(rows), "cross_entropy: targets");
   check_size(args.losses.size(), static_cast<std::size_t>(rows), "cross_entropy: losses");
-  for (const std::int32_t target : args.targets) {
+  for (const std::int32_t target : readable(context) ? args.targets : std::span<const std::int32_t>()) {
     check(target >= -1 && target < vocabulary, "cross_entropy: targets: expected columns of logits or -1",
           [&] { return std::to_string(target) + " of " + std::to_string(vocabulary); });
   }

@@ -1,8 +1,10 @@
 // The ops of a training step beside those of ops.h: gradients, the loss, dropout, the optimiser.
 //
 // Same seam, same manners: one struct of views, arguments checked once (Error{usage}: op, argument, expected,
-// got), one virtual call. Everything is f32; what a sum adds up, and in which order, depends on the shapes
-// alone: bits are equal for any number of threads. A device that only infers throws Error{device}.
+// got), one virtual call, everything in the Backend's memory. Rows are f32; those marked "or half" may have
+// the Backend's activation_dtype() for bf16 instead, all of one op alike unless it says otherwise. Sums are
+// f32, and what they add up, and in which order, depends on the shapes alone: bits are equal for any number
+// of threads.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +18,10 @@ namespace inkling {
 /// Sums over m run in order from row 0, some from what they are added to, so the bits depend on the rows and
 /// on nothing else.
 struct LinearBackwardArgs {
-  TensorView x;            ///< (M, K) f32, that of the forward pass; only dweight needs it
+  TensorView x;            ///< (M, K) f32 or half, that of the forward pass; only dweight needs it
   TensorView weight;       ///< (K, N) f32, any strides; only dx needs it
-  TensorView dout;         ///< (M, N) f32
-  TensorView dx;           ///< (M, K) f32, written; or empty
+  TensorView dout;         ///< (M, N) f32 or half
+  TensorView dx;           ///< (M, K) f32 or half, whatever dout is, written; or empty
   TensorView dweight;      ///< (K, N) f32, added to; or empty
   float* dbias = nullptr;  ///< (N), added to; or null
   /// What products multiply with: f32, or bf16 (sums and results stay f32). On avx512_bf16 both factors are
@@ -33,7 +35,7 @@ void linear_backward(ExecContext& context, const LinearBackwardArgs& args);
 struct LayerNormBackwardArgs {
   TensorView x;              ///< (M, C) f32, input of the forward pass
   LayerNorm norm;            ///< that of the forward pass; its bias is not needed
-  TensorView dout;           ///< (M, C) f32
+  TensorView dout;           ///< (M, C) f32 or half
   TensorView dx;             ///< (M, C) f32, added to
   float* dweight = nullptr;  ///< (C), added to; or null
   float* dbias = nullptr;    ///< (C), added to; or null
@@ -43,10 +45,10 @@ void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args
 /// In place: dx *= activation'(x). ReLU's derivative at 0 is 0. Writes activation(x) beside it where a
 /// backward pass wants that once more: nearly free.
 struct ActivateBackwardArgs {
-  TensorView x;  ///< (M, C) f32, input of the activation: LinearArgs::pre_activation
+  TensorView x;  ///< (M, C) f32 or half, input of the activation: LinearArgs::pre_activation
   Activation activation = Activation::none;
-  TensorView dx;           ///< (M, C) f32
-  TensorView activated{};  ///< (M, C) f32, written; or empty
+  TensorView dx;           ///< (M, C) as x
+  TensorView activated{};  ///< (M, C) as x, written; or empty
 };
 void activate_backward(ExecContext& context, const ActivateBackwardArgs& args);
 
@@ -54,7 +56,7 @@ void activate_backward(ExecContext& context, const ActivateBackwardArgs& args);
 struct EmbedBackwardArgs {
   std::span<const std::int32_t> ids;        ///< (M), each in [0, V)
   std::span<const std::int32_t> positions;  ///< (M), each in [0, T)
-  TensorView dout;                          ///< (M, C) f32
+  TensorView dout;                          ///< (M, C) f32 or half
   TensorView dtoken;                        ///< (V, C) f32, added to
   TensorView dposition;                     ///< (T, C) f32, added to
 };
@@ -65,13 +67,13 @@ void embed_backward(ExecContext& context, const EmbedBackwardArgs& args);
 /// b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a gradient it is its own backward pass. (Attention
 /// draws from the counters below 2³¹: attention/sdpa.h.)
 struct DropoutArgs {
-  TensorView x;                              ///< (N, C) f32
+  TensorView x;                              ///< (N, C) f32 or half
   std::span<const std::int32_t> cu_seqlens;  ///< (B+1), rising from 0 to N
   float p = 0.0f;                            ///< in [0, 1)
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;  ///< differs per use and step
   TensorView residual{};     ///< (N, C) f32, not x; or empty: 0
-  TensorView from{};         ///< (N, C) f32; or empty: x itself
+  TensorView from{};         ///< (N, C) f32 or half, whatever x is; or empty: x itself
 };
 void dropout(ExecContext& context, const DropoutArgs& args);
 
@@ -79,14 +81,14 @@ void dropout(ExecContext& context, const DropoutArgs& args);
 /// logits become their gradients: scale · (softmax(logits[m]) − onehot(targets[m])), zeros where −1.
 /// A caller short of memory calls it for a few rows at a time.
 struct CrossEntropyArgs {
-  TensorView logits;                      ///< (M, V) f32
+  TensorView logits;                      ///< (M, V) f32 or half
   std::span<const std::int32_t> targets;  ///< (M), each in [−1, V)
   float scale = 0.0f;                     ///< of the gradient; 0: logits stay as they are
   std::span<float> losses;                ///< (M)
 };
 void cross_entropy(ExecContext& context, const CrossEntropyArgs& args);
 
-/// Σ x² in f64.
+/// Σ x² in f64. Waits for the device.
 double sum_of_squares(ExecContext& context, std::span<const float> x);
 
 /// One step of AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2),

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <utility>
 
 #include "engine/philox.h"
@@ -36,6 +38,14 @@ void use(Buffer& buffer, std::size_t bytes) {
 }
 
 }  // namespace
+
+void CpuTraining::zero(void* to, std::size_t bytes) {
+  constexpr std::size_t kBytes = std::size_t{1} << 18;  // of a task
+  pool_.run(static_cast<std::int64_t>((bytes + kBytes - 1) / kBytes), [&](std::int64_t task, int) {
+    const std::size_t begin = static_cast<std::size_t>(task) * kBytes;
+    std::memset(static_cast<std::byte*>(to) + begin, 0, std::min(kBytes, bytes - begin));
+  });
+}
 
 // Both gradients are products that linear() already is: dx = dout · wᵀ, and dw's rows are those of xᵀ times
 // dout. Long rows are packed block by block on the way, and xᵀ is written once; short ones are read as they

@@ -43,6 +43,7 @@ void each_row(ThreadPool& pool, const TensorView& x, Fn&& fn) {
 
 class CpuTraining : public Backend {
  public:
+  void zero(void* to, std::size_t bytes) override;  // on all threads: gradients are as large as the model
   void linear_backward(const LinearBackwardArgs& args) override;
   void layer_norm_backward(const LayerNormBackwardArgs& args) override;
   void activate_backward(const ActivateBackwardArgs& args) override;

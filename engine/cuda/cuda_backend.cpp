@@ -198,8 +198,7 @@ void CudaBackend::unpack_column(const PackedMatrix& matrix, std::int64_t n, floa
 }
 
 void CudaBackend::linear(const LinearArgs& args) {
-  require(args.weight != nullptr, Code::device,
-          [] { return std::string("linear: matrix: cuda multiplies with packed weights alone"); });
+  if (args.weight == nullptr) return linear_with_matrix(args);
   Linear product;
   product.weight = columns_of(*args.weight);
   product.bias = args.bias;

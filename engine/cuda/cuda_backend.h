@@ -1,8 +1,8 @@
 // CudaBackend: the ops of one context on one GPU, all in one stream. Seen by */cuda/ alone.
 //
-// Calls return when the work is enqueued; copy_out() and synchronise() wait. Weights are f32, f16 or bf16; x
-// and out of linear() have the dtype of the weights or are f32. Bits: a row depends on its own inputs alone,
-// within one kind of device, dtype and build.
+// Calls return when the work is enqueued; copy_out(), synchronise() and sum_of_squares() wait. Weights are
+// f32, f16 or bf16; x and out of linear() have the dtype of the weights or are f32. Bits: a row depends on
+// its own inputs alone, within one kind of device, dtype and build.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,6 +12,7 @@
 
 #include "engine/backend.h"
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/product.h"
 
 namespace inkling::cuda {
 
@@ -48,6 +49,16 @@ class CudaBackend final : public Backend {
   void activate(TensorView x, Activation activation) override;
   void top(const TopArgs& args) override;
 
+  // cuda_training.cpp
+  void linear_backward(const LinearBackwardArgs& args) override;
+  void layer_norm_backward(const LayerNormBackwardArgs& args) override;
+  void activate_backward(const ActivateBackwardArgs& args) override;
+  void embed_backward(const EmbedBackwardArgs& args) override;
+  void dropout(const DropoutArgs& args) override;
+  void cross_entropy(const CrossEntropyArgs& args) override;
+  double sum_of_squares(std::span<const float> x) override;
+  void adamw(const AdamWArgs& args) override;
+
   /// Where everything is enqueued. Makes its GPU the current one of this thread, which a launch wants:
   /// another context, or another thread, may have left it elsewhere.
   cudaStream_t stream() const;
@@ -63,6 +74,11 @@ class CudaBackend final : public Backend {
   void set_recording(bool recording) noexcept { recording_ = recording; }
 
  private:
+  /// x as `dtype` in rows that every product can copy: itself, or normed and copied to `memory`.
+  Matrix as_factor(const Matrix& x, DType dtype, const LayerNorm& norm, Buffer& memory);
+  void linear_with_matrix(const LinearArgs& args);
+  void multiply(const Product& product, DType dtype);
+
   int ordinal_;
   Isa isa_;
   std::string description_;
@@ -70,6 +86,7 @@ class CudaBackend final : public Backend {
   std::uint64_t generation_ = 0;
   bool recording_ = false;
   Buffer rows_, source_;
+  Buffer weight_, dout_, transposed_, turned_, sums_, parts_;  // of training
 };
 
 }  // namespace inkling::cuda

@@ -39,9 +39,10 @@ struct Linear {
   Matrix weight;                       ///< (N, stride): column n of the matrix is a row here, zeros behind K
   const float* bias = nullptr;
   Activation activation = Activation::none;
-  Matrix residual;        ///< f32 or empty
-  Matrix pre_activation;  ///< f32 or empty
-  Matrix out;             ///< f32 or dtype of w
+  Matrix residual;             ///< f32 or empty
+  Matrix pre_activation;       ///< f32, dtype of w or empty
+  Matrix out;                  ///< f32 or dtype of w
+  bool weight_is_new = false;  ///< written by a kernel just before: nothing of it may be read early
 };
 /// Whether linear() takes rows, a norm or f32 beside 16-bit weights here; elsewhere norm_rows() goes first.
 bool norms_inside(const Linear& args);

@@ -190,8 +190,8 @@ cudaError_t run(const Linear& a, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const auto tiles = [](std::int64_t n, int per) { return static_cast<unsigned>((n + per - 1) / per); };
   const dim3 blocks(tiles(a.out.rows, Tile::kRows), tiles(a.out.columns, Tile::kColumns), Tile::kSplits);
-  return launch_chained(hopper_kernel<Tile>, Grid(blocks, Tile::kSplits), Tile::kThreads, Tile::kBytes,
-                        stream, a, x_map, w_map);
+  return launch_chained(hopper_kernel<Tile>, Grid(blocks, Tile::kSplits, !a.weight_is_new), Tile::kThreads,
+                        Tile::kBytes, stream, a, x_map, w_map);
 }
 
 /// About how many µs a tile shape takes on an H200, to choose by: a step of 64 by the busiest processor, what

@@ -134,7 +134,8 @@ class Finish {
         is_f32_(a.out.dtype == DType::f32),
         wide_(whole && in_fours(a.out.data, a.out.stride, is_f32_ ? 4 : static_cast<int>(sizeof(T))) &&
               in_fours(a.bias, 0, 4) && in_fours(a.residual.data, a.residual.stride, 4) &&
-              in_fours(a.pre_activation.data, a.pre_activation.stride, 4)),
+              in_fours(a.pre_activation.data, a.pre_activation.stride,
+                       a.pre_activation.dtype == DType::f32 ? 4 : static_cast<int>(sizeof(T)))),
         bias_(a.bias != nullptr && count_ > 0 ? load4(a.bias + column, count_, wide_)
                                               : make_float4(0, 0, 0, 0)) {}
 
@@ -152,8 +153,12 @@ class Finish {
                         std::integral_constant<Activation, kActivation>) const {
     v[0] += bias_.x, v[1] += bias_.y, v[2] += bias_.z, v[3] += bias_.w;
     if (inside && a_.pre_activation.data != nullptr) {
-      store4(static_cast<float*>(a_.pre_activation.data) + row * a_.pre_activation.stride + column_, v,
-             count_, wide_);
+      const std::int64_t at = row * a_.pre_activation.stride + column_;
+      if (a_.pre_activation.dtype == DType::f32) {
+        store4(static_cast<float*>(a_.pre_activation.data) + at, v, count_, wide_);
+      } else {
+        store4(static_cast<T*>(a_.pre_activation.data) + at, v, count_, wide_);
+      }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) v[e] = activated(kActivation, v[e]);

@@ -36,6 +36,20 @@ __global__ void norm_kernel(const NormRows a) {
        [&](int c, const float(&v)[4]) { store4(out + c, v, columns - c, fours); });
 }
 
+/// Rows without a norm, in fours: a block for kBlock of them, so that few long rows fill the GPU too.
+template <class In, class Out>
+__global__ void convert_kernel(const Matrix x, const Matrix out) {
+  start_next();
+  wait_for_inputs();
+  const std::int64_t row = blockIdx.x, c = 4 * (std::int64_t{blockIdx.y} * kBlock + threadIdx.x);
+  if (c >= out.columns) return;
+  float v[4] = {};
+  if (c < x.columns)
+    read_four(v, static_cast<const In*>(x.data) + row * x.stride, static_cast<int>(c),
+              static_cast<int>(x.columns));
+  store4(static_cast<Out*>(out.data) + row * out.stride + c, v, 4, true);
+}
+
 template <class T>
 __global__ void embed_kernel(const Embed a) {
   start_next();
@@ -97,6 +111,12 @@ __global__ void pack_kernel(const MatrixSource source, const Matrix out) {
   }
 }
 
+/// Whether rows can be met four elements at a time.
+bool in_fours(const Matrix& m) {
+  return m.columns % 4 == 0 && m.stride % 4 == 0 &&
+         reinterpret_cast<std::uintptr_t>(m.data) % (4 * dtype_size(m.dtype)) == 0;
+}
+
 }  // namespace
 
 cudaError_t norm_rows(const NormRows& args, cudaStream_t stream) {
@@ -104,6 +124,10 @@ cudaError_t norm_rows(const NormRows& args, cudaStream_t stream) {
     return with_type(args.out.dtype, [&](auto out) {
       using In = decltype(in);
       using Out = decltype(out);
+      if (args.norm.weight == nullptr && args.rows == nullptr && in_fours(args.x) && in_fours(args.out)) {
+        const dim3 grid(static_cast<unsigned>(args.out.rows), blocks_for(args.out.columns, 4 * kBlock));
+        return launch_chained(convert_kernel<In, Out>, grid, kBlock, 0, stream, args.x, args.out);
+      }
       return with_held(args.x, args.norm, [&](auto held) {
         return launch_chained(norm_kernel<In, Out, decltype(held)::value>,
                               blocks_for(args.out.rows, kRowsPerBlock), kBlock, 0, stream, args);

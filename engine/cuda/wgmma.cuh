@@ -52,6 +52,10 @@ __device__ inline void hold(float (&c)[kCount]) {
   INKLING_R64                                                                                         \
   ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87," \
   "%88,%89,%90,%91,%92,%93,%94,%95"
+#define INKLING_R128                                                                                      \
+  INKLING_R96                                                                                             \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116" \
+  ",%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define INKLING_OPCODE(n, type, registers) \
   "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers "}, "
 
@@ -75,26 +79,28 @@ __device__ inline void hold(float (&c)[kCount]) {
                      "r"(accumulate), "n"(kByColumn));                                                     \
     }                                                                                                      \
   }                                                                                                        \
-  template <class T, int kRowBytes, int kByColumn>                                                         \
+  template <class T, int kRowBytes, int kByColumn, int kByColumnA = 0>                                     \
   __device__ inline void wgmma(float(&c)[count], std::uint32_t a, std::uint32_t b, int accumulate) {       \
     if constexpr (__is_same(T, __half)) {                                                                  \
       asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %" a3 ", 0;\nmov.b64 a, {%" a0       \
                    ", %" a2 "};\nmov.b64 b, {%" a1 ", %" a2                                                \
-                   "};\n" INKLING_OPCODE(n, "f16", registers) "a, b, p, 1, 1, 0, %" low ";\n}"             \
+                   "};\n" INKLING_OPCODE(n, "f16", registers) "a, b, p, 1, 1, %" high ", %" low ";\n}"     \
                    : __VA_ARGS__                                                                           \
-                   : "r"(a), "r"(b), "r"(kMatrixHigh<kRowBytes>), "r"(accumulate), "n"(kByColumn));        \
+                   : "r"(a), "r"(b), "r"(kMatrixHigh<kRowBytes>), "r"(accumulate), "n"(kByColumn),         \
+                     "n"(kByColumnA));                                                                     \
     } else {                                                                                               \
       asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %" a3 ", 0;\nmov.b64 a, {%" a0       \
                    ", %" a2 "};\nmov.b64 b, {%" a1 ", %" a2                                                \
-                   "};\n" INKLING_OPCODE(n, "bf16", registers) "a, b, p, 1, 1, 0, %" low ";\n}"            \
+                   "};\n" INKLING_OPCODE(n, "bf16", registers) "a, b, p, 1, 1, %" high ", %" low ";\n}"    \
                    : __VA_ARGS__                                                                           \
-                   : "r"(a), "r"(b), "r"(kMatrixHigh<kRowBytes>), "r"(accumulate), "n"(kByColumn));        \
+                   : "r"(a), "r"(b), "r"(kMatrixHigh<kRowBytes>), "r"(accumulate), "n"(kByColumn),         \
+                     "n"(kByColumnA));                                                                     \
     }                                                                                                      \
   }
 
 // c (64 × N, N / 2 registers a lane) = a × B, or += with `accumulate`. B: 16 × N in a shared tile; kByColumn
 // 0: stored as N rows of 16, 1: as 16 rows of N. a: 64 × 16, in registers laid out like Mma<T>::A in each
-// warp, or rows of a tile.
+// warp, or in a tile, as 64 rows of 16 or with kByColumnA as 16 rows of 64.
 INKLING_WGMMA_OF(16, "32", INKLING_R16, "16", "17", "18", "19", "20", "21", "22", "23", INKLING_C16(c, 0))
 INKLING_WGMMA_OF(32, "64", INKLING_R32, "32", "33", "34", "35", "36", "37", "38", "39", INKLING_C16(c, 0),
                  INKLING_C16(c, 16))
@@ -103,12 +109,16 @@ INKLING_WGMMA_OF(64, "128", INKLING_R64, "64", "65", "66", "67", "68", "69", "70
 INKLING_WGMMA_OF(96, "192", INKLING_R96, "96", "97", "98", "99", "100", "101", "102", "103",
                  INKLING_C16(c, 0), INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48),
                  INKLING_C16(c, 64), INKLING_C16(c, 80))
+INKLING_WGMMA_OF(128, "256", INKLING_R128, "128", "129", "130", "131", "132", "133", "134", "135",
+                 INKLING_C16(c, 0), INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48),
+                 INKLING_C16(c, 64), INKLING_C16(c, 80), INKLING_C16(c, 96), INKLING_C16(c, 112))
 #undef INKLING_C4
 #undef INKLING_C16
 #undef INKLING_R16
 #undef INKLING_R32
 #undef INKLING_R64
 #undef INKLING_R96
+#undef INKLING_R128
 #undef INKLING_OPCODE
 #undef INKLING_WGMMA_OF
 

@@ -1,0 +1,279 @@
+// The training ops on a GPU against those on the CPU, whose oracles are in training_ops.cpp and backward.cpp.
+// Where no GPU can be used each case says so and checks nothing.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "engine/ops.h"
+#include "engine/training_ops.h"
+#include "tests/engine/on_device.h"
+#include "tests/gpu.h"
+#include "tests/random.h"
+
+using namespace inkling;
+using test::have_gpu;
+using test::OnDevice;
+using test::Random;
+
+namespace {
+
+using Floats = std::vector<float>;
+using Ints = std::vector<std::int32_t>;
+
+/// The operands of one op on one device. bf16 rows hold the same numbers on the CPU, as f32.
+class Operands {
+ public:
+  Operands(ExecContext& context, DType half) : context_(context), half_(half) {}
+
+  TensorView rows(Floats values, std::int64_t m, std::int64_t n) {
+    return place(std::move(values), m, n, DType::f32);
+  }
+  TensorView half(Floats values, std::int64_t m, std::int64_t n) {
+    if (half_ == DType::bf16) {
+      for (float& v : values) v = static_cast<float>(bf16(v));
+    }
+    return place(std::move(values), m, n, context_.device() == Device::cpu ? DType::f32 : half_);
+  }
+  TensorView vector(Floats values) {
+    const auto n = static_cast<std::int64_t>(values.size());
+    return rows(std::move(values), 1, n);
+  }
+  std::span<const std::int32_t> list(const Ints& values) {
+    lists_.push_back(context_.backend().allocate(values.size() * sizeof(std::int32_t)));
+    context_.backend().copy_in(lists_.back().data(), values.data(), values.size() * sizeof(std::int32_t));
+    return {reinterpret_cast<const std::int32_t*>(lists_.back().data()), values.size()};
+  }
+  ExecContext& context() { return context_; }
+  WeightFormat format() const {
+    return half_ == DType::bf16 && context_.device() == Device::cuda ? WeightFormat::bf16 : WeightFormat::f32;
+  }
+  std::vector<Floats> results() {
+    std::vector<Floats> all;
+    for (OnDevice& each : placed_) all.push_back(each.values());
+    return all;
+  }
+
+ private:
+  TensorView place(Floats values, std::int64_t m, std::int64_t n, DType dtype) {
+    return placed_.emplace_back(context_, std::move(values), m, n, dtype).view();
+  }
+  ExecContext& context_;
+  DType half_;
+  std::deque<OnDevice> placed_;
+  std::deque<Buffer> lists_;
+};
+
+float* floats(const TensorView& view) {
+  return view.as<float>();
+}
+
+/// Runs `op` on both devices, and twice on the GPU: the same bits there, and each operand afterwards within
+/// `tolerance` of the largest number that the CPU has in it, f32; a rounding more where it is stored in bf16.
+template <class Op>
+void compare(DType half, double tolerance, const Op& op) {
+  const auto run = [&](Device device) {
+    ExecContext context({.device = device, .threads = 1});
+    Operands operands(context, half);
+    op(operands);
+    return operands.results();
+  };
+  const std::vector<Floats> cpu = run(Device::cpu), gpu = run(Device::cuda);
+  CHECK(run(Device::cuda) == gpu);
+  REQUIRE(cpu.size() == gpu.size());
+  const double rounding = half == DType::bf16 ? 0x1p-8 : 0.0;
+  for (std::size_t i = 0; i < cpu.size(); ++i) {
+    CAPTURE(i);
+    REQUIRE(cpu[i].size() == gpu[i].size());
+    double most = 0.0, worst = 0.0;
+    for (std::size_t j = 0; j < cpu[i].size(); ++j) {
+      most = std::max(most, std::fabs(double{cpu[i][j]}));
+      worst = std::max(worst, std::fabs(double{cpu[i][j]} - double{gpu[i][j]}));
+    }
+    CHECK(worst <= (tolerance + rounding) * most);
+  }
+}
+
+constexpr DType kHalves[] = {DType::f32, DType::bf16};
+// Sums of up to 1000 terms in f32, in another order: √1000 roundings of 2^-24, and thrice that for chains of
+// truncating matrix instructions.
+constexpr double kSum = 6e-6;
+
+struct Shape {
+  std::int64_t m, k, n;
+};
+constexpr Shape kShapes[] = {{1, 8, 8},     {130, 64, 96},  {77, 37, 51},
+                             {300, 200, 7}, {64, 768, 264}, {700, 128, 384}};
+
+Floats rounded(Floats values, DType half) {
+  if (half == DType::bf16) {
+    for (float& v : values) v = static_cast<float>(bf16(v));
+  }
+  return values;
+}
+
+}  // namespace
+
+TEST_CASE("[cuda] linear multiplies with a matrix that lies by rows or by columns") {
+  if (!have_gpu()) return;
+  Random random(11);
+  for (const DType half : kHalves) {
+    for (const Shape s : kShapes) {
+      for (const bool turned : {false, true}) {
+        CAPTURE(s.m);
+        CAPTURE(s.k);
+        CAPTURE(s.n);
+        const Floats x = random.normals(s.m * s.k), w = rounded(random.normals(s.k * s.n), half),
+                     bias = random.normals(s.n), residual = random.normals(s.m * s.n);
+        compare(half, kSum, [&](Operands& o) {
+          LinearArgs args;
+          args.x = o.half(x, s.m, s.k);
+          args.matrix = turned ? o.rows(w, s.n, s.k) : o.rows(w, s.k, s.n);
+          if (turned) {
+            std::swap(args.matrix.shape[0], args.matrix.shape[1]);
+            std::swap(args.matrix.stride[0], args.matrix.stride[1]);
+          }
+          args.matrix_format = o.format();
+          args.bias = floats(o.vector(bias));
+          args.activation = Activation::gelu_erf;
+          args.residual = o.rows(residual, s.m, s.n);
+          args.pre_activation = o.half(Floats(residual.size()), s.m, s.n);
+          args.out = o.half(Floats(residual.size()), s.m, s.n);
+          linear(o.context(), args);
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] linear_backward is the CPU's, and adds to what is there") {
+  if (!have_gpu()) return;
+  Random random(12);
+  for (const DType half : kHalves) {
+    for (const Shape s : kShapes) {
+      CAPTURE(s.m);
+      CAPTURE(s.k);
+      CAPTURE(s.n);
+      const Floats x = random.normals(s.m * s.k), w = rounded(random.normals(s.k * s.n), half),
+                   dout = random.normals(s.m * s.n), dw = random.normals(s.k * s.n), db = random.normals(s.n);
+      compare(half, kSum, [&](Operands& o) {
+        LinearBackwardArgs args;
+        args.x = o.half(x, s.m, s.k);
+        args.weight = o.rows(w, s.k, s.n);
+        args.dout = o.half(dout, s.m, s.n);
+        args.dx = o.half(Floats(x.size()), s.m, s.k);
+        args.dweight = o.rows(dw, s.k, s.n);
+        args.dbias = floats(o.vector(db));
+        args.format = o.format();
+        linear_backward(o.context(), args);
+      });
+    }
+  }
+}
+
+TEST_CASE("[cuda] gradients of norm, activation and embedding are the CPU's") {
+  if (!have_gpu()) return;
+  Random random(13);
+  for (const DType half : kHalves) {
+    for (const Shape s : kShapes) {
+      CAPTURE(s.m);
+      CAPTURE(s.k);
+      const std::int64_t m = s.m, c = s.k;
+      const Floats x = random.normals(m * c), dout = random.normals(m * c), dx = random.normals(m * c),
+                   gamma = random.normals(c), dgamma = random.normals(c), dbeta = random.normals(c);
+      compare(half, kSum, [&](Operands& o) {
+        const TensorView view = o.rows(x, m, c), weight = o.vector(gamma), dweight = o.vector(dgamma),
+                         dbias = o.vector(dbeta);
+        layer_norm_backward(o.context(), {view,
+                                          {floats(weight), nullptr, 1e-5f},
+                                          o.half(dout, m, c),
+                                          o.rows(dx, m, c),
+                                          floats(dweight),
+                                          floats(dbias)});
+      });
+      for (const Activation activation :
+           {Activation::none, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu}) {
+        compare(half, kSum, [&](Operands& o) {
+          activate_backward(o.context(), {o.half(x, m, c), activation, o.half(dout, m, c), o.half(dx, m, c)});
+        });
+      }
+      // Few keys that come often, across chunks, and many that come once.
+      for (const std::int64_t keys : {std::int64_t{1}, std::int64_t{3}, std::int64_t{500}}) {
+        Ints ids(static_cast<std::size_t>(m)), positions(static_cast<std::size_t>(m));
+        for (auto& id : ids) id = static_cast<std::int32_t>(random.range(0, static_cast<int>(keys) - 1));
+        for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i % 90);
+        const Floats table = random.normals(keys * c), places = random.normals(90 * c);
+        compare(half, kSum, [&](Operands& o) {
+          embed_backward(o.context(), {o.list(ids), o.list(positions), o.half(dout, m, c),
+                                       o.rows(table, keys, c), o.rows(places, 90, c)});
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] dropout draws the CPU's mask, bit for bit") {
+  if (!have_gpu()) return;
+  Random random(14);
+  for (const std::int64_t width : {std::int64_t{1}, std::int64_t{7}, std::int64_t{64}, std::int64_t{1030}}) {
+    const std::int64_t rows = 40;
+    const Floats x = random.normals(rows * width), residual = random.normals(rows * width);
+    const Ints cu = {0, 0, 1, 17, 17, 39, 40, 40};
+    compare(DType::f32, 0.0, [&](Operands& o) {
+      dropout(o.context(), {o.rows(x, rows, width), o.list(cu), 0.3f, 0x123456789abcdef, 7});
+      const TensorView to = o.rows(Floats(x.size()), rows, width), from = o.rows(x, rows, width);
+      dropout(o.context(), {to, o.list(cu), 0.1f, 5, 9, o.rows(residual, rows, width), from});
+    });
+    compare(DType::bf16, 0.0, [&](Operands& o) {
+      const TensorView to = o.half(Floats(x.size()), rows, width), from = o.rows(x, rows, width);
+      dropout(o.context(), {to, o.list(cu), 0.25f, 5, 9, {}, from});
+    });
+  }
+}
+
+TEST_CASE("[cuda] loss, norm and optimiser are the CPU's") {
+  if (!have_gpu()) return;
+  Random random(15);
+  for (const DType half : kHalves) {
+    for (const std::int64_t vocabulary :
+         {std::int64_t{1}, std::int64_t{65}, std::int64_t{1025}, std::int64_t{5003}}) {
+      for (const float scale : {0.0f, 0.01f}) {
+        CAPTURE(vocabulary);
+        const std::int64_t rows = 9;
+        Floats logits = random.normals(rows * vocabulary);
+        for (float& v : logits) v *= 5;
+        logits[0] = 1e4f;
+        Ints targets(rows);
+        for (auto& t : targets)
+          t = static_cast<std::int32_t>(random.range(-1, static_cast<int>(vocabulary) - 1));
+        compare(half, 2e-6, [&](Operands& o) {  // e^x of the device is good to 2 units of 2^-23 and x's own
+          const TensorView losses = o.vector(Floats(rows));
+          cross_entropy(o.context(),
+                        {o.half(logits, rows, vocabulary), o.list(targets), scale, {floats(losses), rows}});
+        });
+      }
+    }
+  }
+  for (const std::size_t n : {std::size_t{1}, std::size_t{1023}, std::size_t{300001}}) {
+    const Floats w = random.normals(static_cast<std::int64_t>(n)),
+                 g = random.normals(static_cast<std::int64_t>(n));
+    compare(DType::f32, 1e-6, [&](Operands& o) {
+      const TensorView weight = o.vector(w), gradient = o.vector(g), m = o.vector(Floats(n)),
+                       v = o.vector(Floats(n));
+      AdamWArgs args;
+      args.parameter = {floats(weight), n};
+      args.gradient = {floats(gradient), n};
+      args.m = {floats(m), n};
+      args.v = {floats(v), n};
+      args.weight_decay = 0.1;
+      for (args.step = 1; args.step <= 3; ++args.step) {
+        const double squares = sum_of_squares(o.context(), args.gradient);
+        args.gradient_scale = static_cast<float>(1.0 / std::sqrt(squares));
+        adamw(o.context(), args);
+      }
+    });
+  }
+}
