@@ -63,7 +63,7 @@ TrainingBatch random_batch(const TrainBench& o, std::int64_t vocab) {
 }
 
 void bench_train(const TrainBench& o, const Console& console) {
-  ExecContext context(cpu_options(o.device, console, "bench train"));
+  ExecContext context(exec_options(o.device, console));
   const ModelConfig config = config_of(o);
   TrainOptions options;
   options.dropout = o.dropout;

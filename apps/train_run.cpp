@@ -97,7 +97,7 @@ TrainRun::TrainRun(const TrainCommand& command, const Console& console, Communic
       console_(console),
       communicator_(communicator),
       writes_(communicator == nullptr || communicator->rank() == 0),
-      context_(cpu_options(command.device, console, "train")),
+      context_(exec_options(command.device, console)),
       data_(data_of(command, console, communicator)),
       trainer_(make_trainer()) {
   const TrainSettings& s = command.settings;

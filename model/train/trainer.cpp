@@ -43,10 +43,9 @@ void check_options(const TrainOptions& o) {
   check(o.dropout >= 0 && o.dropout < 1, "dropout: expected a rate in [0, 1)", double{o.dropout});
 }
 
-// Zeroed: Buffer is not, where it comes from the heap.
-Buffer zeros(std::int64_t floats) {
-  Buffer buffer(static_cast<std::size_t>(floats) * sizeof(float));
-  std::memset(buffer.data(), 0, buffer.size());
+Buffer zeros(Memory& memory, std::int64_t floats) {
+  Buffer buffer = memory.allocate(static_cast<std::size_t>(floats) * sizeof(float));
+  memory.zero(buffer.data(), buffer.size());
   return buffer;
 }
 
@@ -74,24 +73,39 @@ struct Trainer::State {
         options(train),
         communicator(others),
         layout(model),
-        weights(zeros(layout.size())),
-        gradient(zeros(layout.size())),
-        first(zeros(layout.size())),
-        second(zeros(layout.size())),
+        weights(zeros(exec.backend(), layout.size())),
+        gradient(zeros(exec.backend(), layout.size())),
+        first(zeros(exec.backend(), layout.size())),
+        second(zeros(exec.backend(), layout.size())),
         pass(exec, model, layout.tensors(floats(weights)), layout.tensors(floats(gradient)), train.compute) {}
 
   std::span<float> part(const Buffer& buffer, std::int64_t begin, std::int64_t end) const {
     return {floats(buffer) + begin, static_cast<std::size_t>(end - begin)};
   }
   std::span<float> all(const Buffer& buffer) const { return part(buffer, 0, layout.size()); }
-  /// Every tensor of a checkpoint.
-  std::vector<NamedTensor> tensors() const {
-    std::vector<NamedTensor> all_of_them = layout.named(floats(weights));
-    for (NamedTensor& t : layout.named(floats(first), kFirstMoment)) all_of_them.push_back(std::move(t));
-    for (NamedTensor& t : layout.named(floats(second), kSecondMoment)) all_of_them.push_back(std::move(t));
+  /// Every tensor of a checkpoint, with weights and moments at these places.
+  std::vector<NamedTensor> tensors(float* values, float* m, float* v) const {
+    std::vector<NamedTensor> all_of_them = layout.named(values);
+    for (NamedTensor& t : layout.named(m, kFirstMoment)) all_of_them.push_back(std::move(t));
+    for (NamedTensor& t : layout.named(v, kSecondMoment)) all_of_them.push_back(std::move(t));
     return all_of_them;
   }
-  void zero_gradient();
+  /// Calls fill(floats) with where the weights are to be written, and brings them to the device.
+  template <class Fill>
+  void fill_weights(const Fill& fill) {
+    if (context.device() == Device::cpu) return fill(floats(weights));
+    const Buffer host(weights.size());
+    fill(floats(host));
+    context.backend().copy_in(weights.data(), host.data(), host.size());
+  }
+  /// The buffer where the host can read it: itself, or what is copied to `host`.
+  float* readable(const Buffer& buffer, Buffer& host) {
+    if (context.device() == Device::cpu) return floats(buffer);
+    if (host.empty()) host = Buffer(buffer.size());
+    context.backend().copy_out(host.data(), buffer.data(), buffer.size());
+    return floats(host);
+  }
+  void sum_gradients();
   void update(double rate, double clip);
 
   ExecContext& context;
@@ -100,6 +114,7 @@ struct Trainer::State {
   Communicator* communicator;
   ParameterLayout layout;
   Buffer weights, gradient, first, second;
+  Buffer host_weights, host_gradient, host_first, host_second;  // copies of a device's, made when asked for
   TrainingPass pass;
   std::int64_t iteration = 0;
 };
@@ -115,7 +130,7 @@ Trainer Trainer::from_scratch(ExecContext& context, const ModelConfig& config, c
   check_options(options);
   Trainer trainer(std::make_unique<State>(context, config, options, communicator));
   State& s = *trainer.state_;
-  initialise(s.layout, config, options.seed, floats(s.weights));
+  s.fill_weights([&](float* to) { initialise(s.layout, config, options.seed, to); });
   return trainer;
 }
 
@@ -124,7 +139,7 @@ Trainer Trainer::from_weights(ExecContext& context, const Gpt2Source& source, co
   check_options(options);
   Trainer trainer(std::make_unique<State>(context, source.config(), options, communicator));
   State& s = *trainer.state_;
-  copy_parameters(source, s.layout, floats(s.weights));
+  s.fill_weights([&](float* to) { copy_parameters(source, s.layout, to); });
   return trainer;
 }
 
@@ -149,7 +164,8 @@ Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const Safetensors
   if (iteration < 0) return malformed(kIterationKey, "a number", count == nullptr ? "nothing" : *count);
 
   Trainer trainer(std::make_unique<State>(context, *config, options, communicator));
-  for (const NamedTensor& to : trainer.state_->tensors()) {
+  const State& s = *trainer.state_;
+  for (const NamedTensor& to : s.tensors(floats(s.weights), floats(s.first), floats(s.second))) {
     const NamedTensor* from = file.find(to.name);
     if (from == nullptr) return malformed(to.name, to.view.shape_string(), "nothing");
     if (from->view.dtype != DType::f32 || from->view.rank != to.view.rank ||
@@ -157,7 +173,7 @@ Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const Safetensors
       return malformed(to.name, "f32 " + to.view.shape_string(),
                        std::string(dtype_name(from->view.dtype)) + ' ' + from->view.shape_string());
     }
-    std::memcpy(to.view.data, from->view.data, to.view.nbytes());
+    context.backend().copy_in(to.view.data, from->view.data, to.view.nbytes());
   }
   trainer.state_->iteration = iteration;
   return trainer;
@@ -171,7 +187,7 @@ Trainer::StepResult Trainer::step(std::span<const TrainingBatch> batches) {
   if (s.communicator != nullptr) s.communicator->sum(std::span(sums).subspan(1));
   require(sums[1] > 0, Code::usage, [] { return std::string("trainer: step: expected targets, got none"); });
 
-  s.zero_gradient();
+  s.context.backend().zero(s.gradient.data(), s.gradient.size());
   const auto scale = static_cast<float>(1.0 / sums[1]);
   const int rank = s.communicator != nullptr ? s.communicator->rank() : 0;
   const int ranks = s.communicator != nullptr ? s.communicator->size() : 1;
@@ -185,7 +201,7 @@ Trainer::StepResult Trainer::step(std::span<const TrainingBatch> batches) {
   }
   if (s.communicator != nullptr) {
     s.communicator->sum(std::span(sums).first(1));
-    s.communicator->sum(s.all(s.gradient));
+    s.sum_gradients();
   }
 
   StepResult result;
@@ -205,14 +221,11 @@ Trainer::StepResult Trainer::step(std::span<const TrainingBatch> batches) {
   return result;
 }
 
-// As wide as memory is: half a gigabyte in a GPT-2.
-void Trainer::State::zero_gradient() {
-  constexpr std::size_t kRun = std::size_t{1} << 18;  // bytes
-  const auto runs = static_cast<std::int64_t>((gradient.size() + kRun - 1) / kRun);
-  context.pool().run(runs, [&](std::int64_t run, int) {
-    const std::size_t begin = static_cast<std::size_t>(run) * kRun;
-    std::memset(gradient.data() + begin, 0, std::min(kRun, gradient.size() - begin));
-  });
+// Through the host, where the communicator works.
+void Trainer::State::sum_gradients() {
+  float* const values = readable(gradient, host_gradient);
+  communicator->sum({values, static_cast<std::size_t>(layout.size())});
+  if (values != floats(gradient)) context.backend().copy_in(gradient.data(), values, gradient.size());
 }
 
 void Trainer::State::update(double rate, double clip) {
@@ -251,10 +264,10 @@ const TrainOptions& Trainer::options() const noexcept {
   return state_->options;
 }
 std::vector<NamedTensor> Trainer::parameters() const {
-  return state_->layout.named(floats(state_->weights));
+  return state_->layout.named(state_->readable(state_->weights, state_->host_weights));
 }
 std::vector<NamedTensor> Trainer::gradients() const {
-  return state_->layout.named(floats(state_->gradient));
+  return state_->layout.named(state_->readable(state_->gradient, state_->host_gradient));
 }
 std::size_t Trainer::nbytes() const noexcept {
   return 4 * state_->weights.size() + state_->pass.nbytes();
@@ -267,7 +280,7 @@ Result<void> Trainer::save_model(const std::filesystem::path& folder, DType dtyp
   std::vector<NamedTensor> tensors = parameters();
   std::vector<bf16> rounded;
   if (dtype == DType::bf16) {
-    const float* const weights = floats(state_->weights);
+    const auto* const weights = static_cast<const float*>(tensors.front().view.data);
     rounded.resize(state_->weights.size() / sizeof(float));
     std::transform(weights, weights + rounded.size(), rounded.begin(), [](float w) { return bf16(w); });
     for (NamedTensor& tensor : tensors) {
@@ -283,7 +296,10 @@ Result<void> Trainer::save_checkpoint(const std::filesystem::path& path, const M
                        {std::string(kIterationKey), std::to_string(state_->iteration)},
                        {std::string(kConfigKey), to_config_json(state_->config)}};
   metadata.insert(metadata.end(), extra.begin(), extra.end());
-  return write_safetensors(path, state_->tensors(), metadata);
+  State& s = *state_;
+  const auto tensors = s.tensors(s.readable(s.weights, s.host_weights), s.readable(s.first, s.host_first),
+                                 s.readable(s.second, s.host_second));
+  return write_safetensors(path, tensors, metadata);
 }
 
 }  // namespace inkling

@@ -76,7 +76,8 @@ class Trainer {
   std::int64_t iteration() const noexcept;
   const ModelConfig& config() const noexcept;
   const TrainOptions& options() const noexcept;
-  /// Weights and, after a step, the gradient, by Hugging Face's names. Good until the trainer goes.
+  /// Weights and, after a step, the gradient, by Hugging Face's names, in host memory: the trainer's own on
+  /// the CPU, good until it goes; on another device copies, good until the next call of the same function.
   std::vector<NamedTensor> parameters() const;
   std::vector<NamedTensor> gradients() const;
   /// Bytes held: weights, gradient, moments, activations.

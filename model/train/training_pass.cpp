@@ -1,7 +1,7 @@
 #include "model/train/training_pass.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cstddef>
 #include <span>
 
 #include "attention/qkv.h"
@@ -12,8 +12,11 @@
 namespace inkling {
 namespace {
 
-// Logits of a block of rows are the largest activation: 64 MiB of them, or a few rows.
-constexpr std::int64_t kLogitFloats = std::int64_t{1} << 24;
+// Logits of a block of rows are the largest activation: 64 MiB of them, or a few rows. A GPU wants thousands
+// of rows at a time.
+std::int64_t most_logits(Device device) {
+  return std::int64_t{1} << (device == Device::cpu ? 24 : 29);
+}
 constexpr std::int64_t kFewestRows = 64;
 
 const float* numbers(const TensorView& view) {
@@ -25,13 +28,10 @@ float* mutable_numbers(const TensorView& view) {
 
 TensorView rows_of(const TensorView& rows, std::int64_t begin, std::int64_t count) {
   TensorView view = rows;
-  view.data = mutable_numbers(rows) + begin * rows.stride[0];
+  view.data = static_cast<std::byte*>(rows.data) +
+              begin * rows.stride[0] * static_cast<std::int64_t>(dtype_size(rows.dtype));
   view.shape[0] = count;
   return view;
-}
-
-void zero(const TensorView& rows) {
-  std::memset(rows.data, 0, static_cast<std::size_t>(rows.shape[0] * rows.stride[0]) * sizeof(float));
 }
 
 // A table of rows (V,C) as the matrix (C,V) that a head multiplies with.
@@ -46,8 +46,12 @@ TensorView as_head(const TensorView& table) {
 
 TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
                            const Gpt2Tensors& gradients, WeightFormat compute)
-    : context_(context), config_(config), parameters_(parameters), gradients_(gradients), compute_(compute) {
-  context.require_cpu("training_pass");
+    : context_(context),
+      config_(config),
+      parameters_(parameters),
+      gradients_(gradients),
+      compute_(compute),
+      half_(context.backend().activation_dtype(compute)) {
   require(compute == WeightFormat::f32 || compute == WeightFormat::bf16, Code::usage, [&] {
     return "training_pass: compute: expected f32 or bf16, got " + std::string(weight_format_name(compute));
   });
@@ -67,28 +71,30 @@ double TrainingPass::run(const TrainingBatch& batch, float scale, const PassDrop
   batch_ = &batch;
   dropout_ = dropout;
   plan(batch.tokens(), scale != 0.0f);
+  lists_ = {batch.ids, batch.positions, batch.targets, batch.cu_seqlens};
+  placed_.place(context_.backend(), {&lists_.ids, &lists_.positions, &lists_.targets, &lists_.cu_seqlens});
   {
     const ProfileRange range(context_, "forward");
-    forward(batch);
+    forward();
   }
-  double total = 0.0;
   {
     const ProfileRange range(context_, "head and loss");
-    total = head(batch, scale);
+    head(batch.tokens(), scale);
   }
   if (scale != 0.0f) {
     const ProfileRange range(context_, "backward");
     backward();
   }
   batch_ = nullptr;
-  return total;
+  return total_loss();
 }
 
 // In evaluation every layer writes to the same memory.
 void TrainingPass::plan(std::int64_t tokens, bool backward) {
   const std::int64_t c = config_.n_embd, inner = config_.inner(), heads = config_.n_head;
   const std::int64_t kept = backward ? config_.n_layer : 1, gradients = backward ? tokens : 0;
-  const std::int64_t rows = std::min(tokens, std::max(kFewestRows, kLogitFloats / config_.vocab_size));
+  const std::int64_t rows =
+      std::min(tokens, std::max(kFewestRows, most_logits(context_.device()) / config_.vocab_size));
   const std::int64_t blocks = (tokens + rows - 1) / rows;
 
   plan_.clear();
@@ -98,20 +104,21 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   std::vector<LayerEntries> layers;
   for (std::int64_t i = 0; i < kept; ++i) {
     layers.push_back({plan_.add("input of attention", tokens, c),
-                      plan_.add("queries, keys, values", tokens, 3 * c), plan_.add("attention", tokens, c),
-                      plan_.add("log-sum-exp", heads, tokens), plan_.add("input of the mlp", tokens, c),
-                      plan_.add("mlp", tokens, inner)});
+                      plan_.add("queries, keys, values", tokens, 3 * c, half_),
+                      plan_.add("attention", tokens, c, half_), plan_.add("log-sum-exp", heads, tokens),
+                      plan_.add("input of the mlp", tokens, c), plan_.add("mlp", tokens, inner, half_)});
   }
   const std::size_t x = plan_.add("residual stream", tokens, c);
-  const std::size_t normed = plan_.add("normed", tokens, c);
-  const std::size_t activated = plan_.add("activated", tokens, inner);
+  const std::size_t normed = plan_.add("normed", tokens, c, half_);
+  const std::size_t activated = plan_.add("activated", tokens, inner, half_);
   const std::size_t dx = plan_.add("gradient of the residual stream", gradients, c);
-  const std::size_t dbranch = plan_.add("gradient of a branch", gradients, c);
-  const std::size_t dnormed = plan_.add("gradient of a norm's output", gradients, c);
-  const std::size_t dattended = plan_.add("gradient of attention", gradients, c);
-  const std::size_t dqkv = plan_.add("gradient of queries, keys, values", gradients, 3 * c);
-  const std::size_t dwide = plan_.add("gradient of the mlp", gradients, inner);
-  const std::size_t logits = plan_.add("logits", (tokens + blocks - 1) / blocks, config_.vocab_size);
+  const std::size_t dbranch = plan_.add("gradient of a branch", gradients, c, half_);
+  const std::size_t dnormed = plan_.add("gradient of a norm's output", gradients, c, half_);
+  const std::size_t dattended = plan_.add("gradient of attention", gradients, c, half_);
+  const std::size_t dqkv = plan_.add("gradient of queries, keys, values", gradients, 3 * c, half_);
+  const std::size_t dwide = plan_.add("gradient of the mlp", gradients, inner, half_);
+  const std::size_t logits = plan_.add("logits", (tokens + blocks - 1) / blocks, config_.vocab_size, half_);
+  const std::size_t losses = plan_.add("losses", 1, tokens);
   arena_.use(plan_, context_.backend());
 
   views_.layers.clear();
@@ -130,6 +137,7 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   views_.dqkv = arena_.view(dqkv);
   views_.dwide = arena_.view(dwide);
   views_.logits = arena_.view(logits);
+  views_.losses = arena_.view(losses);
 }
 
 LayerNorm TrainingPass::norm_of(const TensorView& weight, const TensorView& bias) const {
@@ -160,12 +168,12 @@ void TrainingPass::add_branch(const TensorView& x, const TensorView& weight, con
 
 DropoutArgs TrainingPass::dropout_args(const TensorView& x, std::uint32_t mask,
                                        const TensorView& residual) const {
-  return {x, batch_->cu_seqlens, dropout_.p, dropout_.seed, mask, residual};
+  return {x, lists_.cu_seqlens, dropout_.p, dropout_.seed, mask, residual};
 }
 
-// The gradient of a branch from that of the stream.
+// The gradient of a branch from that of the stream, as products want it.
 TensorView TrainingPass::branch_gradient(std::uint32_t mask) {
-  if (dropout_.p == 0.0f) return views_.dx;
+  if (dropout_.p == 0.0f && half_ == DType::f32) return views_.dx;
   DropoutArgs args = dropout_args(views_.dbranch, mask, {});
   args.from = views_.dx;
   dropout(context_, args);
@@ -178,9 +186,9 @@ std::uint32_t TrainingPass::mask(std::size_t index) const {
   return static_cast<std::uint32_t>(dropout_.pass * masks + index);
 }
 
-void TrainingPass::forward(const TrainingBatch& batch) {
+void TrainingPass::forward() {
   const TensorView& first = views_.layers.front().x;
-  embed(context_, {batch.ids, batch.positions, nullptr, parameters_.wte, parameters_.wpe, first});
+  embed(context_, {lists_.ids, lists_.positions, nullptr, parameters_.wte, parameters_.wpe, first});
   dropout(context_, dropout_args(first, mask(0), {}));
   for (std::size_t i = 0; i < views_.layers.size(); ++i) {
     attention_forward(i);
@@ -214,22 +222,22 @@ void TrainingPass::mlp_forward(std::size_t layer, const TensorView& out) {
   add_branch(views_.activated, w.fcproj_w, w.fcproj_b, v.middle, mask(2 + 2 * layer), out);
 }
 
-// Loss, and with a scale the gradients of the head, of the last norm and of the stream. The logits of a block
-// of rows become their own gradient in place.
-double TrainingPass::head(const TrainingBatch& batch, float scale) {
+// Losses, and with a scale the gradients of the head, of the last norm and of the stream. The logits of a
+// block of rows become their own gradient in place.
+void TrainingPass::head(std::int64_t tokens, float scale) {
   const bool tied = parameters_.lm_head.data == nullptr;
   const TensorView& table = tied ? parameters_.wte : parameters_.lm_head;
   const TensorView& dtable = tied ? gradients_.wte : gradients_.lm_head;
   layer_norm(context_, {views_.x, {}, norm_of(parameters_.lnf_w, parameters_.lnf_b), views_.normed});
-  losses_.resize(batch.ids.size());
   const std::int64_t most = views_.logits.shape[0];
-  for (std::int64_t begin = 0; begin < batch.tokens(); begin += most) {
-    const std::int64_t count = std::min(most, batch.tokens() - begin);
+  for (std::int64_t begin = 0; begin < tokens; begin += most) {
+    const std::int64_t count = std::min(most, tokens - begin);
     const TensorView logits = rows_of(views_.logits, 0, count), normed = rows_of(views_.normed, begin, count);
     linear(context_, product(normed, {}, as_head(table), {}, logits));
     const auto first = static_cast<std::size_t>(begin), rows = static_cast<std::size_t>(count);
-    cross_entropy(context_, {logits, std::span(batch.targets).subspan(first, rows), scale,
-                             std::span(losses_).subspan(first, rows)});
+    cross_entropy(
+        context_,
+        {logits, lists_.targets.subspan(first, rows), scale, {views_.losses.as<float>() + first, rows}});
     if (scale == 0.0f) continue;
     LinearBackwardArgs input;  // of the head as a matrix (C,V)
     input.weight = as_head(table);
@@ -245,9 +253,16 @@ double TrainingPass::head(const TrainingBatch& batch, float scale) {
     linear_backward(context_, weight);
   }
   if (scale != 0.0f) {
-    zero(views_.dx);
+    context_.backend().zero(
+        views_.dx.data, static_cast<std::size_t>(views_.dx.shape[0] * views_.dx.stride[0]) * sizeof(float));
     norm_backward(views_.x, parameters_.lnf_w, gradients_.lnf_w, gradients_.lnf_b);
   }
+}
+
+// In f64, in the order of rows.
+double TrainingPass::total_loss() {
+  losses_.resize(static_cast<std::size_t>(views_.losses.shape[1]));
+  context_.backend().copy_out(losses_.data(), views_.losses.data, losses_.size() * sizeof(float));
   double total = 0.0;
   for (const float loss : losses_) total += double{loss};
   return total;
@@ -260,7 +275,7 @@ void TrainingPass::backward() {
     attention_backward(i);
   }
   const TensorView dfirst = branch_gradient(mask(0));
-  embed_backward(context_, {batch_->ids, batch_->positions, dfirst, gradients_.wte, gradients_.wpe});
+  embed_backward(context_, {lists_.ids, lists_.positions, dfirst, gradients_.wte, gradients_.wpe});
 }
 
 // From dnormed, and adds to the stream's gradient.

@@ -8,17 +8,22 @@
 // rows at a time. Matrices are packed for the kernels where they are used, into memory that the next one
 // reuses: a step is long beside that, and no second copy of the model is held.
 //
+// On a device that has 16-bit activations (Backend::activation_dtype), what lies between two matrices is kept
+// in bf16 when bf16 is computed with; the stream and its gradient are f32 everywhere.
+//
 // Bits depend on the batch and on neither the threads nor the profiler. Without dropout a sequence's loss and
 // the gradient of its activations are those of the sequence alone, bit for bit; a weight's gradient is the
 // sum over all rows in their order, so there "alone" and "packed" agree to rounding.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "attention/sdpa.h"
 #include "engine/arena.h"
 #include "engine/exec_context.h"
+#include "engine/placed_lists.h"
 #include "engine/training_ops.h"
 #include "model/train/training_batch.h"
 #include "weights/gpt2_source.h"
@@ -35,8 +40,9 @@ struct PassDropout {
 
 class TrainingPass {
  public:
-  /// `compute`: f32, or bf16 for products of bf16 factors with f32 sums. All views are f32 and outlive the
-  /// pass; gradients have the shapes of parameters (ParameterLayout::tensors().
+  /// `compute`: f32, or bf16 for products of bf16 factors with f32 sums. All views are f32, in the memory of
+  /// the context's device, and outlive the pass; gradients have the shapes of parameters
+  /// (ParameterLayout::tensors().
   TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
                const Gpt2Tensors& gradients, WeightFormat compute = WeightFormat::f32);
 
@@ -62,14 +68,16 @@ class TrainingPass {
         dnormed;  // (N,C) gradients: the stream, a branch before its dropout, a norm's output
     TensorView dattended, dqkv, dwide;
     TensorView logits;  // (R,V)
+    TensorView losses;  // (1,N)
   };
 
   double run(const TrainingBatch& batch, float scale, const PassDropout& dropout);
   void plan(std::int64_t tokens, bool backward);
-  void forward(const TrainingBatch& batch);
+  void forward();
   void attention_forward(std::size_t layer);
   void mlp_forward(std::size_t layer, const TensorView& out);
-  double head(const TrainingBatch& batch, float scale);
+  void head(std::int64_t tokens, float scale);
+  double total_loss();
   void backward();
   void mlp_backward(std::size_t layer);
   void attention_backward(std::size_t layer);
@@ -95,7 +103,12 @@ class TrainingPass {
   ArenaPlan plan_;
   Arena arena_;
   Views views_;
+  DType half_;  // of activations between matrices: f32, or narrower on a device that computes in bf16
   std::vector<float> losses_;
+  PlacedLists placed_;
+  struct {
+    std::span<const std::int32_t> ids, positions, targets, cu_seqlens;
+  } lists_;  // of the batch, where the ops can read them
   // Of the pass that runs.
   const TrainingBatch* batch_ = nullptr;
   PassDropout dropout_;

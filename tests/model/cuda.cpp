@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "attention/sdpa.h"
-#include "model/train/trainer.h"
 #include "tests/gpu.h"
 #include "tests/model/run_model.h"
 #include "tests/model/small_world.h"
@@ -175,7 +174,6 @@ TEST_CASE("[cuda] what has no form on a GPU is refused, and so is a cache in the
       return error.code() == Code::device || error.code() == Code::usage;
     }
   };
-  CHECK(refused([&] { Trainer::from_scratch(gpu.context, world.config, {}); }));
   KvPool host(gpu.forward.kv_shape(DType::f32));
   CHECK(refused([&] { logits_of(gpu.forward, host, {1, 2, 3}, {3}); }));
   LoadOptions narrow;
