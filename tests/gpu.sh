@@ -3,7 +3,7 @@
 # small shapes, then the benchmark, beside PyTorch where it is installed.
 #   tests/gpu.sh [--binaries FOLDER] [--out FOLDER]
 # FOLDER of binaries: inkling, test_engine, test_attention, test_model, test_attention_cuda, and lib/ with shared libraries
-# that the machine lacks, for machines without compiler or packages. Writes {gpu,sdpa}.{json,md} to FOLDER [build/gpu].
+# that the machine lacks, for machines without compiler or packages. Writes {gpu,sdpa,train}.{json,md} to FOLDER [build/gpu].
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 binaries="" out="$top/build/gpu"
@@ -43,6 +43,7 @@ if command -v compute-sanitizer >/dev/null; then
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$binaries/test_model" -tc='*[cuda]*generator*' >&2
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$binaries/test_engine" -tc='*[cuda]*norm*' >&2
   done
+  compute-sanitizer --error-exitcode 1 "$binaries/test_model" -tc='*[cuda]*same bits twice*' >&2
   compute-sanitizer --error-exitcode 1 "$binaries/test_attention" -tc='*[cuda]*recorded*,*[cuda]*no queries*' >&2
 else
   echo "compute-sanitizer: not installed, left out" >&2
@@ -64,4 +65,5 @@ measure --dtype f32 -p 512,1024 -n 64 -d 512 -b 1,16,64 >"$out/inkling_f32.json"
 python3 "$top/tests/bench/gpu_torch.py" run "$model" >"$out/torch.jsonl"
 python3 "$top/tests/bench/gpu_report.py" "$out"
 python3 "$top/tests/bench/sdpa_gpu.py" --inkling "$binaries/inkling" --json "$out/sdpa.json" | tee "$out/sdpa.md"
+python3 "$top/tests/bench/train_gpu.py" --inkling "$binaries/inkling" --json "$out/train.json" | tee "$out/train.md"
 stage "done"

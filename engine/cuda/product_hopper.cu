@@ -116,29 +116,30 @@ __device__ inline void finish_quarter(const Product& p, int row, int column, con
   const int lane = threadIdx.x % kWarp;
   const std::int64_t first = row + static_cast<int>(threadIdx.x) / kWarp * 16 + lane / 4;
   column += lane % 4 * 2;
-  float2 add[8][2] = {};
+  // All that is read is asked for at once.
+  float2 add[8][2] = {}, shift[8] = {};
+  if (p.bias != nullptr) {
+    Matrix bias;  // as a matrix whose rows are all the same
+    bias.data = const_cast<float*>(p.bias);
+    bias.rows = 1, bias.columns = p.out.columns;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) shift[j] = read2(bias, 0, column + j * 8, kWhole);
+  }
   if (p.residual.data != nullptr) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < 16; ++i) {
       add[i / 2][i % 2] = read2(p.residual, first + i % 2 * 8, column + i / 2 * 8, kWhole);
+    }
   }
-  Matrix bias;  // as a matrix whose rows are all the same
-  bias.data = const_cast<float*>(p.bias);
-  bias.rows = p.out.rows, bias.columns = p.out.columns;
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
-    float2 shift[2] = {};
-    if (p.bias != nullptr) {
-      shift[0] = read2(bias, 0, column + j * 8, kWhole);
-      shift[1] = read2(bias, 0, column + j * 8 + 8, kWhole);
-    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float2 v[2];
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
-        v[b].x = c[(j + b) * 4 + half * 2] + shift[b].x;
-        v[b].y = c[(j + b) * 4 + half * 2 + 1] + shift[b].y;
+        v[b].x = c[(j + b) * 4 + half * 2] + shift[j + b].x;
+        v[b].y = c[(j + b) * 4 + half * 2 + 1] + shift[j + b].y;
       }
       const std::int64_t r = first + half * 8;
       if (p.pre_activation.data != nullptr) write_pairs(p.pre_activation, r, column + j * 8, v, kWhole);
