@@ -22,7 +22,7 @@ struct CudaDevice {
 
 /// "" when this build, this machine's driver and GPU `ordinal` can run the CUDA backend, else why not.
 std::string cuda_unavailable_reason(int ordinal = 0);
-/// "driver 13.0, runtime 13.0", or "" where there is none.
+/// "driver 13.0, runtime 13.0, cuBLASLt 13.1.0", or why there is no cuBLASLt; "" where there is no driver.
 std::string cuda_versions();
 /// Every GPU that the driver shows, usable or not.
 std::vector<CudaDevice> cuda_devices();

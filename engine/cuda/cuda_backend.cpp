@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/cuda/check.h"
+#include "engine/cuda/cublas_lt.h"
 #include "engine/cuda/cuda.h"
 #include "engine/cuda/cuda_recorder.h"
 
@@ -263,7 +264,10 @@ std::string cuda_versions() {
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return {};
   cudaRuntimeGetVersion(&runtime);
   const auto text = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
-  return "driver " + text(driver) + ", runtime " + text(runtime);
+  const cuda::CublasLt cublas_lt;
+  const std::string& missing = cublas_lt.unavailable_reason();
+  return "driver " + text(driver) + ", runtime " + text(runtime) +
+         (missing.empty() ? ", cuBLASLt " + cublas_lt.version() : ", without cuBLASLt: " + missing);
 }
 
 std::vector<CudaDevice> cuda_devices() {

@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <memory>
 #include <span>
 #include <string>
 
@@ -15,6 +16,8 @@
 #include "engine/cuda/product.h"
 
 namespace inkling::cuda {
+
+class CublasLt;
 
 class CudaBackend final : public Backend {
  public:
@@ -87,6 +90,7 @@ class CudaBackend final : public Backend {
   bool recording_ = false;
   Buffer rows_, source_;
   Buffer weight_, dout_, transposed_, turned_, sums_, parts_;  // of training
+  std::unique_ptr<CublasLt> cublas_lt_;                        // from the first product that it may take
 };
 
 }  // namespace inkling::cuda

@@ -1,8 +1,10 @@
 // The training half of CudaBackend: gradients, loss, dropout and optimiser.
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "engine/cuda/check.h"
+#include "engine/cuda/cublas_lt.h"
 #include "engine/cuda/cuda_backend.h"
 #include "engine/cuda/training_kernels.h"
 #include "engine/philox.h"
@@ -64,8 +66,14 @@ Matrix CudaBackend::as_factor(const Matrix& x, DType dtype, const LayerNorm& nor
   return out;
 }
 
-/// By the Hopper kernel, which reads operands as they lie; elsewhere those that lie by k are turned first.
+/// By cuBLASLt where it is there and takes the product, else by the Hopper kernel: both read operands as they
+/// lie. Elsewhere those that lie by k are turned first.
 void CudaBackend::multiply(const Product& product, DType dtype) {
+  if (CublasLt::takes(product)) {
+    const cudaStream_t in = stream();
+    if (cublas_lt_ == nullptr) cublas_lt_ = std::make_unique<CublasLt>();
+    if (cublas_lt_->multiply(product, grown(parts_, kProductWorkspace), in)) return;
+  }
   if (takes_product(product)) {
     auto* const parts = reinterpret_cast<float*>(grown(parts_, kProductWorkspace));
     return check(cuda::product(product, parts, stream()), "linear");

@@ -105,8 +105,20 @@ constexpr double kSum = 6e-6;
 struct Shape {
   std::int64_t m, k, n;
 };
-constexpr Shape kShapes[] = {{1, 8, 8},     {130, 64, 96},  {77, 37, 51},
-                             {300, 200, 7}, {64, 768, 264}, {700, 128, 384}};
+constexpr Shape kShapes[] = {{1, 8, 8},      {130, 64, 96},   {77, 37, 51},   {300, 200, 7},
+                             {64, 768, 264}, {700, 128, 384}, {256, 192, 320}};
+
+/// `columns` of the columns of rows that are longer, as an arena lays odd widths out.
+TensorView narrowed(TensorView rows, std::int64_t columns) {
+  rows.shape[1] = columns;
+  return rows;
+}
+/// (N, K) in memory as the matrix (K, N).
+TensorView turned(TensorView rows) {
+  std::swap(rows.shape[0], rows.shape[1]);
+  std::swap(rows.stride[0], rows.stride[1]);
+  return rows;
+}
 
 Floats rounded(Floats values, DType half) {
   if (half == DType::bf16) {
@@ -122,7 +134,7 @@ TEST_CASE("[cuda] linear multiplies with a matrix that lies by rows or by column
   Random random(11);
   for (const DType half : kHalves) {
     for (const Shape s : kShapes) {
-      for (const bool turned : {false, true}) {
+      for (const bool by_columns : {false, true}) {
         CAPTURE(s.m);
         CAPTURE(s.k);
         CAPTURE(s.n);
@@ -131,11 +143,7 @@ TEST_CASE("[cuda] linear multiplies with a matrix that lies by rows or by column
         compare(half, kSum, [&](Operands& o) {
           LinearArgs args;
           args.x = o.half(x, s.m, s.k);
-          args.matrix = turned ? o.rows(w, s.n, s.k) : o.rows(w, s.k, s.n);
-          if (turned) {
-            std::swap(args.matrix.shape[0], args.matrix.shape[1]);
-            std::swap(args.matrix.stride[0], args.matrix.stride[1]);
-          }
+          args.matrix = by_columns ? turned(o.rows(w, s.n, s.k)) : o.rows(w, s.k, s.n);
           args.matrix_format = o.format();
           args.bias = floats(o.vector(bias));
           args.activation = Activation::gelu_erf;
@@ -169,6 +177,91 @@ TEST_CASE("[cuda] linear_backward is the CPU's, and adds to what is there") {
         args.dbias = floats(o.vector(db));
         args.format = o.format();
         linear_backward(o.context(), args);
+      });
+    }
+  }
+}
+
+// Epilogues that cuBLASLt has, and beside each the one more that it lacks: whichever kernel takes a product.
+TEST_CASE("[cuda] linear adds what it is asked to, to f32 and to bf16") {
+  if (!have_gpu()) return;
+  Random random(16);
+  enum class Out { half, f32 };
+  struct Form {
+    Out out;
+    bool bias, residual, in_place;
+  };
+  constexpr Form kForms[] = {{Out::half, false, false, false}, {Out::half, true, false, false},
+                             {Out::f32, false, false, false},  {Out::f32, true, false, false},
+                             {Out::f32, false, true, false},   {Out::f32, true, true, false},
+                             {Out::f32, true, true, true},     {Out::half, false, true, false}};
+  for (const DType half : kHalves) {
+    for (const Shape s : kShapes) {
+      for (const bool by_columns : {false, true}) {
+        for (const Form& form : kForms) {
+          CAPTURE(s.m);
+          CAPTURE(s.k);
+          CAPTURE(s.n);
+          CAPTURE(by_columns);
+          CAPTURE(&form - kForms);
+          const Floats x = random.normals(s.m * s.k), w = rounded(random.normals(s.k * s.n), half),
+                       bias = random.normals(s.n), residual = random.normals(s.m * s.n);
+          compare(half, kSum, [&](Operands& o) {
+            LinearArgs args;
+            args.x = o.half(x, s.m, s.k);
+            args.matrix = by_columns ? turned(o.rows(w, s.n, s.k)) : o.rows(w, s.k, s.n);
+            args.matrix_format = o.format();
+            if (form.bias) args.bias = floats(o.vector(bias));
+            if (form.residual) args.residual = o.rows(residual, s.m, s.n);
+            args.out = form.in_place          ? args.residual
+                       : form.out == Out::f32 ? o.rows(Floats(residual.size()), s.m, s.n)
+                                              : o.half(Floats(residual.size()), s.m, s.n);
+            linear(o.context(), args);
+          });
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("[cuda] products leave what lies between rows of odd widths") {
+  if (!have_gpu()) return;
+  Random random(17);
+  struct Padded {
+    Shape shape;
+    std::int64_t width;  // of a row of n in memory
+  };
+  for (const DType half : kHalves) {
+    for (const auto& [s, width] : {Padded{{96, 64, 51}, 64}, Padded{{129, 72, 1001}, 1024}}) {
+      CAPTURE(s.n);
+      const Floats x = random.normals(s.m * s.k), table = rounded(random.normals(s.n * s.k), half),
+                   gradient = random.normals(s.m * width), dtable = random.normals(s.n * s.k),
+                   dmatrix = random.normals(s.k * width);
+      compare(half, kSum, [&](Operands& o) {  // a head and its gradients, as training asks for them
+        const TensorView rows = o.half(x, s.m, s.k), head = o.rows(table, s.n, s.k);
+        LinearArgs args;
+        args.x = rows;
+        args.matrix = turned(head);
+        args.matrix_format = o.format();
+        args.out = narrowed(o.half(gradient, s.m, width), s.n);
+        linear(o.context(), args);
+        const TensorView dout = narrowed(o.half(gradient, s.m, width), s.n);
+        LinearBackwardArgs input;
+        input.weight = turned(head);
+        input.dout = dout;
+        input.dx = o.half(Floats(x.size()), s.m, s.k);
+        input.format = o.format();
+        linear_backward(o.context(), input);
+        LinearBackwardArgs weight;
+        weight.x = dout;
+        weight.dout = rows;
+        weight.dweight = o.rows(dtable, s.n, s.k);
+        weight.format = o.format();
+        linear_backward(o.context(), weight);
+        weight.x = rows;
+        weight.dout = dout;
+        weight.dweight = narrowed(o.rows(dmatrix, s.k, width), s.n);
+        linear_backward(o.context(), weight);
       });
     }
   }
