@@ -5,8 +5,8 @@ set -euo pipefail
 
 packages=(
   g++ cmake ninja-build pkg-config
-  libspdlog-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libsentencepiece-dev libutf8proc-dev libssl-dev
-  doctest-dev librapidcheck-dev python3 curl
+  libspdlog-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libsentencepiece-dev libssl-dev
+  doctest-dev python3 curl ca-certificates
   "$@"
 )
 
