@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "tokenizer/byte_alphabet.h"
+#include "tokenizer/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {
@@ -18,7 +19,7 @@ std::vector<Token> with_bytes(ByteLevelSpec& spec) {
     if (!token.bytes.empty()) continue;
     auto bytes = from_byte_alphabet(token.text);
     if (!bytes || bytes->empty() || bytes->size() > ByteLevelBpe::kMaxTokenBytes) {
-      throw Error(Code::malformed, spec.file + ": vocab: \"" + token.text + "\": expected 1.." +
+      throw Error(Code::malformed, spec.file + ": vocab: " + in_quotes(token.text) + ": expected 1.." +
                                        std::to_string(ByteLevelBpe::kMaxTokenBytes) +
                                        " characters of the byte alphabet");
     }
@@ -61,8 +62,7 @@ std::vector<MergeRule> ByteLevelBpe::resolve(const ByteLevelSpec& spec) const {
     const auto id = [&](std::string_view piece) {
       if (const auto found = vocabulary().id_of(piece)) return *found;
       throw Error(Code::malformed, spec.merges_file + ": merges[" + std::to_string(i) +
-                                       "]: expected tokens of the vocabulary, got \"" + std::string(piece) +
-                                       '"');
+                                       "]: expected tokens of the vocabulary, got " + in_quotes(piece));
     };
     joined.assign(left).append(right);
     rules.push_back({id(left), id(right), id(joined)});
@@ -70,8 +70,7 @@ std::vector<MergeRule> ByteLevelBpe::resolve(const ByteLevelSpec& spec) const {
   return rules;
 }
 
-// A token whose bytes merge into something else (it can be in a vocabulary, if in none that training made)
-// must not short-cut the merges; so each is merged once here, a few milliseconds for 50,000.
+// Added tokens are no words: they were cut out before.
 void ByteLevelBpe::index_words(const std::string& file) {
   words_ = StringIndex(static_cast<std::size_t>(vocabulary().size()));
   known_ = std::vector<std::atomic<Merges>>(static_cast<std::size_t>(vocabulary().size()));
@@ -81,8 +80,8 @@ void ByteLevelBpe::index_words(const std::string& file) {
     if (added[static_cast<std::size_t>(id)]) continue;
     const std::string& bytes = vocabulary()[id].bytes;
     if (!words_.insert(bytes, id)) {
-      throw Error(Code::malformed,
-                  file + ": vocab: two tokens stand for the bytes of \"" + vocabulary()[id].text + '"');
+      throw Error(Code::malformed, file + ": vocab: expected each token's bytes once, got those of " +
+                                       in_quotes(vocabulary()[id].text) + " twice");
     }
   }
 }
@@ -168,9 +167,10 @@ void ByteLevelBpe::encode_word(std::string_view word, std::vector<std::int32_t>&
   if (id < 0 || !is_word(word, id, ids)) merge_word(word, ids);
 }
 
-// Whether `word`, the bytes of token `id`, is that token; then adds it to `ids`. Merging tells, once per
-// token: of a vocabulary few are ever asked for, and asking for all of them would be a quarter of the time
-// that loading takes.
+// Whether `word`, the bytes of token `id`, is that token; then adds it to `ids`. A token whose bytes merge
+// into something else (it can be in a vocabulary, if in none that training made) must not short-cut the
+// merges. Merging tells, once per token: of a vocabulary few are ever asked for, and asking for all of them
+// would be a quarter of the time that loading takes.
 bool ByteLevelBpe::is_word(std::string_view word, std::int32_t id, std::vector<std::int32_t>& ids) const {
   std::atomic<Merges>& known = known_[static_cast<std::size_t>(id)];
   Merges merges = ignore_merges_ ? Merges::to_token : known.load(std::memory_order_relaxed);

@@ -5,6 +5,7 @@
 
 #include "tokenizer/byte_level_bpe.h"
 #include "tokenizer/json_tree.h"
+#include "tokenizer/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {
@@ -17,7 +18,8 @@ constexpr std::string_view kEndOfText = "<|endoftext|>";
 void add_token(std::vector<Token>& tokens, const std::string& text, std::int64_t id, const JsonField& where) {
   Token& token = tokens[static_cast<std::size_t>(id)];
   if (!token.text.empty()) {
-    where.fail("an id for each", std::to_string(id) + " for \"" + token.text + "\" and \"" + text + '"');
+    where.fail("an id for each",
+               std::to_string(id) + " for " + in_quotes(token.text) + " and " + in_quotes(text));
   }
   token.text = text;
 }
@@ -91,7 +93,7 @@ bool flag(const JsonField& owner, std::string_view key, bool absent) {
 void expect_type(const JsonField& owner, std::string_view type) {
   const JsonField field = owner.member("type");
   if (field.string() == type) return;
-  field.fail('"' + std::string(type) + "\" (no other is supported)", '"' + field.string() + '"');
+  field.fail(in_quotes(type) + " (no other is supported)", in_quotes(field.string()));
 }
 
 AddedTokens::Entry read_added_token(const JsonField& field, std::size_t limit) {
@@ -135,7 +137,7 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
     if (id >= spec.tokens.size()) {
       field.member("id").fail("less than " + std::to_string(spec.tokens.size()), std::to_string(id));
     }
-    if (seen[id]) field.fail("each token once", '"' + entry.text + "\" again");
+    if (seen[id]) field.fail("each token once", in_quotes(entry.text) + " again");
     seen[id] = true;
     if (spec.tokens[id].text != entry.text) add_token(spec.tokens, entry.text, entry.id, field);
   }

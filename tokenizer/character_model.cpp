@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "tokenizer/json_tree.h"
+#include "tokenizer/shown.h"
 #include "tokenizer/token_model.h"
 #include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary_files.h"
@@ -69,8 +70,7 @@ void check_inverse(const JsonField& itos, const std::vector<Token>& tokens) {
   }
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     const JsonField field = itos.member(std::to_string(id));
-    if (field.string() != tokens[id].text)
-      field.fail('"' + tokens[id].text + '"', '"' + field.string() + '"');
+    if (field.string() != tokens[id].text) field.fail(in_quotes(tokens[id].text), in_quotes(field.string()));
   }
 }
 
@@ -90,10 +90,10 @@ std::shared_ptr<const TokenModel> read_characters(std::string_view text, std::st
     std::size_t end = 0;
     if (!character.empty()) next_scalar(character, end);
     if (character.empty() || end != character.size())
-      field.fail("one character as the key", "another number");
+      field.fail("one character as the key", character.empty() ? "none" : "several");
     Token& token =
         tokens[static_cast<std::size_t>(field.integer(0, static_cast<std::int64_t>(tokens.size()) - 1))];
-    if (!token.text.empty()) field.fail("an id of its own", "that of \"" + token.text + '"');
+    if (!token.text.empty()) field.fail("an id of its own", "that of " + in_quotes(token.text));
     token = {character, character, false};
   }
   if (const auto itos = root.maybe("itos")) check_inverse(*itos, tokens);

@@ -4,6 +4,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "tokenizer/shown.h"
 #include "tokenizer/string_index.h"
 
 namespace inkling {
@@ -44,12 +45,13 @@ class TreeBuilder {
     const auto& members = std::get<JsonValue::Members>(open_.back()->content);
     StringIndex keys(members.size());
     for (const auto& member : members) {
-      if (!keys.insert(member.key, 0)) return refuse("the key \"" + member.key + "\" is there twice");
+      if (!keys.insert(member.key, 0))
+        return refuse(shown(member.key) + ": expected the key once, got it twice");
     }
     return close();
   }
   bool parse_error(std::size_t position, const std::string&, const Json::exception&) {
-    return refuse("not JSON at byte " + std::to_string(position));
+    return refuse("expected valid JSON, got an error at byte " + std::to_string(position));
   }
 
   JsonValue root;
@@ -70,7 +72,8 @@ class TreeBuilder {
   }
   bool add(JsonValue value) { return place(std::move(value)), true; }
   bool open(JsonValue value) {
-    if (open_.size() == kMaxDepth) return refuse("nested deeper than " + std::to_string(kMaxDepth));
+    if (open_.size() == kMaxDepth)
+      return refuse("nesting: expected at most " + std::to_string(kMaxDepth) + " levels, got more");
     open_.push_back(&place(std::move(value)));
     return true;
   }
@@ -82,6 +85,11 @@ class TreeBuilder {
 }  // namespace
 
 JsonValue parse_json(std::string_view text, std::string_view file) {
+  // The lexer takes a NUL for the end of its input and would not look at what follows.
+  if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
+    throw Error(Code::malformed,
+                std::string(file) + ": expected valid JSON, got a NUL at byte " + std::to_string(nul));
+  }
   TreeBuilder builder;
   if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {
     throw Error(Code::malformed, std::string(file) + ": " + builder.complaint);
@@ -109,7 +117,7 @@ std::int64_t JsonField::integer(std::int64_t low, std::int64_t high) const {
 
 JsonField JsonField::child(const JsonValue& value, std::string_view name) const {
   JsonField field(value, file_);
-  field.path_ = path_.empty() ? std::string(name) : path_ + '.' + std::string(name);
+  field.path_ = path_.empty() ? shown(name) : path_ + '.' + shown(name);
   return field;
 }
 

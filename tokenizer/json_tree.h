@@ -1,5 +1,6 @@
 // A strict JSON document for files that we do not trust. The syntax is nlohmann's; on top, a key twice in one
-// object is an error, integers keep their sign, depth is bounded, and every complaint names file and field.
+// object is an error, so is a NUL, integers keep their sign, depth is bounded, and every complaint names file
+// and field.
 #pragma once
 
 #include <cstdint>

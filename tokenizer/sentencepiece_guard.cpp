@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "engine/base/error.h"
 #include "tokenizer/charsmap.h"
+#include "tokenizer/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {
@@ -217,7 +218,7 @@ void check_unique(const SentencePieceFacts& facts, const Place& place) {
   }
   std::sort(texts.begin(), texts.end());
   const auto twice = std::adjacent_find(texts.begin(), texts.end());
-  if (twice != texts.end()) place.fail("\"" + std::string(*twice) + "\" is there twice");
+  if (twice != texts.end()) place.fail(in_quotes(*twice) + ": expected the piece once, got it twice");
   // Sorted, the symbols that begin another one stand before it: a stack of them is the nesting.
   std::sort(symbols.begin(), symbols.end());
   std::vector<std::string_view> nested;
@@ -238,7 +239,7 @@ void check_types(const SentencePieceFacts& facts, const Place& place) {
     if (piece.type != Type::byte) continue;
     ++bytes;
     if (!byte_of_piece(piece.text))
-      place.fail("expected bytes as <0x00>..<0xFF>, got \"" + std::string(piece.text) + '"');
+      place.fail("expected bytes as <0x00>..<0xFF>, got " + in_quotes(piece.text));
   }
   if (unknown != 1) place.fail("expected one unknown token, got " + std::to_string(unknown));
   if (usable == 0) place.fail("expected a piece that text can become, got none");

@@ -1,5 +1,6 @@
 #include "tokenizer/token_model.h"
 
+#include "tokenizer/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {
@@ -8,8 +9,8 @@ Vocabulary::Vocabulary(std::vector<Token> tokens, std::string_view file)
     : tokens_(std::move(tokens)), index_(tokens_.size()) {
   for (std::int32_t id = 0; id < size(); ++id) {
     if (!index_.insert((*this)[id].text, id)) {
-      throw Error(Code::malformed, std::string(file) + ": vocabulary: expected each token once, got \"" +
-                                       (*this)[id].text + "\" twice");
+      throw Error(Code::malformed, std::string(file) + ": vocabulary: expected each token once, got " +
+                                       in_quotes((*this)[id].text) + " twice");
     }
   }
 }

@@ -11,8 +11,9 @@ namespace {
 
 using Loader = std::function<Result<Tokenizer>(const std::string&)>;
 
-/// 1 when refused properly; with `may_load`, also when it loads and works.
-int refused(const Loader& load, const std::string& content, bool may_load = false) {
+/// 1 when refused properly, `field` named; with `may_load`, also when it loads and works.
+int refused(const Loader& load, const std::string& content, bool may_load = false,
+            std::string_view field = "") {
   const auto tokenizer = load(content);
   if (tokenizer) {
     const auto ids = tokenizer->encode("ab hello <|endoftext|>");
@@ -20,9 +21,13 @@ int refused(const Loader& load, const std::string& content, bool may_load = fals
     CHECK_MESSAGE(may_load, content.substr(0, 200));
     return may_load ? 1 : 0;
   }
+  const std::string message = tokenizer.error().message();
   const bool named = tokenizer.error().code() == Code::malformed &&
-                     tokenizer.error().message().find("bad-file") != std::string::npos;
-  CHECK_MESSAGE(named, tokenizer.error().message());
+                     message.find("bad-file: " + std::string(field)) != std::string::npos;
+  CHECK_MESSAGE(named, message);
+  CHECK(message.size() < 400);
+  CHECK(std::ranges::none_of(message,
+                             [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }));
   return named ? 1 : 0;
 }
 
@@ -46,6 +51,12 @@ int every_truncation(const Loader& load, const std::string& good, bool may_load)
   for (std::size_t size = 0; size < good.size(); ++size)
     count += refused(load, good.substr(0, size), may_load);
   return count;
+}
+
+/// "/model/vocab/he" → "model.vocab": what an error about it names at least; a field of the top, itself.
+std::string dotted_parent(std::string path) {
+  std::replace(path.begin(), path.end(), '/', '.');
+  return path.substr(1, path.rfind('.') == 0 ? path.npos : path.rfind('.') - 1);
 }
 
 int flips(const Loader& load, const std::string& good, int rounds) {
@@ -124,7 +135,11 @@ TEST_CASE("bad files: each field of tokenizer.json with each wrong value") {
                                   path.ends_with("add_prefix_space") || path.ends_with("ignore_merges"))) ||
           (value == Json::array() && (path == "/added_tokens" || path == "/model/merges")) ||
           (value == Json("x") && path == "/added_tokens/0/content");
-      if (!legal) count += refused(kTokenizerJson, bad.dump());
+      // Of an empty vocabulary, the added token's id is what cannot be.
+      const bool empty = value == Json::object() && path == "/model/vocab";
+      if (!legal)
+        count +=
+            refused(kTokenizerJson, bad.dump(), false, empty ? "added_tokens.0.id" : dotted_parent(path));
     }
   }
   for (const char* field :
@@ -133,9 +148,49 @@ TEST_CASE("bad files: each field of tokenizer.json with each wrong value") {
     Json bad = good;
     const Json::json_pointer pointer(field);
     bad[pointer.parent_pointer()].erase(pointer.back());
-    count += refused(kTokenizerJson, bad.dump());
+    count += refused(kTokenizerJson, bad.dump(), false, dotted_parent(field));
   }
   CHECK(count > 190);
+}
+
+TEST_CASE("bad files: whatever follows a NUL is not passed over") {
+  const std::string nul(1, '\0');
+  for (const std::string& tail : {nul, nul + "{}", nul + "rubbish"}) {
+    refused(kTokenizerJson, tiny_tokenizer().dump() + tail);
+    refused(kVocab, tiny_vocab().dump() + tail);
+    refused(kCharacters, kMeta.dump() + tail);
+  }
+}
+
+TEST_CASE("bad files: their words neither drive a terminal nor fill a log") {
+  for (const std::string& word : {std::string("\x1b[2J\x7f\n"), std::string("\u009b2J"),
+                                  std::string(100'000, 'x'), std::string(79, 'x') + "字"}) {
+    CAPTURE(word.substr(0, 100));
+    for (const char* field : {"/pre_tokenizer/type", "/model/type", "/model/vocab/he", "/normalizer"}) {
+      Json bad = tiny_tokenizer();
+      bad[Json::json_pointer(field)] = word;
+      refused(kTokenizerJson, bad.dump());
+    }
+    Json bad = tiny_tokenizer();
+    bad["model"]["merges"][0] = word + " e";
+    refused(kTokenizerJson, bad.dump());
+    bad = tiny_tokenizer();
+    bad["model"]["vocab"][word] = -1;
+    refused(kTokenizerJson, bad.dump());
+    bad["model"]["vocab"][word] = 7;
+    refused(kTokenizerJson, bad.dump());
+    bad["model"]["vocab"][word] =
+        262;  // a space, a control character or too long: none is of the byte alphabet
+    refused(kTokenizerJson, bad.dump());
+    refused(kCharacters, Json{{"stoi", {{word, 0}}}}.dump());
+    refused(kCharacters, Json{{"stoi", {{"a", 0}}}, {"itos", {{"0", word}}}}.dump());
+    const std::string key = Json(word).dump();
+    refused(kVocab, '{' + key + ": 0, " + key + ": 1}");
+    TinyModel twice;
+    twice.pieces.push_back({word.substr(0, 300), 0, 1});
+    twice.pieces.push_back(twice.pieces.back());
+    refused(kModel, twice.str());
+  }
 }
 
 TEST_CASE("bad files: ids that are huge, negative, twice, with holes; unusable tokens and merges") {

@@ -51,8 +51,8 @@ TEST_CASE("guard: refuses every crafted model by field") {
   check_refused(pieces([](auto& p) { p[4].text = std::string("a\0b", 3); }), "pieces.4.piece");
   check_refused(pieces([](auto& p) { p[4].text = "\xED\xA0\x80"; }), "pieces.4.piece");
   check_refused(pieces([](auto& p) { p[4].text = std::string(513, 'x'); }), "pieces.4.piece");
-  check_refused(pieces([](auto& p) { p[4].text = "b"; }), "pieces: \"b\" is there twice");
-  check_refused(pieces([](auto& p) { p[1].text = "b"; }), "pieces: \"b\" is there twice");
+  check_refused(pieces([](auto& p) { p[4].text = "b"; }), "pieces: \"b\": expected the piece once");
+  check_refused(pieces([](auto& p) { p[1].text = "b"; }), "pieces: \"b\": expected the piece once");
   check_refused(pieces([](auto& p) { p[4].score = std::numeric_limits<float>::quiet_NaN(); }),
                 "pieces.4.score");
   check_refused(pieces([](auto& p) { p[4].score = -std::numeric_limits<float>::infinity(); }),

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Plain variables: the tests of this program run in one thread.
+// Plain variables: one thread runs while the meter watches.
 bool watching = false;
 std::ptrdiff_t alive = 0, peak = 0;
 std::uint64_t countdown = 0;

@@ -109,29 +109,6 @@ TEST_CASE("a link's target is replaced, not the link; an abandoned file vanishes
   CHECK(content_of(dir / "real") == "new");
 }
 
-// Fails allocation 1, 2, 3… of `work` until it succeeds. Each failure must be a clean Error{out_of_memory}.
-template <class Work>
-int fail_each_allocation(Work&& work) {
-  for (std::uint64_t k = 1;; ++k) {
-    bool failed = false, fine = false;
-    Code code = Code::internal;
-    {
-      AllocationMeter meter(k);
-      const auto result = work();
-      failed = meter.failed();
-      fine = result.has_value();
-      if (!fine) code = result.error().code();
-    }
-    CAPTURE(k);
-    if (!failed) {
-      CHECK(fine);
-      return static_cast<int>(k - 1);
-    }
-    if (!fine) CHECK(code == Code::out_of_memory);  // the standard library may survive on its own
-    CHECK(work());
-  }
-}
-
 TEST_CASE("memory running out at any allocation is a clean error, and the next try succeeds") {
   TempDir dir;
   Style style;
