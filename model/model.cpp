@@ -183,7 +183,7 @@ class ModelLoader {
       TensorView read = w;
       read.data = const_cast<void*>(m.data);
       read.shape[0] = count;
-      source_.advise(Advice::dont_need, read);
+      source_.release(read);
     }
     return part;
   }
@@ -212,7 +212,7 @@ class ModelLoader {
 
   void finish(const TensorView& view) {
     if (view.data == nullptr) return;
-    source_.advise(Advice::dont_need, view);
+    source_.release(view);
     done_ += view.nbytes();
     if (options_.progress)
       options_.progress(static_cast<double>(done_) / static_cast<double>(source_.tensor_bytes()));
@@ -232,6 +232,7 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
                           const LoadOptions& options) {
   OpenOptions open;
   open.override = options.config;
+  open.max_memory = options.max_memory;
   Result<Gpt2Source> source = Gpt2Source::open(path, open);
   if (!source) return source.error();
   try {

@@ -28,8 +28,8 @@ enum class Quantisation : std::uint8_t { none, int8, int4 };
 struct LoadOptions {
   WeightType dtype = WeightType::automatic;
   Quantisation quant = Quantisation::none;  ///< of the matrices; embeddings of positions and norms stay f32
-  std::uint64_t max_memory = 0;             ///< bytes of packed weights; 0: no limit
-  std::optional<ModelConfig> config;        ///< in place of config.json
+  std::uint64_t max_memory = 0;  ///< bytes of packed weights, and of what is copied of the file; 0: no limit
+  std::optional<ModelConfig> config;  ///< in place of config.json
   std::filesystem::path
       packed_cache;  ///< folder of packed weights to take these from, on the CPU; empty: none
   std::function<void(double)> progress;  ///< called with the share done, 0 … 1, on the loading thread

@@ -9,8 +9,9 @@
 # the SHA256SUMS that this script leaves in FOLDER and give it to `inkling --verify`. A SHA256SUMS that is already
 # there wins over the hub: files must match it.
 #
-# Environment: INKLING_HUB, the base URL (default https://huggingface.co). Exit: 0 done; 2 usage; 3 cannot download;
-# 4 the content is not what was announced; 8 cannot write.
+# Environment: INKLING_HUB, the base URL (default https://huggingface.co); INKLING_RETRY_SECONDS, the pause after a failed
+# attempt (default one second more after each). Exit: 0 done; 2 usage; 3 cannot download; 4 the content is not what was
+# announced; 8 cannot write.
 set -euo pipefail
 
 readonly hub="${INKLING_HUB:-https://huggingface.co}"
@@ -103,13 +104,13 @@ fetch() {
   if [ "$name" = model.safetensors ] && [ -z "$announced_sha256" ]; then
     say "$name: the hub announced no SHA-256; only the size was checked"
   fi
-  sync -- "$part"
+  sync -- "$part" || fail 8 "cannot write $part"
   mv -f -- "$part" "$target" || fail 8 "cannot write $target"
 }
 
 write_sums() {
   (cd -- "$folder" && sha256sum -- "${files[@]}") >"$folder/.SHA256SUMS.part" || fail 8 "cannot write $folder/SHA256SUMS"
-  mv -f -- "$folder/.SHA256SUMS.part" "$folder/SHA256SUMS"
+  mv -f -- "$folder/.SHA256SUMS.part" "$folder/SHA256SUMS" || fail 8 "cannot write $folder/SHA256SUMS"
 }
 
 case ${1-} in
@@ -121,7 +122,7 @@ readonly folder=${2:-$1}
 command -v curl >/dev/null || fail 3 "curl is needed"
 command -v sha256sum >/dev/null || fail 3 "sha256sum is needed"
 mkdir -p -- "$folder" || fail 8 "cannot make the folder $folder"
-scratch=$(mktemp -d)
+scratch=$(mktemp -d) || fail 8 "cannot make a temporary folder"
 trap 'rm -rf -- "$scratch"' EXIT
 
 for file in "${files[@]}"; do fetch "$file"; done

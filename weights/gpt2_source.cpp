@@ -58,25 +58,32 @@ Result<Gpt2Source> Gpt2Source::open(const fs::path& folder_or_file, const OpenOp
     if (!tensors) return tensors.error();
     source.tensors_ = *std::move(tensors);
     for_each_tensor(source.tensors_, [&](const TensorView& view) { source.tensor_bytes_ += view.nbytes(); });
-    if (source.tensor_bytes_ > options.max_memory) {
-      return Error(Code::out_of_memory, name + ": tensors: expected at most " +
-                                            std::to_string(options.max_memory) + " bytes (max-memory), got " +
-                                            std::to_string(source.tensor_bytes_));
-    }
-    source.align();
+    if (auto aligned = source.align(options.max_memory); !aligned) return aligned.error();
     return source;
   });
 }
 
 // Files from careful writers need nothing here. A view that no typed pointer may look through is moved.
-void Gpt2Source::align() {
-  for_each_tensor(tensors_, [this](TensorView& view) {
+Result<void> Gpt2Source::align(std::uint64_t max_memory) {
+  std::vector<TensorView*> unaligned;
+  std::uint64_t bytes = 0;
+  for_each_tensor(tensors_, [&](TensorView& view) {
     if (reinterpret_cast<std::uintptr_t>(view.data) % dtype_size(view.dtype) == 0) return;
-    Buffer copy(view.nbytes());
-    std::memcpy(copy.data(), view.data, view.nbytes());
-    view.data = copy.data();
-    copies_.push_back(std::move(copy));
+    unaligned.push_back(&view);
+    bytes += view.nbytes();
   });
+  if (max_memory != 0 && bytes > max_memory) {
+    return Error(Code::out_of_memory, files_.name() + ": unaligned tensors: expected at most " +
+                                          std::to_string(max_memory) + " bytes (max-memory) to copy, got " +
+                                          std::to_string(bytes));
+  }
+  for (TensorView* view : unaligned) {
+    Buffer copy(view->nbytes());
+    std::memcpy(copy.data(), view->data, view->nbytes());
+    view->data = copy.data();
+    copies_.push_back(std::move(copy));
+  }
+  return {};
 }
 
 }  // namespace inkling

@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -57,8 +56,8 @@ struct Gpt2Tensors {
 inline constexpr std::int64_t kMaxVocabPadding = 1024;
 
 struct OpenOptions {
-  /// The most bytes of tensors to accept; checked before any memory is taken.
-  std::uint64_t max_memory = std::numeric_limits<std::uint64_t>::max();
+  /// Bytes that may be allocated for tensors which the file leaves unaligned; 0: no limit.
+  std::uint64_t max_memory = 0;
   /// Takes the place of config.json. Extents left 0 come from the tensors' shapes (n_inner only if n_embd is
   /// 0 too, else 0 means 4·C), and so do bias and head; n_head cannot be seen in a shape and must be given.
   std::optional<ModelConfig> override = std::nullopt;
@@ -94,13 +93,13 @@ class Gpt2Source {
   /// Bytes of the tensors in use, as stored.
   std::uint64_t tensor_bytes() const noexcept { return tensor_bytes_; }
 
-  /// Advice on the pages of one tensor: a loader that packs weights asks dont_need after each, so that source
+  /// Lets the memory of a tensor's pages go: a loader that packs weights does so after each, so that source
   /// and packed copy are never both resident.
-  void advise(Advice advice, const TensorView& tensor) const noexcept { files_.advise(advice, tensor); }
+  void release(const TensorView& tensor) const noexcept { files_.release(tensor); }
 
  private:
   explicit Gpt2Source(WeightFiles files) : files_(std::move(files)) {}
-  void align();
+  Result<void> align(std::uint64_t max_memory);
 
   WeightFiles files_;
   ModelConfig config_;

@@ -109,36 +109,19 @@ const NamedTensor* SafetensorsFile::find(std::string_view name) const noexcept {
   return at != state_->by_name.end() && name_of(*at) == name ? &state_->tensors[*at] : nullptr;
 }
 
-namespace {
-
-void advise_range(const std::byte* data, std::size_t bytes, Advice advice) noexcept {
-  if (bytes == 0) return;
-  // Outwards to whole pages: of a neighbour's bytes on a shared page, the worst is that they are read again.
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<std::uintptr_t>(data) / page * page;
-  const std::size_t length = reinterpret_cast<std::uintptr_t>(data) + bytes - begin;
-  int flag = MADV_SEQUENTIAL;
-  if (advice == Advice::will_need) flag = MADV_WILLNEED;
-  if (advice == Advice::dont_need) flag = MADV_DONTNEED;
-  ::madvise(reinterpret_cast<void*>(begin), length, flag);
-}
-
-}  // namespace
-
-void SafetensorsFile::advise(Advice advice) const noexcept {
-  const auto map = state_->map.bytes();
-  advise_range(map.data(), map.size(), advice);
-}
-
-void SafetensorsFile::advise(Advice advice, const TensorView& tensor) const noexcept {
+void SafetensorsFile::release(const TensorView& tensor) const noexcept {
   const auto map = state_->map.bytes();
   const auto* data = static_cast<const std::byte*>(tensor.data);
+  const std::size_t bytes = tensor.nbytes();
   // Pages of the heap must never be dropped: the range has to lie in our map.
   const bool inside =
       std::greater_equal<>{}(data, map.data()) && std::less<>{}(data, map.data() + map.size());
-  if (inside && tensor.nbytes() <= static_cast<std::size_t>(map.data() + map.size() - data)) {
-    advise_range(data, tensor.nbytes(), advice);
-  }
+  if (!inside || bytes == 0 || bytes > static_cast<std::size_t>(map.data() + map.size() - data)) return;
+  // Outwards to whole pages: of a neighbour's bytes on a shared page, the worst is that they are read again.
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(data) / page * page;
+  ::madvise(reinterpret_cast<void*>(begin), reinterpret_cast<std::uintptr_t>(data) + bytes - begin,
+            MADV_DONTNEED);
 }
 
 }  // namespace inkling

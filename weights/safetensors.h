@@ -35,13 +35,6 @@ using Metadata = std::vector<std::pair<std::string, std::string>>;
 /// The value of a key; null when there is none.
 const std::string* find(const Metadata& metadata, std::string_view key) noexcept;
 
-/// What the kernel is told about mapped pages.
-enum class Advice : std::uint8_t {
-  sequential,  ///< read ahead, drop behind
-  will_need,   ///< start reading now
-  dont_need,   ///< drop the pages; touching them again reads the file again
-};
-
 /// A checked safetensors file. Move-only; const access is thread-safe.
 ///
 /// The bytes are a private read-only memory map (open) or the caller's (from_bytes). Views live as long as
@@ -68,10 +61,9 @@ class SafetensorsFile {
   /// Size of the file, header included.
   std::size_t file_bytes() const noexcept;
 
-  /// Advice on the pages of the whole file or of one tensor. A hint: does nothing on caller's memory, never
-  /// fails.
-  void advise(Advice advice) const noexcept;
-  void advise(Advice advice, const TensorView& tensor) const noexcept;
+  /// Lets the memory of a tensor's pages go; touching them again reads the file again. Does nothing for
+  /// memory outside the map.
+  void release(const TensorView& tensor) const noexcept;
 
  private:
   struct State;

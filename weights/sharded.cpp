@@ -188,12 +188,8 @@ const NamedTensor* WeightFiles::find(std::string_view name) const noexcept {
   return nullptr;
 }
 
-void WeightFiles::advise(Advice advice) const noexcept {
-  for (const SafetensorsFile& file : files_) file.advise(advice);
-}
-
-void WeightFiles::advise(Advice advice, const TensorView& tensor) const noexcept {
-  for (const SafetensorsFile& file : files_) file.advise(advice, tensor);
+void WeightFiles::release(const TensorView& tensor) const noexcept {
+  for (const SafetensorsFile& file : files_) file.release(tensor);
 }
 
 }  // namespace inkling

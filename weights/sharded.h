@@ -56,9 +56,8 @@ class WeightFiles {
   std::vector<const NamedTensor*> tensors() const;
   /// Null when there is none.
   const NamedTensor* find(std::string_view name) const noexcept;
-  void advise(Advice advice) const noexcept;
-  /// Does nothing for a tensor that lies in none of the files.
-  void advise(Advice advice, const TensorView& tensor) const noexcept;
+  /// As SafetensorsFile::release(); does nothing for a tensor that lies in none of the files.
+  void release(const TensorView& tensor) const noexcept;
 
  private:
   WeightFiles() = default;

@@ -51,8 +51,11 @@ check [ ! -s "$root/out" ] && check [ ! -s "$root/err" ] # no terminal, no chatt
 (cd "$root/whole" && check sha256sum --quiet -c SHA256SUMS)
 expect 2 "$root/none" gpt3
 check grep -q "unknown model" "$root/err"
-expect 3 "$root/none" distilgpt2
-check grep -q "404" "$root/err"
+for repository in openai-community/gpt2-{medium,large,xl} distilbert/distilgpt2; do # each asked for where it is published
+  expect 3 "$root/none" "${repository#*/}"
+  check grep -q "404" "$root/err"
+  check grep -q "HEAD /$repository/resolve/main/config.json " "$root/hub.log"
+done
 
 start_hub cut # every answer of the model stops after 1,000,000 bytes
 expect 0 "$root/cut"

@@ -104,7 +104,7 @@ TEST_CASE("legal oddities are read") {
   }
 }
 
-TEST_CASE("views lie in file order and advice never hurts") {
+TEST_CASE("views lie in file order, and releasing pages never hurts") {
   TempDir dir;
   const TinyModel model;
   model.save(dir / "m.safetensors");
@@ -118,15 +118,34 @@ TEST_CASE("views lie in file order and advice never hurts") {
   const TensorView foreign = model.tensors.front().view;
   std::vector<std::byte> before(foreign.nbytes());
   std::memcpy(before.data(), foreign.data, before.size());
-  for (const Advice advice : {Advice::sequential, Advice::will_need, Advice::dont_need}) {
-    file->advise(advice);
-    file->advise(advice, file->tensors()[3].view);
-    file->advise(advice, foreign);
-    file->advise(advice, TensorView());
-  }
+  for (const NamedTensor& tensor : file->tensors()) file->release(tensor.view);
+  file->release(foreign);
+  file->release(TensorView());
   CHECK(std::memcmp(before.data(), foreign.data, before.size()) == 0);
   for (const NamedTensor& tensor : model.tensors)
     CHECK(same_bytes(file->find(tensor.name)->view, tensor.view));
+}
+
+TEST_CASE("released pages leave the memory of the process") {
+  constexpr std::int64_t kMiB = 16;
+  TempDir dir;
+  const Tensor large(DType::u8, {kMiB << 20});
+  std::memset(large.view().data, 1, large.nbytes());
+  REQUIRE(write_safetensors(dir / "m.safetensors", std::vector<NamedTensor>{{"large", large.view()}}));
+  const auto file = SafetensorsFile::open(dir / "m.safetensors");
+  REQUIRE(file);
+  const TensorView view = file->find("large")->view;
+  const auto mapped_mib = [] {  // of files, in memory: the third figure of statm, in pages
+    std::int64_t size = 0, resident = 0, shared = 0;
+    std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+    return shared * ::sysconf(_SC_PAGESIZE) >> 20;
+  };
+  const std::int64_t before = mapped_mib();
+  CHECK(std::memcmp(view.data, large.view().data, large.nbytes()) == 0);
+  CHECK(mapped_mib() - before >= kMiB - 1);
+  file->release(view);
+  CHECK(mapped_mib() - before <= 1);
+  CHECK(std::memcmp(view.data, large.view().data, large.nbytes()) == 0);
 }
 
 TEST_CASE("what cannot be opened is Error{file} with its path") {

@@ -84,6 +84,24 @@ TEST_CASE("verify against a manifest") {
   CHECK(verify(dir.path(), (dir / "absent").string()).error().code() == Code::file);
 }
 
+TEST_CASE("the sample model's card lists the files as they are, 8 MB at most") {
+  const auto folder = source_dir() / "weights/sample";
+  const std::string card = content_of(folder / "README.md");
+  std::uintmax_t total = 0;
+  for (const char* name : {"model.safetensors", "tokenizer.model", "config.json", "golden.json"}) {
+    CAPTURE(name);
+    const std::size_t row = card.find("| " + std::string(name) + " | ");
+    REQUIRE(row != std::string::npos);
+    const std::string line = card.substr(row, card.find('\n', row) - row);
+    const std::uintmax_t bytes = std::filesystem::file_size(folder / name);
+    std::string digits = std::to_string(bytes);
+    for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, ",");
+    CHECK(line == "| " + std::string(name) + " | " + digits + " | " + *sha256_file(folder / name) + " |");
+    total += bytes;
+  }
+  CHECK(total <= 8'000'000);
+}
+
 TEST_CASE("hashes of all weight files of a folder") {
   TempDir dir;
   put(dir / "one.safetensors", "abc");

@@ -33,7 +33,7 @@ TEST_CASE("shards are seen as one") {
     CHECK(weights->find("b") != nullptr);
     CHECK(weights->find("c") == nullptr);
     CHECK(weights->folder() == dir.path());
-    weights->advise(Advice::dont_need, weights->find("b")->view);
+    weights->release(weights->find("b")->view);
   }
   const auto index = parse_index_json(kIndex, kIndexName);
   REQUIRE(index);
