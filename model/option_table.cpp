@@ -141,10 +141,15 @@ struct Checker {
   void operator()(T G::*member) const {
     if constexpr (std::is_same_v<T, std::int64_t> || std::is_same_v<T, double>) {
       const auto value = static_cast<double>(config.*member);
-      require(value >= option.min && value <= option.max, Code::usage, [&] {  // false for NaN
-        return wrong(option, range(option, "a number"), number(value)).message();
-      });
+      in_range(value, "a number");
+    } else if constexpr (std::is_same_v<T, std::vector<std::pair<std::int32_t, double>>>) {
+      for (const auto& [id, bias] : config.*member) in_range(bias, "a bias");
     }
+  }
+  void in_range(double value, const char* kind) const {
+    require(value >= option.min && value <= option.max, Code::usage, [&] {  // false for NaN
+      return wrong(option, range(option, kind), number(value)).message();
+    });
   }
 };
 
@@ -180,9 +185,8 @@ std::string option_text(const GenerationConfig& config, const Option& option) {
 void GenerationConfig::validate(std::int64_t vocab_size) const {
   for (const Option& option : kOptions) std::visit(Checker{*this, option}, option.member);
   for (const auto& [id, bias] : logit_bias) {
-    require(id >= 0 && id < vocab_size && std::isfinite(bias), Code::usage, [&, id = id, bias = bias] {
-      return "logit_bias: expected ids below " + std::to_string(vocab_size) + " and finite biases, got " +
-             std::to_string(id) + " and " + number(bias);
+    require(id >= 0 && id < vocab_size, Code::usage, [&, id = id] {
+      return "logit_bias: expected ids below " + std::to_string(vocab_size) + ", got " + std::to_string(id);
     });
   }
   for (const std::string& text : stop) {

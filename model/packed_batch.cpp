@@ -8,7 +8,12 @@ namespace {
 void validate_sequence(const PackedBatch& batch, std::size_t b) {
   const std::int64_t tokens = batch.cu_seqlens[b + 1] - batch.cu_seqlens[b];
   const std::int64_t wanted = batch.cu_wanted[b + 1] - batch.cu_wanted[b];
-  require(batch.sequences[b] != nullptr && tokens >= 0 && wanted >= 0 && wanted <= tokens, Code::usage, [&] {
+  require(tokens >= 0 && batch.cu_seqlens[b + 1] <= batch.tokens(), Code::usage, [&] {
+    return "forward: cu_seqlens: expected offsets rising to " + std::to_string(batch.tokens()) + ", got " +
+           std::to_string(batch.cu_seqlens[b]) + " and " + std::to_string(batch.cu_seqlens[b + 1]) +
+           " for sequence " + std::to_string(b);
+  });
+  require(batch.sequences[b] != nullptr && wanted >= 0 && wanted <= tokens, Code::usage, [&] {
     return "forward: sequence " + std::to_string(b) + ": expected a sequence and 0 to " +
            std::to_string(tokens) + " wanted rows, got " + std::to_string(wanted);
   });

@@ -13,7 +13,12 @@ namespace {
 
 constexpr std::int64_t kRows = 32;  // of logits at a time
 
-void check(const Model& model, std::span<const std::vector<std::int32_t>> sequences) {
+void check(const Model& model, std::span<const std::vector<std::int32_t>> sequences,
+           const ScoreOptions& options) {
+  require(options.max_batch >= 1 && options.prefill_chunk >= 0, Code::usage, [&] {
+    return "score: expected max_batch ≥ 1 and prefill_chunk ≥ 0, got " + std::to_string(options.max_batch) +
+           " and " + std::to_string(options.prefill_chunk);
+  });
   const ModelConfig& c = model.config();
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     require(static_cast<std::int64_t>(sequences[i].size()) <= c.n_positions, Code::input, [&] {
@@ -39,7 +44,7 @@ struct Under {  // a sequence under way
 std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
                                       std::span<const std::vector<std::int32_t>> sequences,
                                       const ScoreOptions& options) {
-  check(model, sequences);
+  check(model, sequences, options);
   std::vector<std::vector<float>> result;
   std::int64_t total = 0, done = 0;
   for (const auto& ids : sequences) {

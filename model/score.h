@@ -19,7 +19,8 @@ struct ScoreOptions {
 
 /// For each sequence, the natural log-probability of token i given tokens before it; index 0 is NaN, since
 /// nothing precedes the first. Bits depend on the sequence alone. Throws Error{input} for a sequence longer
-/// than the model's positions or an id outside the vocabulary, with both numbers.
+/// than the model's positions or an id outside the vocabulary, with both numbers, and Error{usage} for
+/// options out of range.
 std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
                                       std::span<const std::vector<std::int32_t>> sequences,
                                       const ScoreOptions& options = {});

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,6 +54,22 @@ float* floats(const Buffer& buffer) {
   return reinterpret_cast<float*>(buffer.data());
 }
 
+// Every tensor of a checkpoint, with weights and moments at these places.
+std::vector<NamedTensor> checkpoint_tensors(const ParameterLayout& layout, float* values, float* m,
+                                            float* v) {
+  std::vector<NamedTensor> all = layout.named(values);
+  for (NamedTensor& t : layout.named(m, kFirstMoment)) all.push_back(std::move(t));
+  for (NamedTensor& t : layout.named(v, kSecondMoment)) all.push_back(std::move(t));
+  return all;
+}
+
+std::optional<std::int64_t> parse_iteration(std::string_view text) {
+  std::int64_t value = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole && value >= 0 && value < std::int64_t{1} << 53 ? std::optional(value) : std::nullopt;
+}
+
 }  // namespace
 
 double learning_rate_at(const TrainOptions& o, std::int64_t i) {
@@ -83,13 +100,6 @@ struct Trainer::State {
     return {floats(buffer) + begin, static_cast<std::size_t>(end - begin)};
   }
   std::span<float> all(const Buffer& buffer) const { return part(buffer, 0, layout.size()); }
-  /// Every tensor of a checkpoint, with weights and moments at these places.
-  std::vector<NamedTensor> tensors(float* values, float* m, float* v) const {
-    std::vector<NamedTensor> all_of_them = layout.named(values);
-    for (NamedTensor& t : layout.named(m, kFirstMoment)) all_of_them.push_back(std::move(t));
-    for (NamedTensor& t : layout.named(v, kSecondMoment)) all_of_them.push_back(std::move(t));
-    return all_of_them;
-  }
   /// Calls fill(floats) with where the weights are to be written, and brings them to the device.
   template <class Fill>
   void fill_weights(const Fill& fill) {
@@ -159,23 +169,29 @@ Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const Safetensors
   if (text == nullptr) return malformed(kConfigKey, "the model's config", "nothing");
   const Result<ModelConfig> config = parse_config_json(*text, file.name());
   if (!config) return config.error();
-  std::int64_t iteration = -1;
-  if (count != nullptr) std::from_chars(count->data(), count->data() + count->size(), iteration);
-  if (iteration < 0) return malformed(kIterationKey, "a number", count == nullptr ? "nothing" : *count);
+  const std::optional<std::int64_t> iteration = count != nullptr ? parse_iteration(*count) : std::nullopt;
+  if (!iteration)
+    return malformed(kIterationKey, "a number below 2^53", count == nullptr ? "nothing" : *count);
+  // Before memory is taken: the config alone could ask for any amount.
+  const ParameterLayout wanted(*config);
+  for (const std::string_view prefix : {std::string_view(), kFirstMoment, kSecondMoment}) {
+    for (const ParameterLayout::Entry& entry : wanted.entries()) {
+      const std::string name = std::string(prefix) + entry.name,
+                        expected = "f32 " + entry.layout.shape_string();
+      const NamedTensor* from = file.find(name);
+      if (from == nullptr) return malformed(name, expected, "nothing");
+      const std::string got = std::string(dtype_name(from->view.dtype)) + ' ' + from->view.shape_string();
+      if (got != expected) return malformed(name, expected, got);
+    }
+  }
 
   Trainer trainer(std::make_unique<State>(context, *config, options, communicator));
-  const State& s = *trainer.state_;
-  for (const NamedTensor& to : s.tensors(floats(s.weights), floats(s.first), floats(s.second))) {
-    const NamedTensor* from = file.find(to.name);
-    if (from == nullptr) return malformed(to.name, to.view.shape_string(), "nothing");
-    if (from->view.dtype != DType::f32 || from->view.rank != to.view.rank ||
-        from->view.shape != to.view.shape) {
-      return malformed(to.name, "f32 " + to.view.shape_string(),
-                       std::string(dtype_name(from->view.dtype)) + ' ' + from->view.shape_string());
-    }
-    context.backend().copy_in(to.view.data, from->view.data, to.view.nbytes());
+  State& s = *trainer.state_;
+  for (const NamedTensor& to :
+       checkpoint_tensors(s.layout, floats(s.weights), floats(s.first), floats(s.second))) {
+    context.backend().copy_in(to.view.data, file.find(to.name)->view.data, to.view.nbytes());
   }
-  trainer.state_->iteration = iteration;
+  s.iteration = *iteration;
   return trainer;
 }
 
@@ -297,8 +313,9 @@ Result<void> Trainer::save_checkpoint(const std::filesystem::path& path, const M
                        {std::string(kConfigKey), to_config_json(state_->config)}};
   metadata.insert(metadata.end(), extra.begin(), extra.end());
   State& s = *state_;
-  const auto tensors = s.tensors(s.readable(s.weights, s.host_weights), s.readable(s.first, s.host_first),
-                                 s.readable(s.second, s.host_second));
+  const auto tensors =
+      checkpoint_tensors(s.layout, s.readable(s.weights, s.host_weights), s.readable(s.first, s.host_first),
+                         s.readable(s.second, s.host_second));
   return write_safetensors(path, tensors, metadata);
 }
 

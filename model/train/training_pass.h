@@ -42,7 +42,7 @@ class TrainingPass {
  public:
   /// `compute`: f32, or bf16 for products of bf16 factors with f32 sums. All views are f32, in the memory of
   /// the context's device, and outlive the pass; gradients have the shapes of parameters
-  /// (ParameterLayout::tensors().
+  /// (ParameterLayout::tensors()).
   TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
                const Gpt2Tensors& gradients, WeightFormat compute = WeightFormat::f32);
 

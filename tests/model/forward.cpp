@@ -106,6 +106,62 @@ TEST_CASE("[golden] tiny-random-gpt2 gives the published logits") {
   for (std::size_t i = 0; i < 5; ++i) CHECK(last[200 * i] == doctest::Approx(expected[i]).epsilon(1e-4));
 }
 
+namespace {
+
+bool same_bits(std::span<const float> got, std::span<const float> expected) {
+  return got.size() == expected.size() && std::memcmp(got.data(), expected.data(), got.size_bytes()) == 0;
+}
+
+/// Some of the tokens to come of each prompt, in `order`; appends (prompt, token) of every wanted row, which
+/// are the last few of each prompt's.
+void fill_at_random(PackedBatch& batch, const std::vector<Ids>& prompts, std::span<const std::size_t> order,
+                    std::vector<KvSequence>& sequences, Random& random,
+                    std::vector<std::pair<std::size_t, std::size_t>>& rows) {
+  for (const std::size_t p : order) {
+    const auto at = static_cast<std::size_t>(sequences[p].length());
+    const auto count = std::min(prompts[p].size() - at, static_cast<std::size_t>(random.range(0, 40)));
+    if (count == 0) continue;
+    const auto wanted = static_cast<std::size_t>(random.range(0, static_cast<std::int64_t>(count)));
+    sequences[p].reserve(static_cast<std::int64_t>(count));
+    batch.add(sequences[p], std::span(prompts[p]).subspan(at, count), static_cast<std::int64_t>(wanted));
+    for (std::size_t i = at + count - wanted; i < at + count; ++i) rows.emplace_back(p, i);
+  }
+}
+
+/// Runs all prompts in random packed steps; every wanted row must have the bits of `alone`, (T,V) of each
+/// prompt.
+void check_packed_steps(Forward& forward, KvPool& pool, const std::vector<Ids>& prompts,
+                        const std::vector<std::vector<float>>& alone, Random& random) {
+  const auto vocab = static_cast<std::size_t>(forward.model().config().vocab_size);
+  std::vector<std::size_t> order(prompts.size());
+  std::iota(order.begin(), order.end(), 0u);
+  for (std::size_t i = order.size(); i > 1; --i) {
+    std::swap(order[i - 1],
+              order[static_cast<std::size_t>(random.range(0, static_cast<std::int64_t>(i) - 1))]);
+  }
+  std::vector<KvSequence> sequences;
+  for (std::size_t i = 0; i < prompts.size(); ++i) sequences.emplace_back(pool);
+  const auto over = [&] {
+    return std::ranges::equal(sequences, prompts, {}, &KvSequence::length,
+                              [](const Ids& ids) { return static_cast<std::int64_t>(ids.size()); });
+  };
+  PackedBatch batch;
+  while (!over()) {
+    batch.clear();
+    std::vector<std::pair<std::size_t, std::size_t>> rows;
+    fill_at_random(batch, prompts, order, sequences, random, rows);
+    forward.run(batch);
+    const TensorView logits = forward.logits();
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      const auto [p, t] = rows[r];
+      const float* got = logits.as<float>() + static_cast<std::int64_t>(r) * logits.stride[0];
+      REQUIRE(same_bits({got, vocab}, std::span(alone[p]).subspan(t * vocab, vocab)));
+    }
+  }
+}
+
+}  // namespace
+
 // Width 40 is not a whole number of panels, 64 is: then the last layer's queries are computed apart.
 TEST_CASE("a sequence's bits do not depend on batch, order, threads, chunks or the cache") {
   std::int64_t width = 0;
@@ -134,56 +190,14 @@ TEST_CASE("a sequence's bits do not depend on batch, order, threads, chunks or t
         const Model model = load(folder.path(), context, format);
         Forward forward(model, context);
         KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
-        const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
-        const auto same = [&](std::span<const float> got, std::span<const float> expected) {
-          return got.size() == expected.size() &&
-                 std::memcmp(got.data(), expected.data(), got.size_bytes()) == 0;
-        };
         if (threads == 1) {
           for (const Ids& ids : prompts) alone.push_back(logits_of(forward, pool, ids, {1000}));
         }
         for (std::size_t p = 0; p < prompts.size(); ++p) {  // token by token, and in uneven chunks
-          REQUIRE(same(logits_of(forward, pool, prompts[p], {1}), alone[p]));
-          REQUIRE(same(logits_of(forward, pool, prompts[p], {3, 60, 2, 64}), alone[p]));
+          REQUIRE(same_bits(logits_of(forward, pool, prompts[p], {1}), alone[p]));
+          REQUIRE(same_bits(logits_of(forward, pool, prompts[p], {3, 60, 2, 64}), alone[p]));
         }
-        for (int round = 0; round < 3; ++round) {  // random packed steps, a suffix of the rows wanted
-          std::vector<std::size_t> order(prompts.size()), at(prompts.size(), 0);
-          std::iota(order.begin(), order.end(), 0u);
-          for (std::size_t i = order.size(); i > 1; --i) {
-            std::swap(order[i - 1],
-                      order[static_cast<std::size_t>(random.range(0, static_cast<std::int64_t>(i) - 1))]);
-          }
-          std::vector<KvSequence> sequences;
-          for (std::size_t i = 0; i < prompts.size(); ++i) sequences.emplace_back(pool);
-          PackedBatch batch;
-          while (true) {
-            batch.clear();
-            std::vector<std::pair<std::size_t, std::size_t>> rows;  // (prompt, token) of every wanted row
-            for (const std::size_t p : order) {
-              const std::size_t left = prompts[p].size() - at[p];
-              const auto count = std::min(left, static_cast<std::size_t>(random.range(0, 40)));
-              if (count == 0) continue;
-              const auto wanted = static_cast<std::size_t>(random.range(0, static_cast<std::int64_t>(count)));
-              sequences[p].reserve(static_cast<std::int64_t>(count));
-              batch.add(sequences[p], std::span(prompts[p]).subspan(at[p], count),
-                        static_cast<std::int64_t>(wanted));
-              at[p] += count;
-              for (std::size_t i = at[p] - wanted; i < at[p]; ++i) rows.emplace_back(p, i);
-            }
-            if (batch.tokens() == 0 &&
-                std::equal(at.begin(), at.end(), prompts.begin(),
-                           [](std::size_t a, const Ids& ids) { return a == ids.size(); })) {
-              break;
-            }
-            forward.run(batch);
-            const TensorView logits = forward.logits();
-            for (std::size_t r = 0; r < rows.size(); ++r) {
-              const auto [p, t] = rows[r];
-              const float* got = logits.as<float>() + static_cast<std::int64_t>(r) * logits.stride[0];
-              REQUIRE(same({got, vocab}, std::span(alone[p]).subspan(t * vocab, vocab)));
-            }
-          }
-        }
+        for (int round = 0; round < 3; ++round) check_packed_steps(forward, pool, prompts, alone, random);
       }
     }
   }
@@ -217,6 +231,19 @@ TEST_CASE("a step that does not fit the model is refused by figure") {
   batch.add(sequence, Ids{1, 2}, 1);
   batch.cu_seqlens.push_back(2);
   CHECK_THROWS_AS(forward.run(batch), Error);
+  KvSequence second(pool);
+  second.reserve(2);
+  for (const std::int32_t middle : {-1, 3, 100}) {  // offsets that fall, or leave the lists on the way
+    batch.clear();
+    batch.add(sequence, Ids{1}, 1);
+    batch.add(second, Ids{2}, 1);
+    batch.cu_seqlens[1] = middle;
+    CHECK_THROWS_WITH_AS(forward.run(batch),
+                         ("forward: cu_seqlens: expected offsets rising to 2, got 0 and " +
+                          std::to_string(middle) + " for sequence 0")
+                             .c_str(),
+                         Error);
+  }
   KvSequence full(pool);
   batch.clear();
   batch.add(full, Ids{1, 2}, 1);

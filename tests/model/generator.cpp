@@ -177,6 +177,8 @@ TEST_CASE("bad requests are refused by name") {
   GenerationRequest hot = request({1}, 1, 1, answer);
   hot.config.top_p = 1.5;
   CHECK_THROWS_AS(generator.submit(std::move(hot)), Error);
+  CHECK_THROWS_AS(Generator(model, context, {.max_batch = 0}), Error);
+  CHECK_THROWS_AS(Generator(model, context, {.prefill_chunk = -1}), Error);
   CHECK_THROWS_WITH_AS(Generator(model, context, {.context = 65}),
                        "context: expected at most the model's 64 positions, got 65", Error);
   CHECK_FALSE(generator.step());
@@ -345,4 +347,7 @@ TEST_CASE("scores have the same bits in any batch and chunking; perplexity count
   CHECK_THROWS_AS((void)perplexity(model, context, text, 10, 11), Error);
   CHECK_THROWS_AS((void)score(model, context, std::vector<Ids>{Ids(65, 1)}), Error);
   CHECK_THROWS_AS((void)score(model, context, std::vector<Ids>{Ids{120}}), Error);
+  CHECK_THROWS_WITH_AS((void)score(model, context, sequences, {.max_batch = 0}),
+                       "score: expected max_batch ≥ 1 and prefill_chunk ≥ 0, got 0 and 512", Error);
+  CHECK_THROWS_AS((void)score(model, context, sequences, {.prefill_chunk = -1}), Error);
 }

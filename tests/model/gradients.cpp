@@ -72,6 +72,63 @@ TEST_CASE("packed sequences train as each of them alone") {
   CHECK(distance(whole.gradient(), parts.gradient()) <= 1e-6 * norm(whole.gradient()));
 }
 
+TEST_CASE("a sequence's loss in a pack has the bits of its loss alone") {
+  const Case c(1);
+  ExecContext context({.threads = 2});
+  Bench bench(context, c);
+  const TrainingBatch packed = c.batches()[0];
+  REQUIRE(packed.cu_seqlens.size() == 4);
+  for (std::size_t b = 0; b + 1 < packed.cu_seqlens.size(); ++b) {
+    const auto begin = static_cast<std::size_t>(packed.cu_seqlens[b]),
+               count = static_cast<std::size_t>(packed.cu_seqlens[b + 1]) - begin;
+    const auto targets = std::span(packed.targets).subspan(begin, count);
+    TrainingBatch one, among = packed;  // the same targets, and no others
+    one.add(std::span(packed.ids).subspan(begin, count), targets);
+    std::ranges::fill(among.targets, kNoTarget);
+    std::ranges::copy(targets, among.targets.begin() + static_cast<std::ptrdiff_t>(begin));
+    CHECK(bench.pass.loss(among) == bench.pass.loss(one));
+  }
+}
+
+TEST_CASE("logits made in blocks of rows give the loss and the gradient of logits made at once") {
+  const Case c(0);
+  ModelConfig config = c.config;
+  config.n_layer = 1;
+  config.vocab_size = std::int64_t{1} << 19;  // 2^24 logits at a time are 32 rows, and the least is 64
+  ExecContext context({.threads = 2});
+  const ParameterLayout layout(config);
+  const auto bytes = static_cast<std::size_t>(layout.size()) * sizeof(float);
+  const Buffer weights(bytes), whole(bytes), parts(bytes);
+  initialise(layout, config, 3, Bench::floats(weights));
+  std::memset(whole.data(), 0, bytes);
+  std::memset(parts.data(), 0, bytes);
+  const auto pass_into = [&](const Buffer& gradients) {
+    return TrainingPass(context, config, layout.tensors(Bench::floats(weights)),
+                        layout.tensors(Bench::floats(gradients)));
+  };
+  TrainingPass packed = pass_into(whole), alone = pass_into(parts);
+  TrainingBatch batch;  // 10 sequences of 15 tokens: blocks of 50 rows, which end within sequences
+  double sum = 0;
+  for (std::int32_t s = 0; s < 10; ++s) {
+    Ids ids(15), targets(15);
+    for (std::int32_t i = 0; i < 15; ++i) {
+      ids[static_cast<std::size_t>(i)] = (s * 77'777 + i * 31'337) % (1 << 19);
+      targets[static_cast<std::size_t>(i)] = (s * 12'345 + i * 54'321 + 7) % (1 << 19);
+    }
+    batch.add(ids, targets);
+    TrainingBatch one;
+    one.add(ids, targets);
+    sum += alone.accumulate(one, 1.0f);
+  }
+  CHECK(packed.accumulate(batch, 1.0f) == doctest::Approx(sum).epsilon(1e-12));
+  CHECK(packed.nbytes() < std::size_t{64} * (1 << 19) * sizeof(float) + (1 << 20));  // never all 150 rows
+  const auto floats = [&](const Buffer& buffer) {
+    return std::span<const float>(Bench::floats(buffer), static_cast<std::size_t>(layout.size()));
+  };
+  CHECK(norm(floats(parts)) > 0);
+  CHECK(distance(floats(whole), floats(parts)) <= 1e-5 * norm(floats(parts)));
+}
+
 TEST_CASE("an empty sequence changes nothing") {
   const Case c(0);
   ExecContext context({.threads = 1});

@@ -52,8 +52,6 @@ std::map<std::int32_t, double> oracle(const Logits& logits, const GenerationConf
   if (config.top_p < 1.0) keep_mass(config.top_p);
   const double floor = config.min_p * items.front().p;
   std::erase_if(items, [&](const Item& item) { return item.p < floor; });
-  const double top = items.front().logit;
-  (void)top;
   normalise();
   if (config.typical_p < 1.0) {
     double entropy = 0.0;
@@ -379,8 +377,13 @@ TEST_CASE("validate names the bad field, whoever set it") {
                        Error);
   config = {};
   config.logit_bias = {{100, 1.0}};
-  CHECK_THROWS_WITH_AS(config.validate(100),
-                       "logit_bias: expected ids below 100 and finite biases, got 100 and 1", Error);
+  CHECK_THROWS_WITH_AS(config.validate(100), "logit_bias: expected ids below 100, got 100", Error);
+  for (const double bias : {10001.0, -10001.0, std::nan("")}) {
+    config.logit_bias = {{1, 1.0}, {2, bias}};
+    CHECK_THROWS_AS(config.validate(100), Error);
+  }
+  config.logit_bias = {{1, 10000.0}, {2, -10000.0}};
+  CHECK_NOTHROW(config.validate(100));
   config = {};
   config.stop = {""};
   CHECK_THROWS_AS(config.validate(100), Error);

@@ -82,6 +82,45 @@ TEST_CASE("what is no checkpoint is refused") {
   const auto path = folder.path() / "checkpoint.safetensors";
   Trainer::from_weights(context, c.source(), options).save_checkpoint(path).value();
   CHECK(code_of(path) == "none");
+  // One thing wrong at a time, in the metadata and in the tensors.
+  const SafetensorsFile good = SafetensorsFile::open(path).value();
+  const auto broken = [&](std::string_view key, const std::string& value, const auto& change) {
+    std::vector<NamedTensor> tensors(good.tensors().begin(), good.tensors().end());
+    Metadata metadata = good.metadata();
+    for (auto& [name, held] : metadata) {
+      if (name == key) held = value;
+    }
+    change(tensors);
+    const auto other = folder.path() / "broken.safetensors";
+    write_safetensors(other, tensors, metadata).value();
+    return code_of(other);
+  };
+  const auto nothing = [](std::vector<NamedTensor>&) {};
+  CHECK(broken("", "", nothing) == "none");
+  CHECK(broken("inkling_checkpoint", "2", nothing).find("inkling_checkpoint: expected 1") !=
+        std::string::npos);
+  for (const char* count : {"", "-1", "x", "3x", " 3", "1e3", "9007199254740992", "99999999999999999999"}) {
+    CHECK(broken("iteration", count, nothing).find("iteration: expected a number below 2^53") !=
+          std::string::npos);
+  }
+  CHECK(broken("config", "{}", nothing).starts_with("4 "));
+  // A config that asks for more than any machine has is refused for the tensors, before memory is taken.
+  ModelConfig vast = c.config;
+  vast.vocab_size = kMaxVocab, vast.n_embd = kMaxEmbd, vast.n_head = 1;
+  CHECK(broken("config", to_config_json(vast), nothing)
+            .find("transformer.wte.weight: expected f32 [16777216, 131072]") != std::string::npos);
+  for (const std::string prefix : {"", "adamw.m.", "adamw.v."}) {
+    const std::string name = prefix + "transformer.ln_f.bias";
+    const auto at = [&](std::vector<NamedTensor>& tensors) {
+      return std::ranges::find(tensors, name, &NamedTensor::name);
+    };
+    const auto missing = [&](std::vector<NamedTensor>& tensors) { tensors.erase(at(tensors)); };
+    const auto short_one = [&](std::vector<NamedTensor>& tensors) { at(tensors)->view.shape[0] -= 1; };
+    const auto integers = [&](std::vector<NamedTensor>& tensors) { at(tensors)->view.dtype = DType::i32; };
+    CHECK(broken("", "", missing).find(name + ": expected f32 [12], got nothing") != std::string::npos);
+    CHECK(broken("", "", short_one).find(name + ": expected f32 [12], got f32 [11]") != std::string::npos);
+    CHECK(broken("", "", integers).find(name + ": expected f32 [12], got i32 [12]") != std::string::npos);
+  }
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 4);
   CHECK(code_of(path).starts_with("4 "));
 }
