@@ -3,6 +3,8 @@
 // ppN: one prefill of N random ids with the logits of the last. tgN: N decode steps of B sequences from an
 // empty context, or "tgN @ dD" after D tokens; the next ids random, so that the forward alone is timed. Each
 // is run once to warm up.
+#include "apps/bench.h"
+
 #include <algorithm>
 #include <memory>
 #include <random>
@@ -12,17 +14,11 @@
 #include "apps/model_options.h"
 #include "apps/program.h"
 #include "apps/signals.h"
+#include "apps/timing.h"
 #include "model/forward.h"
 
 namespace inkling::app {
-
-Options& add_bench_gemm(Program& program, const Options& bench);
-Options& add_bench_sdpa(Program& program, const Options& bench);
-Options& add_bench_train(Program& program, const Options& bench);
-
 namespace {
-
-enum class Table : std::uint8_t { md, csv, json };
 
 struct BenchOptions {
   ModelOptions model;
@@ -36,7 +32,7 @@ struct BenchOptions {
 struct Row {
   std::string test;
   std::int64_t batch = 1;
-  double median = 0, min = 0, max = 0;
+  Spread rate;         // tokens a second
   double ceiling = 0;  // tokens a second that the machine's measured limits allow
 };
 
@@ -86,10 +82,7 @@ class Bench {
     once();
     std::vector<double> all(static_cast<std::size_t>(options_.repeats));
     for (double& value : all) value = once();
-    std::sort(all.begin(), all.end());
-    const std::size_t half = all.size() / 2;
-    const double median = all.size() % 2 == 1 ? all[half] : (all[half - 1] + all[half]) / 2;
-    return {std::move(test), batch, median, all.front(), all.back(), ceiling};
+    return {std::move(test), batch, spread_of(std::move(all)), ceiling};
   }
 
   std::int32_t random_id() {
@@ -200,8 +193,8 @@ void print_json(const std::vector<Row>& rows, const Header& h) {
     out.write("{\"model\":" + json_string(h.model) + ",\"dtype\":" + json_string(h.dtype) +
               ",\"quant\":" + json_string(h.quant) + ",\"threads\":" + std::to_string(h.threads) +
               ",\"isa\":" + json_string(h.isa) + ",\"test\":" + json_string(row.test) + ",\"batch\":" +
-              std::to_string(row.batch) + ",\"tok_per_s\":{\"median\":" + format("%.6g", row.median) +
-              ",\"min\":" + format("%.6g", row.min) + ",\"max\":" + format("%.6g", row.max) +
+              std::to_string(row.batch) + ",\"tok_per_s\":{\"median\":" + format("%.6g", row.rate.median) +
+              ",\"min\":" + format("%.6g", row.rate.min) + ",\"max\":" + format("%.6g", row.rate.max) +
               "},\"rss_mb\":" + format("%.6g", h.rss_mb) + ",\"load_ms\":" + format("%.6g", h.load_ms) + "}");
   }
   out.finish();
@@ -229,17 +222,21 @@ void print_table(const std::vector<Row>& rows, const Header& h, bool csv, bool c
                                    h.isa,
                                    row.test,
                                    std::to_string(row.batch),
-                                   format("%.1f", row.median),
-                                   format("%.1f", row.min),
-                                   format("%.1f", row.max),
+                                   format("%.1f", row.rate.median),
+                                   format("%.1f", row.rate.min),
+                                   format("%.1f", row.rate.max),
                                    format("%.0f", h.rss_mb),
                                    format("%.0f", h.load_ms)};
-    if (ceiling) cells.push_back(row.ceiling > 0 ? format("%.0f%%", 100 * row.median / row.ceiling) : "");
+    if (ceiling)
+      cells.push_back(row.ceiling > 0 ? format("%.0f%%", 100 * row.rate.median / row.ceiling) : "");
     line(cells);
   }
 }
 
 void bench(const BenchOptions& o, const Console& console) {
+  if (o.ceiling && o.table == Table::json) {
+    throw Error(Code::usage, "--ceiling: expected --output md or csv beside it, got json");
+  }
   Workspace workspace(o.model, ReadTokenizer::when_needed, console);
   const std::int64_t most = workspace.positions();
   for (const auto* lengths : {&o.prompts, &o.tokens}) {
@@ -254,24 +251,30 @@ void bench(const BenchOptions& o, const Console& console) {
   }
   const std::vector<Row> rows = Bench(o, workspace, console).run();
   constexpr const char* kQuants[] = {"none", "int8", "int4"};
-  const Header header{
-      workspace.name(),
-      dtype_of_weights(o, workspace.path()),
-      kQuants[static_cast<std::size_t>(o.model.quant)],
-      std::string(workspace.context().device() == Device::cpu ? isa_name(workspace.context().isa())
-                                                              : device_name(workspace.context().device())),
-      workspace.context().pool().size(),
-      peak_rss_mb(),
-      workspace.load_ms()};
+  const Header header{workspace.name(),
+                      dtype_of_weights(o, workspace.path()),
+                      kQuants[static_cast<std::size_t>(o.model.quant)],
+                      std::string(arithmetic_name(workspace.context())),
+                      workspace.context().pool().size(),
+                      peak_rss_mb(),
+                      workspace.load_ms()};
   if (o.table == Table::json) return print_json(rows, header);
   print_table(rows, header, o.table == Table::csv, o.ceiling);
 }
 
 }  // namespace
 
+Setter table_form(Table& target) {
+  return choice<Table>(target, {{"md", Table::md}, {"csv", Table::csv}, {"json", Table::json}});
+}
+
+std::string_view arithmetic_name(const ExecContext& context) {
+  return context.device() == Device::cpu ? isa_name(context.isa()) : device_name(context.device());
+}
+
 void add_bench(Program& program) {
   auto o = std::make_shared<BenchOptions>();
-  Options& options = program.command("bench", "tokens per second; bench gemm: of the products alone",
+  Options& options = program.command("bench", "tokens per second; below it gemm, sdpa and train",
                                      [o](const Console& console) { bench(*o, console); });
   options.group("What and how", Options::Layers::command_line);
   options.add("-p,--prompt", "N,..", "lengths of prefills: tests ppN; 0: none [512]",
@@ -283,10 +286,9 @@ void add_bench(Program& program) {
   options.add("-b,--batch", "N,..", "sequences decoded together [1]", numbers(o->batches, 1, 1 << 16));
   options.add("-r,--repeats", "N", "measurements of each, after one to warm up [5]",
               whole(o->repeats, 1, 10'000));
-  options.add("--output", "FORM", "md, csv or json [md]",
-              choice<Table>(o->table, {{"md", Table::md}, {"csv", Table::csv}, {"json", Table::json}}));
+  options.add("--output", "FORM", "md, csv or json [md]", table_form(o->table));
   options.flag("--ceiling", "measure the machine's limits, and show the share reached (md, csv)", o->ceiling);
-  add_model_options(options, o->model);
+  add_weight_options(options, o->model);
   add_bench_gemm(program, options);
   add_bench_sdpa(program, options);
   add_bench_train(program, options);

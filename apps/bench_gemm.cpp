@@ -3,6 +3,7 @@
 #include <memory>
 #include <random>
 
+#include "apps/bench.h"
 #include "apps/ceilings.h"
 #include "apps/json_text.h"
 #include "apps/model_options.h"
@@ -11,12 +12,7 @@
 #include "engine/ops.h"
 
 namespace inkling::app {
-
-Options& add_bench_gemm(Program& program, const Options& bench);
-
 namespace {
-
-enum class Table : std::uint8_t { md, csv, json };
 
 struct GemmOptions {
   ModelOptions model;
@@ -66,10 +62,12 @@ Setter formats(std::vector<WeightFormat>& target) {
 struct Product {
   std::int64_t k, n, m;
   WeightFormat format;
-  double seconds;
+  Spread time;
   std::size_t bytes;
-  double gflop_s() const { return 2.0 * static_cast<double>(m) * static_cast<double>(k * n) / seconds / 1e9; }
-  double gb_s() const { return static_cast<double>(bytes) / seconds / 1e9; }
+  double gflop_s() const {
+    return 2.0 * static_cast<double>(m) * static_cast<double>(k * n) / time.median / 1e9;
+  }
+  double gb_s() const { return static_cast<double>(bytes) / time.median / 1e9; }
 };
 
 template <class Visit>
@@ -87,8 +85,7 @@ void measure(const GemmOptions& o, ExecContext& context, Visit&& visit) {
         args.x = TensorView(x.data(), DType::f32, {m, k});
         args.weight = &packed;
         args.out = TensorView(y.data(), DType::f32, {m, n});
-        visit(Product{k, n, m, format, time_calls(o.repeats, [&] { linear(context, args); }).median,
-                      packed.bytes});
+        visit(Product{k, n, m, format, time_calls(o.repeats, [&] { linear(context, args); }), packed.bytes});
       }
     }
   }
@@ -99,10 +96,11 @@ void print_json(const GemmOptions& o, ExecContext& context) {
   measure(o, context, [&](const Product& p) {
     out.write("{\"k\":" + std::to_string(p.k) + ",\"n\":" + std::to_string(p.n) +
               ",\"m\":" + std::to_string(p.m) + ",\"format\":" + json_string(weight_format_name(p.format)) +
-              ",\"threads\":" + std::to_string(context.pool().size()) + ",\"isa\":" +
-              json_string(isa_name(context.isa())) + ",\"us\":" + format("%.6g", p.seconds * 1e6) +
-              ",\"gflop_per_s\":" + format("%.6g", p.gflop_s()) +
-              ",\"gb_per_s\":" + format("%.6g", p.gb_s()) + "}");
+              ",\"threads\":" + std::to_string(context.pool().size()) +
+              ",\"isa\":" + json_string(arithmetic_name(context)) + ",\"us\":{\"median\":" +
+              format("%.6g", p.time.median * 1e6) + ",\"min\":" + format("%.6g", p.time.min * 1e6) +
+              ",\"max\":" + format("%.6g", p.time.max * 1e6) + "},\"gflop_per_s\":" +
+              format("%.6g", p.gflop_s()) + ",\"gb_per_s\":" + format("%.6g", p.gb_s()) + "}");
   });
   out.finish();
 }
@@ -114,26 +112,29 @@ void bench_gemm(const GemmOptions& o, const Console& console) {
   console.note("inkling: " + context.backend().description() + format(", %.0f GFLOP/s", ceilings.gflop_s) +
                format(" f32 and %.1f GB/s at most", ceilings.read_gb_s));
   const bool csv = o.table == Table::csv;
-  Console::write(csv ? "k,n,format,m,us,gflop_per_s,gb_per_s\n"
-                     : "| K | N | format | M | µs | GFLOP/s | of f32 peak | GB/s of weights | of reads |\n"
-                       "|--:|--:|---|--:|--:|--:|--:|--:|--:|\n");
+  Console::write(
+      csv ? "k,n,format,m,us,min,max,gflop_per_s,gb_per_s\n"
+          : "| K | N | format | M | µs | min–max | GFLOP/s | of f32 peak | GB/s of weights | of reads |\n"
+            "|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|\n");
   measure(o, context, [&](const Product& p) {
     const std::string before = (csv ? "" : "| ") + std::to_string(p.k) + (csv ? "," : " | ") +
                                std::to_string(p.n) + (csv ? "," : " | ") +
                                std::string(weight_format_name(p.format)) + (csv ? "," : " | ") +
                                std::to_string(p.m);
     const double of_peak = ceilings.gflop_s > 0 ? p.gflop_s() / ceilings.gflop_s : 0;
-    Console::write(csv ? before + format(",%.6g", p.seconds * 1e6) + format(",%.6g", p.gflop_s()) +
-                             format(",%.6g\n", p.gb_s())
-                       : before + format(" | %.1f", p.seconds * 1e6) + format(" | %.1f", p.gflop_s()) +
-                             format(" | %.2f", of_peak) + format(" | %.1f", p.gb_s()) +
-                             format(" | %.2f |\n", p.gb_s() / ceilings.read_gb_s));
+    const auto us = [&](const char* pattern, double seconds) { return format(pattern, seconds * 1e6); };
+    Console::write(
+        csv ? before + us(",%.6g", p.time.median) + us(",%.6g", p.time.min) + us(",%.6g", p.time.max) +
+                  format(",%.6g", p.gflop_s()) + format(",%.6g\n", p.gb_s())
+            : before + us(" | %.1f", p.time.median) + us(" | %.1f", p.time.min) + us("–%.1f", p.time.max) +
+                  format(" | %.1f", p.gflop_s()) + format(" | %.2f", of_peak) + format(" | %.1f", p.gb_s()) +
+                  format(" | %.2f |\n", p.gb_s() / ceilings.read_gb_s));
   });
 }
 
 }  // namespace
 
-Options& add_bench_gemm(Program& program, const Options& bench) {
+void add_bench_gemm(Program& program, const Options& bench) {
   auto o = std::make_shared<GemmOptions>();
   Options& options = program.command(
       "gemm", "the packed products by themselves, medians",
@@ -144,10 +145,8 @@ Options& add_bench_gemm(Program& program, const Options& bench) {
   options.add("--rows", "M,..", "rows of activations [1,8,32,512]", numbers(o->rows, 1, 1 << 16));
   options.add("--formats", "NAME,..", "of f32, bf16, f16, int8, int4 [all]", formats(o->formats));
   options.add("-r,--repeats", "N", "samples of each, at least 10 ms long [10]", whole(o->repeats, 1, 10'000));
-  options.add("--output", "FORM", "md, csv or json [md]",
-              choice<Table>(o->table, {{"md", Table::md}, {"csv", Table::csv}, {"json", Table::json}}));
+  options.add("--output", "FORM", "md, csv or json [md]", table_form(o->table));
   add_device_options(options, o->model);
-  return options;
 }
 
 }  // namespace inkling::app

@@ -19,9 +19,6 @@
 #include "engine/profiler.h"
 
 namespace inkling::app {
-
-Options& add_bench_sdpa(Program& program, const Options& bench);
-
 namespace {
 
 struct Row {
@@ -66,9 +63,7 @@ class SdpaBench {
     alignments();
   }
 
-  void print() const {
-    o_.table == SdpaOptions::Table::json ? print_json() : print_table(o_.table == SdpaOptions::Table::csv);
-  }
+  void print() const { o_.table == Table::json ? print_json() : print_table(o_.table == Table::csv); }
 
  private:
   ExecOptions exec() {
@@ -262,7 +257,7 @@ class SdpaBench {
       out.write("{\"experiment\":" + json_string(r.experiment) + ",\"shape\":" + json_string(r.shape) +
                 ",\"what\":" + json_string(r.what) +
                 ",\"threads\":" + std::to_string(context_.pool().size()) +
-                ",\"isa\":" + json_string(gpu_ ? device_name(context_.device()) : isa_name(context_.isa())) +
+                ",\"isa\":" + json_string(arithmetic_name(context_)) +
                 ",\"us\":{\"median\":" + number(r.time.median * 1e6) +
                 ",\"min\":" + number(r.time.min * 1e6) + ",\"max\":" + number(r.time.max * 1e6) +
                 "},\"gflop_per_s\":" + number(r.flops / r.time.median / 1e9) +
@@ -318,14 +313,13 @@ void bench_sdpa(SdpaOptions& o, const Console& console) {
 
 }  // namespace
 
-Options& add_bench_sdpa(Program& program, const Options& bench) {
+void add_bench_sdpa(Program& program, const Options& bench) {
   auto o = std::make_shared<SdpaOptions>();
   Options& options = program.command(
       "sdpa", "attention by itself: backends side by side, medians",
       [o](const Console& console) { bench_sdpa(*o, console); }, &bench);
   add_sdpa_options(options, o);
   add_device_options(options, o->model);
-  return options;
 }
 
 }  // namespace inkling::app

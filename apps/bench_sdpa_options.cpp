@@ -71,7 +71,6 @@ void settle(SdpaOptions& o) {
 }
 
 void add_sdpa_options(Options& options, const std::shared_ptr<SdpaOptions>& o) {
-  using Table = SdpaOptions::Table;
   options.group("What", Options::Layers::command_line);
   const auto what = [&](const std::string& names, const std::string& value_name, const std::string& help,
                         Setter set) {
@@ -96,7 +95,7 @@ void add_sdpa_options(Options& options, const std::shared_ptr<SdpaOptions>& o) {
   what("--head-dim", "D", "[64]", whole<std::int64_t>(o->shape.dim, 1, 256));
   what("--dtype", "TYPE", "f32, bf16 or f16 [f32]",
        [o](const std::string& value) { o->shape.dtype = parse_attention_dtype(value); });
-  what("--mask", "KIND", "none, causal_upper_left, causal_lower_right, sliding_window, .. [lower right]",
+  what("--mask", "KIND", "none, causal_upper_left, sliding_window, .. [causal_lower_right]",
        [o](const std::string& value) { o->shape.mask = parse_mask_kind(value); });
   what("--window", "N", "keys under sliding_window [256]", whole<std::int64_t>(o->shape.window, 1, 1 << 20));
   what("--dropout", "P", "[0]", fraction(o->shape.dropout, 0.0f, 1.0f, "a rate in [0, 1)"));
@@ -106,8 +105,7 @@ void add_sdpa_options(Options& options, const std::shared_ptr<SdpaOptions>& o) {
               [o](const std::string& value) { whole(o->repeats.emplace(), 1, 10'000)(value); });
   options.add("--memory-limit", "SIZE", "most bytes that grow with Tq x Tk [64M; tutorial 1G]",
               [o](const std::string& value) { bytes(o->memory_limit.emplace())(value); });
-  options.add("--output", "FORM", "md, csv or json [md]",
-              choice<Table>(o->table, {{"md", Table::md}, {"csv", Table::csv}, {"json", Table::json}}));
+  options.add("--output", "FORM", "md, csv or json [md]", table_form(o->table));
 }
 
 }  // namespace inkling::app

@@ -8,13 +8,12 @@
 #include <vector>
 
 #include "apps/attention_case.h"
+#include "apps/bench.h"
 #include "apps/model_options.h"
 
 namespace inkling::app {
 
 struct SdpaOptions {
-  enum class Table : std::uint8_t { md, csv, json };
-
   ModelOptions model;                 ///< device and threads
   std::vector<SdpaBackend> backends;  ///< empty: all, the refusals of which are rows
   AttentionCase shape{.mask = MaskKind::causal_lower_right};

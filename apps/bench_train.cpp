@@ -2,6 +2,7 @@
 #include <memory>
 #include <vector>
 
+#include "apps/bench.h"
 #include "apps/ceilings.h"
 #include "apps/json_text.h"
 #include "apps/model_options.h"
@@ -11,9 +12,6 @@
 #include "model/train/trainer.h"
 
 namespace inkling::app {
-
-Options& add_bench_train(Program& program, const Options& bench);
-
 namespace {
 
 enum class Shape : std::uint8_t { gpt2, shakespeare_char_cpu };
@@ -86,7 +84,7 @@ void bench_train(const TrainBench& o, const Console& console) {
   out.write("{\"batch\":" + std::to_string(o.batch) + ",\"block\":" + std::to_string(o.block) +
             ",\"parameters\":" + std::to_string(config.parameter_count()) +
             ",\"compute\":" + json_string(weight_format_name(o.compute)) + ",\"threads\":" +
-            std::to_string(context.pool().size()) + ",\"isa\":" + json_string(isa_name(context.isa())) +
+            std::to_string(context.pool().size()) + ",\"isa\":" + json_string(arithmetic_name(context)) +
             ",\"ms\":{\"median\":" + format("%.6g", s.median * 1e3) +
             ",\"min\":" + format("%.6g", s.min * 1e3) + ",\"max\":" + format("%.6g", s.max * 1e3) +
             "},\"tok_per_s\":" + format("%.6g", tokens / s.median) +
@@ -96,7 +94,7 @@ void bench_train(const TrainBench& o, const Console& console) {
 
 }  // namespace
 
-Options& add_bench_train(Program& program, const Options& bench) {
+void add_bench_train(Program& program, const Options& bench) {
   auto o = std::make_shared<TrainBench>();
   Options& options = program.command(
       "train", "iterations of training on random tokens",
@@ -115,7 +113,6 @@ Options& add_bench_train(Program& program, const Options& bench) {
   options.add("--output", "FORM", "md or json [md]",
               choice<Form>(o->form, {{"md", Form::md}, {"json", Form::json}}));
   add_device_options(options, o->device);
-  return options;
 }
 
 }  // namespace inkling::app

@@ -55,12 +55,20 @@ Result<Model> load(const fs::path& path, ExecContext& context, const ModelOption
   return Model::load(path, context, load);
 }
 
+void add_model(Options& options, ModelOptions& model) {
+  options.group("Model", Options::Layers::all);
+  options.add("-m,--model", "PATH", "model folder or safetensors file [the sample]", path(model.model));
+}
+
+void add_tokenizer(Options& options, ModelOptions& model) {
+  options.add("--tokenizer", "PATH", "tokenizer folder or file [the model's]", path(model.tokenizer));
+}
+
 }  // namespace
 
 void add_tokenizer_options(Options& options, ModelOptions& model) {
-  options.group("Model", Options::Layers::all);
-  options.add("-m,--model", "PATH", "model folder or safetensors file [the sample]", path(model.model));
-  options.add("--tokenizer", "PATH", "tokenizer folder or file [the model's]", path(model.tokenizer));
+  add_model(options, model);
+  add_tokenizer(options, model);
 }
 
 Setter backends(std::vector<SdpaBackend>& target) {
@@ -86,7 +94,12 @@ void add_device_options(Options& options, ModelOptions& model) {
 }
 
 void add_model_options(Options& options, ModelOptions& model) {
-  add_tokenizer_options(options, model);
+  add_weight_options(options, model);
+  add_tokenizer(options, model);
+}
+
+void add_weight_options(Options& options, ModelOptions& model) {
+  add_model(options, model);
   add_device_options(options, model);
   options.add("--dtype", "TYPE", "of the weights: auto (as stored), f32, bf16 or f16 [auto]",
               choice<WeightType>(model.dtype, {{"auto", WeightType::automatic},

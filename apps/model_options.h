@@ -39,6 +39,8 @@ std::filesystem::path cache_folder(const ModelOptions& options);
 /// "flash,math", or "auto" for an empty list.
 Setter backends(std::vector<SdpaBackend>& target);
 void add_model_options(Options& options, ModelOptions& model);
+/// All but --tokenizer, for commands that see no text.
+void add_weight_options(Options& options, ModelOptions& model);
 /// --device and --threads alone.
 void add_device_options(Options& options, ModelOptions& model);
 /// --model and --tokenizer alone, for commands that compute nothing.

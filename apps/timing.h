@@ -12,10 +12,10 @@
 namespace inkling::app {
 
 struct Spread {
-  double median = 0, min = 0, max = 0;  ///< seconds
+  double median = 0, min = 0, max = 0;
 };
 
-/// Of at least one sample.
+/// Of at least one sample, in the samples' unit.
 inline Spread spread_of(std::vector<double> samples) {
   std::sort(samples.begin(), samples.end());
   const std::size_t half = samples.size() / 2;
@@ -26,7 +26,7 @@ inline Spread spread_of(std::vector<double> samples) {
 /// Whether the caller has made the call once already, which for a slow one is as long as a sample.
 enum class WarmUp : std::uint8_t { once, done };
 
-/// Each sample is as many calls as take 10 ms, so that the clock's grain does not show.
+/// Seconds of a call. Each sample is as many calls as take 10 ms, so that the clock's grain does not show.
 template <class Call>
 Spread time_calls(int repeats, Call&& call, WarmUp warm_up = WarmUp::once) {
   constexpr double kSample = 0.01;
