@@ -118,6 +118,7 @@ void gpus(const ModelOptions& options) {
 }
 
 void doctor(ModelOptions options, const Console& console) {
+  if (!options.attn.empty()) throw Error(Code::usage, "--attn-order: expected --attn SHAPE beside it, got none");
   line("inkling", version_text());
   machine();
   gpus(options);
@@ -144,7 +145,7 @@ std::string version_text() {
                      "g++ " __VERSION__;
 #endif
   if (*INKLING_SANITIZERS != '\0') text += ", sanitizers " INKLING_SANITIZERS;
-  return text + (cuda_unavailable_reason().empty() ? ", CPU and CUDA)" : ", CPU)");
+  return text + (INKLING_WITH_CUDA ? ", CPU and CUDA)" : ", CPU)");
 }
 
 void add_doctor(Program& program) {

@@ -27,12 +27,8 @@ std::string line(const std::string& names, const std::string& help) {
 }
 
 std::string usage(const CLI::App& app) {
-  std::string path;
-  for (const CLI::App* at = &app; at != nullptr; at = at->get_parent()) {
-    path = at->get_name() + (path.empty() ? "" : " ") + path;
-  }
-  const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
-  std::string text = "Usage: " + path + (app.get_parent() == nullptr ? " COMMAND" : "") + " [OPTION]...";
+  std::string text =
+      "Usage: " + command_path(app) + (app.get_parent() == nullptr ? " COMMAND" : "") + " [OPTION]...";
   for (const CLI::Option* option : app.get_options()) {
     if (option->get_positional()) text += ' ' + option->get_name();
   }
@@ -40,21 +36,26 @@ std::string usage(const CLI::App& app) {
 }
 
 std::string general(const std::vector<const CLI::Option*>& options) {
-  std::string text = "General: ";
+  std::string text = "General:";
   std::size_t column = text.size();
   for (const CLI::Option* option : options) {
-    const std::string names = option_names(*option) + (option == options.back() ? "" : "; ");
-    if (column + names.size() > kColumns) {
-      text += "\n  ";
-      column = 2;
+    const std::string names = option_names(*option) + (option == options.back() ? "" : ";");
+    if (column + 1 + names.size() > kColumns) {
+      text += "\n ";
+      column = 1;
     }
-    text += names;
-    column += names.size();
+    text += ' ' + names;
+    column += 1 + names.size();
   }
   return text + '\n';
 }
 
 }  // namespace
+
+std::string command_path(const CLI::App& app) {
+  const std::string name = app.get_name();
+  return app.get_parent() == nullptr ? name : command_path(*app.get_parent()) + ' ' + name;
+}
 
 std::string help_text(const CLI::App& app) {
   std::string text = usage(app);

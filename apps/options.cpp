@@ -94,11 +94,11 @@ ConfigFile ConfigFile::read(const std::filesystem::path& path) {
     for (const CLI::ConfigItem& item : CLI::ConfigBase().from_config(stream)) {
       if (item.name == "++" || item.name == "--")
         continue;  // CLI11's marks of where a section begins and ends
-      std::string command;
-      for (const std::string& parent : item.parents) command += (command.empty() ? "" : ".") + parent;
+      std::string section;
+      for (const std::string& parent : item.parents) section += (section.empty() ? "" : ".") + parent;
       std::string key = item.name;
       std::replace(key.begin(), key.end(), '_', '-');
-      file.entries.push_back({command, key, item.inputs});
+      file.entries.push_back({section, key, item.inputs});
     }
   } catch (const CLI::Error& error) {
     throw Error(Code::malformed, path.string() + ": " + error.what());
@@ -159,10 +159,10 @@ void Options::apply(const Setting& setting, const ConfigFile* file) const {
     return set_from(variable, setting.set, value);
   }
   if (file == nullptr) return;
-  for (const std::string& command : {app_->get_name(), std::string()}) {
+  for (const std::string& section : {section_, std::string()}) {
     bool found = false;
     for (const ConfigFile::Entry& entry : file->entries) {
-      if (entry.key != setting.key || entry.command != command) continue;
+      if (entry.key != setting.key || entry.section != section) continue;
       found = true;
       for (const std::string& value : entry.values) {
         set_from(file->path.string() + ": " + entry.key, setting.set, value);

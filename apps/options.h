@@ -83,10 +83,11 @@ Setter choice(T& target, std::vector<std::pair<std::string, T>> names) {
   };
 }
 
-/// A parsed configuration file: "key = value" lines, keys of one command under "[command]".
+/// A parsed configuration file: "key = value" lines, keys of one command under "[generate]" or
+/// "[bench.gemm]".
 struct ConfigFile {
   struct Entry {
-    std::string command;  ///< empty: for all commands
+    std::string section;  ///< of one command; empty: for all
     std::string key;
     std::vector<std::string> values;
   };
@@ -100,7 +101,8 @@ struct ConfigFile {
 /// The options of one command.
 class Options {
  public:
-  explicit Options(CLI::App& app) : app_(&app) {}
+  /// `section`: of the configuration file.
+  Options(CLI::App& app, std::string section) : app_(&app), section_(std::move(section)) {}
 
   /// Which layers may set the options of a group.
   enum class Layers : std::uint8_t { command_line, all };
@@ -119,6 +121,7 @@ class Options {
   void apply(const ConfigFile* file) const;
   bool has_key(std::string_view key) const;
   CLI::App& app() const noexcept { return *app_; }
+  const std::string& section() const noexcept { return section_; }
 
  private:
   struct Setting {
@@ -131,6 +134,7 @@ class Options {
   void remember(CLI::Option* option, Setter set);
 
   CLI::App* app_;
+  std::string section_;
   std::string group_ = "Options";
   Layers layers_ = Layers::command_line;
   std::vector<Setting> settings_;

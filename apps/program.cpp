@@ -30,10 +30,9 @@ std::filesystem::path default_config() {
 std::string in_words(const CLI::ParseError& error, const CLI::App& command) {
   const std::string message = error.what();
   const std::size_t colon = std::min(message.rfind(": "), message.size());
-  const std::string path = command.get_parent() == nullptr ? "inkling" : "inkling " + command.get_name();
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && colon < message.size()) {
     const std::string kind = command.get_parent() == nullptr ? "a command or an option" : "an option";
-    return message.substr(colon + 2) + ": not " + kind + " here (see " + path + " --help)";
+    return message.substr(colon + 2) + ": not " + kind + " here (see " + command_path(command) + " --help)";
   }
   if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && colon < message.size()) {
     return message.substr(0, message.find(": ")) + ": expected a value, got none";
@@ -69,7 +68,8 @@ Options& Program::command(const std::string& name, const std::string& help,
   sub->set_help_flag();
   sub->add_flag("-h,--help")->group(kGeneral);
   if (parent != nullptr) parent->app().require_subcommand(0, 1);
-  commands_.push_back(std::make_unique<Command>(Command{Options(*sub), std::move(run)}));
+  const std::string section = parent == nullptr ? name : parent->section() + '.' + name;
+  commands_.push_back(std::make_unique<Command>(Command{Options(*sub, section), std::move(run)}));
   Options& options = commands_.back()->options;
   options.group(kGeneral, Options::Layers::command_line);
   options.add("--config", "FILE", "", path(config_path_));
@@ -111,11 +111,11 @@ void Program::check_keys(const ConfigFile& file) const {
   for (const ConfigFile::Entry& entry : file.entries) {
     bool known = false;
     for (const auto& command : commands_) {
-      known |= (entry.command.empty() || command->options.app().get_name() == entry.command) &&
+      known |= (entry.section.empty() || command->options.section() == entry.section) &&
                command->options.has_key(entry.key);
     }
     if (!known) {
-      const std::string where = entry.command.empty() ? "" : "[" + entry.command + "] ";
+      const std::string where = entry.section.empty() ? "" : "[" + entry.section + "] ";
       throw Error(Code::usage, file.path.string() + ": " + where + entry.key +
                                    ": expected the name of a sampling, model or general option");
     }
