@@ -27,18 +27,25 @@ std::string names_of(const CLI::App& app) {
   return all;
 }
 
-std::string bash(const CLI::App& app) {
+// Words by the first that were typed, the deepest command first.
+std::string cases_of(const CLI::App& app, const std::string& before) {
   std::string cases;
   for (const CLI::App* command : commands_of(app)) {
-    cases += "    " + command->get_name() + ") words=\"" + flags_of(*command) + "\" ;;\n";
+    const std::string path = before + command->get_name() + ' ';
+    const char* const more = command->get_name() == "completion" ? "bash zsh fish " : "";
+    cases += cases_of(*command, path);
+    cases += "    '" + path + "'*) words=\"" + more + flags_of(*command) + "\" ;;\n";
   }
+  return cases;
+}
+
+std::string bash(const CLI::App& app) {
   return "_inkling() {\n"
          "  local words=\"" +
          names_of(app) +
          " --help --version\"\n"
-         "  [ \"$COMP_CWORD\" -gt 1 ] && case \"${COMP_WORDS[1]}\" in\n"
-         "    completion) words=\"bash zsh fish\" ;;\n" +
-         cases +
+         "  case \"${COMP_WORDS[*]:1:COMP_CWORD-1} \" in\n" +
+         cases_of(app, "") +
          "  esac\n"
          "  COMPREPLY=()\n"
          "  while IFS= read -r word; do COMPREPLY+=(\"$word\"); done \\\n"
@@ -73,12 +80,13 @@ void add_completion(Program& program) {
   auto shells = std::make_shared<std::vector<std::string>>();
   Options& options = program.command(
       "completion", "a completion script for bash, zsh or fish", [shells, &program](const Console&) {
-        const std::string shell = shells->empty() ? "" : shells->front();
+        const std::string shell = shells->size() == 1 ? shells->front() : "";
         if (shell == "bash") return Console::write(bash(program.app()));
         if (shell == "zsh")
           return Console::write("autoload -U +X bashcompinit && bashcompinit\n" + bash(program.app()));
         if (shell == "fish") return Console::write(fish(program.app()));
-        throw Error(Code::usage, "expected bash, zsh or fish, got '" + shell + "'");
+        throw Error(Code::usage, "expected one of bash, zsh and fish, got " +
+                                     (shell.empty() ? std::to_string(shells->size()) : "'" + shell + "'"));
       });
   options.group("Arguments", Options::Layers::command_line);
   options.words("SHELL", "bash, zsh or fish", *shells);

@@ -1,6 +1,4 @@
 // inkling eval: perplexity of a text, log-probabilities of given tokens.
-#include "model/score.h"
-
 #include <algorithm>
 #include <memory>
 
@@ -9,6 +7,7 @@
 #include "apps/json_text.h"
 #include "apps/program.h"
 #include "apps/signals.h"
+#include "model/score.h"
 
 namespace inkling::app {
 namespace {
@@ -92,12 +91,18 @@ void score_file(const EvalOptions& o, Workspace& workspace, const Console& conso
 
 void perplexity_of_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
   const std::string text = read_text(o.perplexity);
-  const auto ids = workspace.tokenizer().encode(text).value();
   const std::int64_t window = workspace.positions();
   const std::int64_t stride = o.stride != 0 ? o.stride : window;
-  Progress progress(console, "scoring");
-  const Perplexity result = perplexity(workspace.model(), workspace.context(), ids, window, stride,
-                                       score_options(o, progress, 0, 0));
+  if (stride > window) {
+    throw Error(Code::usage, "--stride: expected at most the window's " + std::to_string(window) +
+                                 " tokens, got " + std::to_string(stride));
+  }
+  const Perplexity result = located(o.perplexity.string(), [&] {
+    const auto ids = workspace.tokenizer().encode(text).value();
+    Progress progress(console, "scoring");
+    return perplexity(workspace.model(), workspace.context(), ids, window, stride,
+                      score_options(o, progress, 0, 0));
+  });
   if (o.output.value_or(Output::text) == Output::text) {
     Console::write("perplexity " + json_number(result.value) + "\nnll " + json_number(result.nll) +
                    "\ntokens " + std::to_string(result.tokens) + "\nwindow " + std::to_string(window) +
@@ -113,6 +118,9 @@ void eval(const EvalOptions& o, const Console& console) {
   if (o.perplexity.empty() == o.score.empty()) {
     throw Error(Code::usage, std::string("expected one of --perplexity FILE and --score FILE, got ") +
                                  (o.score.empty() ? "none" : "both"));
+  }
+  if (!o.score.empty() && o.stride != 0) {
+    throw Error(Code::usage, "--stride: expected --perplexity beside it, got --score");
   }
   if (!o.score.empty() && o.output == Output::text) {
     throw Error(Code::usage, "--output: expected jsonl or json with --score, got 'text'");

@@ -48,14 +48,11 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
                                         : o.prompt.back();
   if (o.prompt.size() == 1 && o.prompt.back() == "-") text = read_text("-");
   Prompt prompt{"0", o.raw_bytes ? text : to_valid_utf8(text), {}, *generation.config().seed, 0};
-  try {
+  located(name, [&] {
     prompt.ids = encode(workspace.tokenizer(), workspace.model().config(), text);
     prompt.max_tokens = generation.config().max_tokens;
     generation.add(std::move(prompt));
-  } catch (const Error& error) {
-    throw Error(error.code(),
-                (error.code() == Code::input ? std::string(name) + ": " : "") + error.message());
-  }
+  });
 }
 
 Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace) {

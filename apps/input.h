@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +15,17 @@ namespace inkling::app {
 
 /// A whole file, or standard input for "-". Throws Error{file}, or Interrupted.
 std::string read_text(const std::filesystem::path& path);
+
+/// Runs `work`; an Error about its input gets `where` in front.
+template <class Work>
+auto located(const std::string& where, Work&& work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    if (error.code() != Code::input) throw;
+    throw Error(error.code(), where + ": " + error.message());
+  }
+}
 
 /// One line of a JSONL file: an object without duplicate keys.
 class Record {

@@ -159,7 +159,11 @@ void explain(Workspace& workspace, Facts& facts) {
 }
 
 void inspect(InspectOptions& o, const Console& console) {
-  if (!o.words.empty()) o.model.model = o.words.back();
+  if (o.words.size() + (o.model.model.empty() ? 0 : 1) > 1) {
+    throw Error(Code::usage, "expected one of MODEL and --model PATH, got " +
+                                 std::to_string(o.words.size() + (o.model.model.empty() ? 0 : 1)));
+  }
+  if (!o.words.empty()) o.model.model = o.words.front();
   const auto path = model_path(o.model);
   Facts facts;
   {

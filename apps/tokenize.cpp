@@ -65,7 +65,8 @@ void tokenize(const TokenizeOptions& o) {
   const std::string text = input_text(o);
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_path(o.model)).value();
   const EncodeOptions encode{o.no_special ? SpecialTokens::literal : SpecialTokens::parse};
-  const std::vector<TokenSpan> spans = tokenizer.encode_with_offsets(text, encode).value();
+  const auto spans = located(o.file.empty() ? "text" : o.file.string(),
+                             [&] { return tokenizer.encode_with_offsets(text, encode).value(); });
   Console::write(o.json ? as_json(o, tokenizer, spans) : as_text(o, tokenizer, spans));
 }
 

@@ -1,9 +1,10 @@
 // TrainRun: one run of training in its out folder: evaluate, save, sample, step, until the iterations are
 // done.
 //
-//   OUT/model.safetensors, config.json, tokenizer files   the best model so far: `inkling generate --model
-//   OUT` OUT/checkpoints/iter-000250.safetensors               everything that resuming needs, the last few
-//   OUT/log.jsonl, loss.svg, train.json                   what happened, and with which settings
+// In OUT:
+//   model.safetensors, config.json, tokenizer files   the best model so far: `inkling generate --model OUT`
+//   checkpoints/iter-000250.safetensors               everything that resuming needs, the last few
+//   log.jsonl, loss.svg, train.json                   what happened, and with which settings
 #pragma once
 
 #include <filesystem>

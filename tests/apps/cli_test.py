@@ -180,8 +180,24 @@ class BadInput(Folder):
         self.fails(2, "generate", "-p", "x", says="INKLING_TOP_K: expected", env={"INKLING_TOP_K": "many"})
         self.fails(2, "generate", "-p", "x", "--config", self.file("c.toml", "top_q = 1\n"), says="top-q")
         self.fails(3, "generate", "-p", "x", "--config", self.folder / "none.toml", says="none.toml")
-        self.fails(2, "completion", "tcsh", says="bash, zsh or fish")
+        self.fails(2, "completion", "tcsh", says="bash, zsh and fish, got 'tcsh'")
+        self.fails(2, "completion", "bash", "zsh", says="got 2")
+        self.fails(2, "bench", "gemm", "--bogus", says="inkling bench gemm --help")
+        self.fails(2, "inspect", SAMPLE, SAMPLE, says="expected one of MODEL and --model PATH, got 2")
         self.fails(7, "bench", "-p", 257, says="256 positions, got 257")
+
+    def test_options_that_would_have_no_effect(self):
+        texts = self.file("t.jsonl", '{"text":"ROMEO:"}')
+        self.fails(2, "eval", "--score", texts, "--stride", 4, says="--stride: expected --perplexity beside it")
+        self.fails(2, "bench", "--ceiling", "--output", "json", says="--ceiling: expected --output md or csv beside it, got json")
+        self.fails(2, "bench", "--tokenizer", SAMPLE, says="--tokenizer: not an option here")
+        self.fails(2, "doctor", "--attn-order", "math", says="--attn-order: expected --attn SHAPE beside it")
+
+    def test_texts_to_score(self):
+        self.fails(7, "eval", "--perplexity", self.file("short.txt", "a"), says="short.txt: perplexity: expected at least 2 tokens, got 1")
+        self.fails(7, "eval", "--perplexity", self.file("bad.txt", b"abc\xff"), says="bad.txt: ")
+        self.fails(7, "tokenize", "-f", self.file("bad.txt", b"abc\xff"), says="bad.txt: ")
+        self.fails(2, "eval", "--perplexity", self.file("text.txt", "ROMEO:"), "--stride", 257, says="--stride: expected at most the window's 256 tokens, got 257")
 
     def test_devices_and_memory(self):
         self.fails(6, "generate", "-p", "x", "--device", "cuda:99", says="cuda was asked for, but")
@@ -255,9 +271,19 @@ class Others(Folder):
         count = lambda *more: len(json.loads(run(*base, *more).stdout)[0]["ids"])
         self.assertEqual((count(), count("--preset", "llama"), count("-n", 6)), (4, 128, 6))
 
+    def test_config_sections_of_commands_below_commands(self):
+        config = self.file("inkling.toml", "threads = 2\n[bench.gemm]\nthreads = 1\n")
+        gemm = ["bench", "gemm", "--shapes", "8x8", "--rows", 1, "--formats", "f32", "-r", 1, "--output", "json", "--config"]
+        self.assertEqual(json.loads(run(*gemm, config).stdout)[0]["threads"], 1)
+        bench = json.loads(run("bench", "-p", 4, "-n", 0, "-r", 1, "--output", "json", "--config", config).stdout)
+        self.assertEqual(bench[0]["threads"], 2)
+        self.fails(2, *gemm, self.file("c.toml", "[gemm]\nthreads = 1\n"), says="[gemm] threads: expected")
+
     def test_bench_gemm_prints_json(self):
         rows = json.loads(run("bench", "gemm", "--shapes", "64x48,48x64", "--rows", "1,3", "--formats", "f32,int8", "-r", 1, "--output", "json").stdout)
         self.assertEqual([(r["k"], r["m"], r["format"]) for r in rows[:4]], [(64, 1, "f32"), (64, 3, "f32"), (64, 1, "int8"), (64, 3, "int8")])
+        self.assertEqual(set(rows[0]), {"k", "n", "m", "format", "threads", "isa", "us", "gflop_per_s", "gb_per_s"})
+        self.assertLessEqual(rows[0]["us"]["min"], rows[0]["us"]["median"])
 
     def test_bench_prints_the_promised_json(self):
         rows = json.loads(run("bench", "-p", 16, "-n", 4, "-b", "1,2", "-r", 2, "--output", "json").stdout)
@@ -296,16 +322,41 @@ class Others(Folder):
         self.assertEqual((done.returncode, done.stdout), (8, ""))
         self.assertIn("/nonexistent/trace.json", done.stderr)
 
+    def commands(self, *above):
+        """Every command, read off the help of those above it."""
+        lines = run(*above, "--help").stdout.splitlines()
+        yield above, lines
+        if "Commands:" in lines:
+            for line in lines[lines.index("Commands:") + 1:]:
+                if not line.startswith("  "):
+                    break
+                yield from self.commands(*above, line.split()[0])
+
     def test_help_fits_a_screen(self):
-        for command in ([], ["generate"], ["tokenize"], ["detokenize"], ["inspect"], ["eval"], ["bench"], ["bench", "gemm"], ["doctor"], ["completion"], ["tokenizer", "train"], ["train"], ["bench", "train"]):
-            lines = run(*command, "--help").stdout.splitlines()
+        commands = dict(self.commands())
+        self.assertLessEqual({(), ("generate",), ("bench", "sdpa"), ("tokenizer", "train")}, set(commands))
+        for command, lines in commands.items():
             self.assertLessEqual(len(lines), 50, command)
             self.assertLessEqual(max(map(len, lines)), 100, command)
+            self.assertEqual([line for line in lines if line.endswith(" ")], [], command)
 
-    def test_completion_is_a_script(self):
+    def test_completion_in_bash(self):
         script = run("completion", "bash").stdout
-        self.assertEqual(subprocess.run(["bash", "-n"], input=script, text=True).returncode, 0)
-        self.assertIn("--max-tokens", script)
+        def complete(*words):
+            ask = f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}; _inkling; echo ${{COMPREPLY[*]}}"
+            done = subprocess.run(["bash"], input=script + ask, text=True, capture_output=True)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            return done.stdout.split()
+        self.assertEqual(complete("inkling", "gen"), ["generate"])
+        self.assertEqual(complete("inkling", "generate", "--max-"), ["--max-tokens", "--max-new-tokens", "--max-memory"])
+        self.assertEqual(complete("inkling", "bench", "ge"), ["gemm"])
+        self.assertEqual(complete("inkling", "bench", "gemm", "-t", "1", "--sh"), ["--shapes"])
+        self.assertEqual(complete("inkling", "completion", "f"), ["fish"])
+
+    def test_completion_for_other_shells(self):
+        self.assertTrue(run("completion", "zsh").stdout.startswith("autoload -U +X bashcompinit"))
+        self.assertIn("complete -c inkling -n '__fish_seen_subcommand_from generate' -l max-tokens -r -d 'new tokens at most [128]'",
+                      run("completion", "fish").stdout)
 
 
 class Readme(Folder):
