@@ -1,8 +1,7 @@
 /* A whole llama.cpp process for the start and memory rows: load, encode, one greedy token, leave.
  *
  *     first_token_llama MODEL.gguf THREADS PROMPT            prints the token's text
- *     first_token_llama MODEL.gguf THREADS "" 512 128        prefills 512 tokens and decodes 128, for its
- * peak memory
+ *     first_token_llama MODEL.gguf THREADS "" 512 128        prefills 512, decodes 128: for its peak memory
  *
  * In C against the same libllama that the benchmark loads, so that no interpreter is in the figure. The
  * context is the model's own 1024 positions, flash attention is on, nothing is warmed up and nothing is freed

@@ -7,7 +7,6 @@ import peer_rows
 from peer_rows import FAMILIES, Row
 
 
-
 def clean_values(report: dict) -> dict:
     """{row: {engine: {round: value}}} of the undisturbed measurements."""
     values: dict = defaultdict(lambda: defaultdict(dict))

@@ -1,6 +1,6 @@
 """One engine in one process: loads a model, then answers JSON commands on stdin with JSON lines on stdout.
 
-    python peer_worker.py ENGINE MODELS THREADS            stays alive; ENGINE as in peer_rows.ENGINES
+    python peer_worker.py ENGINE MODELS THREADS            stays alive; ENGINE as in peer_rows.PEERS
     python peer_worker.py ENGINE MODELS THREADS --once     encodes a prompt, prints one greedy token, leaves
 
 Commands: {"op": "prefill", "n": 512, "reps": 3}, {"op": "decode", "n": 128, "batch": 8, "reps": 1},

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Inkling side by side with llama.cpp, CTranslate2 and PyTorch on one random GPT-2 124M. README.md has the method.
 
-    python tests/bench/peers.py --work FOLDER --tokenizer FOLDER --inkling build/apps/inkling
+    python tests/bench/peers.py --work FOLDER --tokenizer FOLDER --inkling build/release/bin/inkling
 
 Writes FOLDER/peers.json (every measurement) and FOLDER/peers.md (the table).
 """
