@@ -54,6 +54,26 @@ TEST_CASE("the same seed gives the same tokens whatever the batch, the chunks an
   CHECK(alone[0].ids != alone[1].ids);
 }
 
+TEST_CASE("a text that is cut anywhere goes on with the same seed as if it had not been") {
+  const World world;
+  ExecContext context({.threads = 1});
+  const Model model = Model::load(world.folder.path(), context).value();
+  Generator generator(model, context);
+  const auto run = [&](const Ids& prompt, std::int64_t tokens) {
+    Answer answer;
+    generator.submit(request(prompt, tokens, 31, answer));
+    while (generator.step()) {
+    }
+    return answer.ids;
+  };
+  const Ids prompt{4, 9, 2};
+  Ids whole = prompt;
+  for (const std::int32_t id : run(prompt, 12)) whole.push_back(id);
+  for (const std::ptrdiff_t cut : {4, 9, 14}) {
+    CHECK(run(Ids(whole.begin(), whole.begin() + cut), 15 - cut) == Ids(whole.begin() + cut, whole.end()));
+  }
+}
+
 TEST_CASE("samples of one prompt share it, differ from each other, and repeat by seed") {
   const World world;
   ExecContext context({.threads = 2});

@@ -128,8 +128,6 @@ TEST_CASE("draws follow the oracle's distribution under every cut and mix of cut
 }
 
 TEST_CASE("what is cut is what the oracle cuts, over whole vocabularies") {
-  // With weights that differ, each token that the oracle keeps or cuts at the edge is told by the extremes of
-  // the draw: the walk is by id, so that the largest id ever drawn is the last one kept.
   Random random(12);
   for (int round = 0; round < 30; ++round) {
     CAPTURE(round);
@@ -152,6 +150,35 @@ TEST_CASE("what is cut is what the oracle cuts, over whole vocabularies") {
     }
     for (const auto& [id, p] : expected) missed += seen.count(id) == 0 && p > 0.01 ? p : 0.0;
     CHECK(missed == 0.0);  // 3000 draws miss one of 1 % once in 10^13
+  }
+}
+
+TEST_CASE("each cut falls between the same two tokens as the oracle's") {
+  // All about as likely, so that every token kept is drawn: the least likely some 25 times.
+  Random random(14);
+  Logits logits(600);
+  for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i) / 600.0f;
+  for (std::size_t i = logits.size(); i > 1; --i) {
+    std::swap(logits[i - 1],
+              logits[static_cast<std::size_t>(random.range(0, static_cast<std::int64_t>(i) - 1))]);
+  }
+  for (const double share : {0.07, 0.3, 0.52, 0.81}) {
+    std::vector<GenerationConfig> configs(5, plain());
+    configs[0].top_p = share;
+    configs[1].typical_p = share;
+    configs[2].min_p = 0.35 + share / 2;
+    configs[3].top_k = static_cast<std::int64_t>(600 * share);
+    configs[4].top_k = 400, configs[4].top_p = share, configs[4].min_p = 0.6;
+    for (std::size_t c = 0; c < configs.size(); ++c) {
+      CAPTURE(share);
+      CAPTURE(c);
+      const auto expected = oracle(logits, configs[c]);
+      double least = 1.0;
+      for (const auto& [id, p] : expected) least = std::min(least, p);
+      const auto seen = draws(logits, configs[c], static_cast<int>(25.0 / least));
+      CHECK(std::ranges::equal(
+          seen, expected, {}, [](const auto& e) { return e.first; }, [](const auto& e) { return e.first; }));
+    }
   }
 }
 

@@ -115,6 +115,15 @@ TEST_CASE("sentencepiece: a tiny model; the rule A → a; bad UTF-8 is Code::inp
   CHECK(huge.error().code() == Code::input);
 }
 
+TEST_CASE("sentencepiece: long texts are not cut where a piece begins a word") {
+  const Tokenizer tokenizer = Tokenizer::from_sentencepiece(TinyModel().str(), "tiny.model").value();
+  // Between "b" and "a" no piece reaches over, but after a cut "ab" would be the piece of a new word.
+  constexpr int kTimes = 20'000;
+  Ids expected(kTimes, 6);
+  expected[0] = 7;
+  CHECK(bool(tokenizer.encode(repeat("ab", kTimes)).value() == expected));
+}
+
 TEST_CASE("sentencepiece: no text encodes to a byte or control token by its name") {
   TinyModel words = with_bytes();
   words.trainer = Wire().varint(3, 3).varint(35, 1);

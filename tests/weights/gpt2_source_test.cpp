@@ -100,6 +100,21 @@ TEST_CASE("a square MLP follows the layout of the attention") {
   }
 }
 
+TEST_CASE("a vocabulary is padded by 1024 rows at most") {
+  for (const std::int64_t rows : {kMaxVocabPadding, kMaxVocabPadding + 1}) {
+    Style style;
+    style.padding = rows;
+    TempDir dir;
+    save_model(dir, TinyModel(style), tiny_config());
+    if (rows == kMaxVocabPadding) {
+      CHECK(open_good(dir.path()).tensors().vocab_rows == 7 + 1024);
+    } else {
+      CHECK(open_bad(dir.path()).message().find("wte.weight: expected [7, 4], got [1032, 4]") !=
+            std::string::npos);
+    }
+  }
+}
+
 TEST_CASE("each tensor may have its own dtype") {
   TempDir dir;
   TinyModel model;
