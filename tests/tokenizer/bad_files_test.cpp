@@ -3,6 +3,7 @@
 
 #include "tests/tokenizer/fixtures.h"
 #include "tests/tokenizer/generated_text.h"
+#include "tests/weights/allocation_meter.h"
 
 using namespace inkling;
 using namespace inkling::test;
@@ -11,10 +12,15 @@ namespace {
 
 using Loader = std::function<Result<Tokenizer>(const std::string&)>;
 
-/// 1 when refused properly, `field` named; with `may_load`, also when it loads and works.
+/// 1 when refused properly, `field` named, in bounded memory; with `may_load`, also when it loads and works.
 int refused(const Loader& load, const std::string& content, bool may_load = false,
             std::string_view field = "") {
-  const auto tokenizer = load(content);
+  const auto [tokenizer, peak] = [&] {
+    const AllocationMeter meter;
+    auto loaded = load(content);
+    return std::pair(std::move(loaded), meter.peak_bytes());
+  }();
+  CHECK(peak < (std::size_t{1} << 20) + 100 * content.size());
   if (tokenizer) {
     const auto ids = tokenizer->encode("ab hello <|endoftext|>");
     if (ids) (void)tokenizer->decode(*ids).value();
@@ -222,6 +228,12 @@ TEST_CASE("bad files: ids that are huge, negative, twice, with holes; unusable t
         "{\"stoi\": {\"a\": 1}}", "{\"stoi\": {\"a\": 0, \"b\": 0}}", "{\"stoi\": {\"a\": 0, \"a\": 0}}",
         "{\"stoi\": {\"a\": 0}, \"itos\": {}}", "{\"stoi\": {\"a\": 0}, \"itos\": {\"0\": \"b\"}}"}) {
     refused(kCharacters, text);
+  }
+  for (const char* most :
+       {"[],", "0,", "\"\",", "{},", "[[[[[[]]]]]],"}) {  // as much tree as a byte can ask for
+    std::string items;
+    while (items.size() < 300'000) items += most;
+    refused(kTokenizerJson, "{\"model\": [" + items + "0]}", false, "pre_tokenizer");
   }
   refused(kTokenizerJson, std::string(100000, '['));
   refused(kTokenizerJson, std::string(100000, '{'));
