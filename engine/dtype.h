@@ -84,8 +84,8 @@ struct f16 {
       bits = static_cast<std::uint16_t>(sign | 0x7e00u);
     } else if (mag >= 0x477ff000u) {  // 65520 and above round to infinity
       bits = static_cast<std::uint16_t>(sign | 0x7c00u);
-    } else if (mag <
-               0x38800000u) {  // below 2^-14: a subnormal of step 2^-24; adding 0.5f rounds at that step
+    } else if (mag < 0x38800000u) {
+      // Below 2^-14: a subnormal of step 2^-24; adding 0.5f rounds at that step.
       const float shifted = std::bit_cast<float>(mag) + 0.5f;
       bits = static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u));
     } else {

@@ -22,11 +22,10 @@ class Profiler;
 struct ExecOptions {
   Device device = Device::cpu;  ///< automatic: cuda where it can run, else cpu, with the reason logged
   int ordinal = 0;              ///< which GPU
-  int threads = 0;              ///< 0: INKLING's choice, the CPUs this process may run on
+  int threads = 0;              ///< the caller's included; 0: the CPUs that this process may run on
   std::optional<Isa> isa;       ///< unset: environment INKLING_CPU_ISA, else the best
   Log log;
-  Profiler* profiler = nullptr;  ///< records every op; not owned, outlives the context; null: nothing is
-                                 ///< recorded
+  Profiler* profiler = nullptr;  ///< records every op; outlives the context; null: nothing is recorded
 };
 
 class ExecContext {

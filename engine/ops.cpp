@@ -23,6 +23,15 @@ std::int64_t rows_of(const TensorView& x, std::span<const std::int32_t> rows) {
   return rows.empty() ? x.shape[0] : static_cast<std::int64_t>(rows.size());
 }
 
+/// Kernels read a packed matrix by the layout of their own family. `what`: "op: argument".
+void check_packed(const ExecContext& context, const PackedMatrix& w, const char* what) {
+  require(w.device == context.device() && w.isa == context.isa(), Code::usage, [&] {
+    return std::string(what) + ": expected the layout of " + std::string(device_name(context.device())) +
+           ' ' + std::string(isa_name(context.isa())) + ", got that of " +
+           std::string(device_name(w.device)) + ' ' + std::string(isa_name(w.isa));
+  });
+}
+
 /// (K, N) of what x is multiplied with, and its bytes.
 struct Right {
   std::int64_t k, n;
@@ -34,10 +43,7 @@ Right check_right(const ExecContext& context, const LinearArgs& args) {
   if (const PackedMatrix* w = args.weight; w != nullptr) {
     check(args.matrix.data == nullptr, "linear: matrix: expected nothing beside weight",
           [&] { return args.matrix.shape_string(); });
-    check(w->device == context.device(), "linear: weight: expected the memory of this context's device",
-          [&] { return std::string(device_name(w->device)); });
-    check(w->isa == context.isa(), "linear: weight: expected the layout of this context's kernels",
-          [&] { return std::string(isa_name(w->isa)); });
+    check_packed(context, *w, "linear: weight");
     return {w->k, w->n, w->format, static_cast<double>(w->bytes)};
   }
   const TensorView& w = args.matrix;
@@ -79,7 +85,9 @@ void linear(ExecContext& context, const LinearArgs& args) {
 
 void embed(ExecContext& context, const EmbedArgs& args) {
   const bool packed = args.token_table != nullptr;
-  if (!packed) {
+  if (packed) {
+    check_packed(context, *args.token_table, "embed: token_table");
+  } else {
     check(args.token_rows.data != nullptr, "embed: token_table: expected a packed matrix",
           [] { return "null"; });
     check_rows(args.token_rows, "embed: token_rows");
@@ -168,6 +176,7 @@ std::size_t packed_nbytes(const ExecContext& context, std::int64_t k, std::int64
 void unpack_column(const ExecContext& context, const PackedMatrix& matrix, std::int64_t n, float* out) {
   check(n >= 0 && n < matrix.n, "unpack_column: n: expected a column of the matrix",
         [&] { return std::to_string(n); });
+  check_packed(context, matrix, "unpack_column: matrix");
   context.backend().unpack_column(matrix, n, out);
 }
 

@@ -4,8 +4,8 @@
 // arguments once (Error{usage}: op, argument, expected, got) and makes one virtual call to the Backend of the
 // context. All that an op is given lies in the Backend's memory, lists of indices included; those of a device
 // are not looked at, and what is out of range there is undefined. Activations are f32, rows contiguous
-// ("row-major, any row stride"); x, out and
-// pre_activation of linear(), and out of layer_norm(), may have the Backend's activation_dtype() instead.
+// ("row-major, any row stride"); x, out and pre_activation of linear(), and out of layer_norm(), may have the
+// Backend's activation_dtype() instead.
 // Every output row is reduced in one fixed order that depends on neither the number of rows, nor the threads,
 // nor the chunking: bits are equal alone and in any batch. Ops of one context must not run concurrently.
 // Gradients: training_ops.h.
@@ -30,7 +30,8 @@ struct LayerNorm {
   float epsilon = 1e-5f;
 };
 
-/// out = residual + act(norm(x[rows]) · w + bias). Fused: what is null or none costs nothing.
+/// out = residual + act(norm(x[rows]) · w + bias). Fused: what is null or none costs nothing. What is written
+/// overlaps nothing that is read, but for out and residual.
 struct LinearArgs {
   TensorView x;                          ///< (M', K) f32
   std::span<const std::int32_t> rows;    ///< the M rows of x to take, in order; empty: all of them
@@ -41,8 +42,9 @@ struct LinearArgs {
   TensorView residual;          ///< (M, N) f32 or empty; may be `out` itself
   TensorView out;               ///< (M, N) f32
   TensorView pre_activation{};  ///< (M, N) f32, written: what the activation is applied to; or empty
-  TensorView matrix{};  ///< (K, N) f32, any strides, in the place of `weight`: packed on the way, block by
-                        ///< block, for weights that change from step to step and rows enough to pay for it
+  /// (K, N) f32, any strides, in the place of `weight`: packed on the way, block by block, for weights that
+  /// change from step to step and rows enough to pay for it.
+  TensorView matrix{};
   WeightFormat matrix_format = WeightFormat::f32;  ///< f32 or bf16: what it is packed to
 };
 void linear(ExecContext& context, const LinearArgs& args);
@@ -69,7 +71,7 @@ void layer_norm(ExecContext& context, const NormArgs& args);
 
 /// In place over each row: x = e^(x − max) / Σ. A row of −inf alone gives zeros.
 void softmax(ExecContext& context, TensorView x);
-/// In place: log of the softmax of each row.
+/// In place: log of the softmax of each row. A row of −inf alone gives NaN.
 void log_softmax(ExecContext& context, TensorView x);
 /// In place: x = activation(x).
 void activate(ExecContext& context, TensorView x, Activation activation);

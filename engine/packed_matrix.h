@@ -5,9 +5,9 @@
 //   f32, f16, bf16   [K][panel]
 //   bf16 on avx512_bf16   [K/2][panel][2]
 //   int8   per group of 128 k: scales f16 [panel], then bytes [len/4][panel][4], value = scale × (byte − 128)
-//   int4   per group of 64 k: scales f16 [panel], minima f16 [panel], then nibbles [len/8][panel][4]: byte b
-//   of a
-//          column holds k = b in its low and k = b + 4 in its high half, value = scale × nibble + minimum
+//   int4   per group of 64 k: scales f16 [panel], minima f16 [panel], then nibbles [len/8][panel][4]:
+//          byte b of a column holds k = b in its low and k = b + 4 in its high half,
+//          value = scale × nibble + minimum
 // Integer formats multiply with activations quantised per row and group to signed bytes; sums are exact
 // integers within a group and f32 across groups, in order.
 // On a GPU: float formats only, a "panel" is one column, K rounded up to 64 bytes, zeros beyond.

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <limits>
 #include <new>
 
@@ -28,7 +29,9 @@ TensorView::TensorView(void* memory, DType type, std::span<const std::int64_t> e
             [&] { return "tensor: shape: expected no negative extent, got " + std::to_string(extents[i]); });
     shape[i] = extents[i];
     stride[i] = step;
-    step *= extents[i];
+    // Extents of 0 count as 1: strides are products too.
+    require(!__builtin_mul_overflow(step, std::max<std::int64_t>(extents[i], 1), &step), Code::usage,
+            [] { return std::string("tensor: shape: expected fewer than 2^63 elements, got more"); });
   }
 }
 

@@ -28,7 +28,8 @@ struct TensorView {
   std::array<std::int64_t, kMaxRank> stride{};
 
   TensorView() = default;
-  /// A contiguous view. Throws Error{usage} when the rank is above 4 or an extent is negative.
+  /// A contiguous view. Throws Error{usage} when the rank is above 4, an extent is negative, or the product
+  /// of the others than 0 passes 2^63.
   TensorView(void* memory, DType type, std::span<const std::int64_t> extents);
   TensorView(void* memory, DType type, std::initializer_list<std::int64_t> extents)
       : TensorView(memory, type, std::span(extents.begin(), extents.size())) {}

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/cpu/reference.h"
@@ -216,6 +217,27 @@ TEST_CASE("linear says what is wrong with its arguments") {
       linear(context, {view(x, 4, 2), {}, {}, &packed, nullptr, Activation::none, {}, view(out, 2, 3)}),
       Error);
   CHECK_THROWS_AS((void)pack(context, {w.data(), DType::i32, 4, 3, 3, 1}, WeightFormat::f32), Error);
+}
+
+TEST_CASE("a matrix packed for other kernels is refused by every op that reads it") {
+  if (supported_isas().size() < 2) {
+    MESSAGE("SKIPPED: this machine has one instruction set");
+    return;
+  }
+  ExecContext here({.threads = 1, .isa = supported_isas()[0]}),
+      there({.threads = 1, .isa = supported_isas()[1]});
+  std::vector<float> w(12), x(4), out(4), positions(4);
+  const PackedMatrix packed = pack(there, {w.data(), DType::f32, 4, 3, 3, 1}, WeightFormat::f32);
+  const std::string got = ": expected the layout of cpu " + std::string(isa_name(here.isa())) +
+                          ", got that of cpu " + std::string(isa_name(there.isa()));
+  CHECK_THROWS_WITH_AS(
+      linear(here, {view(x, 1, 4), {}, {}, &packed, nullptr, Activation::none, {}, view(out, 1, 3)}),
+      ("linear: weight" + got).c_str(), Error);
+  const std::int32_t zero[] = {0};
+  CHECK_THROWS_WITH_AS(embed(here, {zero, zero, &packed, {}, view(positions, 1, 4), view(out, 1, 4)}),
+                       ("embed: token_table" + got).c_str(), Error);
+  CHECK_THROWS_WITH_AS(unpack_column(here, packed, 0, out.data()), ("unpack_column: matrix" + got).c_str(),
+                       Error);
 }
 
 TEST_CASE("a matrix packed on the way gives the bits of one packed before, in either orientation") {

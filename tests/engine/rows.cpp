@@ -86,6 +86,14 @@ TEST_CASE("softmax and log_softmax equal the oracle; −inf and ±1e4 do no harm
       CHECK(dead[i] == 0.0f);
       CHECK(one[i] == (i == 7 ? 1.0f : 0.0f));
     }
+    std::vector<float> logarithms(20, -inf), mixed(20, -inf);
+    mixed[7] = 3.0f;
+    log_softmax(context, view(logarithms, 1, 20));
+    log_softmax(context, view(mixed, 1, 20));
+    for (std::size_t i = 0; i < 20; ++i) {
+      CHECK(std::isnan(logarithms[i]));
+      CHECK(mixed[i] == (i == 7 ? 0.0f : -inf));
+    }
   }
 }
 

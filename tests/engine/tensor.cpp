@@ -68,6 +68,10 @@ TEST_CASE("sizes that overflow are refused, zero extents are legal") {
   CHECK_THROWS_AS((void)checked_nbytes(huge, DType::f32), Error);
   const std::int64_t empty[] = {0, std::int64_t{1} << 62};
   CHECK(checked_nbytes(empty, DType::f64) == 0);
+  CHECK(TensorView(nullptr, DType::f64, empty).numel() == 0);
+  CHECK_THROWS_AS(TensorView(nullptr, DType::f32, huge), Error);
+  const std::int64_t beside[] = {0, std::int64_t{1} << 62, 4};  // whose strides are products, too
+  CHECK_THROWS_AS(TensorView(nullptr, DType::f32, beside), Error);
 }
 
 TEST_CASE("buffers are aligned, move, and refuse what cannot be had") {
