@@ -3,9 +3,13 @@
     python3 tests/apps/cli_test.py INKLING SOURCE_DIR [TestCase.test_name ...]
 """
 
+import csv
+import hashlib
 import json
+import math
 import os
 import pathlib
+import pty
 import shlex
 import signal
 import subprocess
@@ -14,7 +18,7 @@ import tempfile
 import time
 import unittest
 
-from program import INKLING, SOURCE, SAMPLE, PATIENCE, GOLDEN, run, Folder
+from program import INKLING, SOURCE, SAMPLE, PATIENCE, GOLDEN, command, environment, run, Folder
 
 
 class Generate(Folder):
@@ -31,11 +35,15 @@ class Generate(Folder):
         expected = run("generate", "-p", "ROMEO:", *args).stdout
         self.assertEqual(run("generate", "-f", self.file("p", "ROMEO:"), *args).stdout, expected)
         self.assertEqual(run("generate", "-p", "-", *args, stdin="ROMEO:").stdout, expected)
+        self.assertEqual(run("generate", "-", *args, stdin="ROMEO:").stdout, expected)
 
     def test_the_seed_reported_reproduces_the_text(self):
         first = run("generate", "-p", "JULIET:", "-n", 30)
         seed = first.stderr.split("seed ")[1].split(",")[0]
         self.assertEqual(run("generate", "-p", "JULIET:", "-n", 30, "-s", seed).stdout, first.stdout)
+        quiet = run("generate", "-p", "JULIET:", "-n", 30, "-q")  # nobody knows this one either
+        seed = quiet.stderr.removeprefix("inkling: seed ").strip()
+        self.assertEqual(run("generate", "-p", "JULIET:", "-n", 30, "-s", seed).stdout, quiet.stdout)
 
     def test_jsonl_has_the_promised_fields_in_input_order(self):
         prompts = self.file("p.jsonl", '{"id":"b","prompt":"ROMEO:","max_tokens":5,"seed":3}\n\n{"id":7,"ids":[812,2007]}\n')
@@ -85,6 +93,13 @@ class Generate(Folder):
                               "--top-p", "1"], capture_output=True, check=True).stdout
         out.decode("utf-8")
 
+    def test_raw_bytes_are_the_tokens_bytes(self):
+        first = run("tokenize", "--ids", "\u4f60").stdout.split()[-3]  # of the three bytes of a character
+        args = ["generate", "-p", "a", "-n", 2, "-q", "--no-display-prompt", "--temperature", 0, "-l", first + "+10000"]
+        raw, text = run(*args, "--raw-bytes", text=False).stdout, run(*args, text=False).stdout
+        self.assertEqual(raw, b"\xe4" * 2)
+        self.assertEqual(text.decode(), "\ufffd" * 2 + "\n")
+        self.fails(2, *args, "--raw-bytes", "--output", "json", says="--raw-bytes: expected --output text")
 
     def test_odd_prompts_and_lengths(self):
         row = json.loads(run("generate", "-p", "", "-n", 3, "-s", 1, "--output", "json").stdout)[0]
@@ -152,6 +167,27 @@ class Signals(Folder):
             result = subprocess.run([INKLING, "generate", "-p", "ROMEO:", "-n", "5"], stdout=full, stderr=subprocess.PIPE, text=True)
         self.assertEqual(result.returncode, 8)
         self.assertIn("standard output: No space left on device", result.stderr)
+
+
+class Terminal(Folder):
+    def error(self, *more, env=None):
+        """What a terminal on standard error is shown of a missing file."""
+        keyboard, terminal = pty.openpty()
+        done = subprocess.run(command(["generate", "-f", "/nonexistent", *more]), stdout=subprocess.PIPE, stderr=terminal, env=environment(env))
+        os.close(terminal)
+        said = os.read(keyboard, 4096).decode()
+        os.close(keyboard)
+        self.assertEqual((done.returncode, done.stdout), (3, b""))
+        return said
+
+    def test_colour_is_for_terminals_that_want_it(self):
+        red = "\x1b[1;31merror:\x1b[0m"
+        self.assertIn(red, self.error(env={"NO_COLOR": ""}))
+        self.assertNotIn("\x1b", self.error(env={"NO_COLOR": "1"}))
+        self.assertNotIn("\x1b", self.error("--color", "off", env={"NO_COLOR": ""}))
+        self.assertIn(red, self.error("--color", "on", env={"NO_COLOR": "1"}))
+        self.assertIn(red, run("generate", "-f", "/nonexistent", "--color", "on").stderr)
+        self.assertNotIn("\x1b", run("generate", "-f", "/nonexistent", env={"NO_COLOR": ""}).stderr)
 
 
 class BadInput(Folder):
@@ -293,6 +329,37 @@ class Others(Folder):
         deep = json.loads(run("bench", "-p", 0, "-n", 4, "-d", 16, "-r", 1, "--output", "json").stdout)
         self.assertEqual([r["test"] for r in deep], ["tg4 @ d16"])
         self.fails(7, "bench", "-p", 0, "-n", 4, "-d", 254, says="got 4 after 254")
+
+    def test_bench_prints_tables(self):
+        args = ["bench", "-p", 8, "-n", 2, "-r", 1, "--ceiling", "--output"]
+        header, *rows = csv.reader(run(*args, "csv").stdout.splitlines())
+        self.assertEqual((header[5], header[-1], [row[5] for row in rows]), ("test", "of ceiling", ["pp8", "tg2"]))
+        for row in rows:
+            self.assertGreater(float(row[7]), 0)
+            self.assertRegex(row[-1], r"^(\d+%)?$")
+        table = run(*args, "md").stdout.splitlines()
+        self.assertEqual({line.count("|") for line in table}, {len(header) + 1})
+
+    def test_perplexity_of_a_text(self):
+        text = self.file("text.txt", "ROMEO:\nBut soft, what light through yonder window breaks?\n" * 30)
+        args = ["eval", "--perplexity", text, "--stride", 64]
+        row = json.loads(run(*args, "--output", "json").stdout)
+        self.assertEqual(list(row), ["perplexity", "nll", "tokens", "window", "stride"])
+        self.assertEqual((row["window"], row["stride"]), (256, 64))
+        self.assertAlmostEqual(math.exp(row["nll"]), row["perplexity"], delta=1e-6 * row["perplexity"])
+        self.assertEqual(run(*args).stdout, "".join(f"{name} {value}\n" for name, value in row.items()))
+        self.assertEqual(run(*args, "--batch", 1, "--prefill-chunk", 7, "-t", 1).stdout, run(*args).stdout)
+
+    def test_weights_are_verified_by_hash_and_manifest(self):
+        weights = (SAMPLE / "model.safetensors").read_bytes()
+        digest = hashlib.sha256(weights).hexdigest()
+        facts = json.loads(run("inspect", "--tensors", "--output", "json").stdout)
+        self.assertEqual(facts["files"]["model.safetensors"], "sha256:" + digest)
+        header = json.loads(weights[8:8 + int.from_bytes(weights[:8], "little")])
+        self.assertEqual(set(facts["tensors"]), set(header) - {"__metadata__"})
+        for good in ("sha256:" + digest, self.file("good", digest + "  model.safetensors\n")):
+            self.assertEqual(run("generate", "-p", "x", "-n", 1, "--verify", good).returncode, 0)
+        self.fails(4, "generate", "-p", "x", "--verify", self.file("bad", "0" * 64 + "  model.safetensors\n"), says="model.safetensors")
 
     def test_inspect_and_doctor_explain(self):
         explained = run("inspect", "--explain").stdout
