@@ -30,7 +30,10 @@ if [ -z "$binaries" ]; then
 fi
 binaries=$(cd "$binaries" && pwd)
 mkdir -p "$out"
-export LD_LIBRARY_PATH=$binaries/lib:${LD_LIBRARY_PATH:-}
+# cuBLASLt, for the products of training: the system's, or else the one that PyTorch brings.
+torch_libraries=$(python3 -c 'import pathlib, torch
+print(":".join(map(str, pathlib.Path(torch.__file__).parents[1].glob("nvidia/*/lib"))))' 2>/dev/null || true)
+export LD_LIBRARY_PATH=$binaries/lib:${LD_LIBRARY_PATH:-}:$torch_libraries
 
 stage "tests"
 "$binaries/inkling" doctor >&2
