@@ -15,17 +15,19 @@ class ExecContext;
 /// A packed step of B sequences with N new tokens in total, of which ΣTq are queries.
 struct CachedAttentionArgs {
   int layer = 0;
-  TensorView q;  ///< (N, H, D) f32 (on a GPU the dtype of the cache, so k, v and out), a row per new token of
-                 ///< which only the queries are read; or (ΣTq, H, D), only those
-  TensorView k;  ///< (N, Hkv, D) f32
-  TensorView v;  ///< (N, Hkv, D) f32. q, k, v: any row and head stride, the D elements side by side
-  std::span<const std::int32_t>
-      cu_new;  ///< (B+1) sequence b's new tokens are rows cu_new[b] … cu_new[b+1] of k, v
-  std::span<const std::int32_t>
-      cu_q;  ///< (B+1) its queries, the last of its new tokens, are rows cu_q[b] … of out
-  std::span<KvSequence* const> sequences;  ///< (B), all different, one pool, room() ≥ their new tokens
+  // q, k, v and out are f32, on a GPU in the dtype of the cache; any row and head stride, the D elements of a
+  // head side by side.
+  TensorView q;  ///< (N, H, D), of which the rows of queries are read; or (ΣTq, H, D), those alone
+  TensorView k;  ///< (N, Hkv, D)
+  TensorView v;  ///< (N, Hkv, D)
+  /// (B+1) Sequence b's new tokens are rows cu_new[b] … cu_new[b+1] of k, v.
+  std::span<const std::int32_t> cu_new;
+  /// (B+1) Its queries, the last of its new tokens, are rows cu_q[b] … cu_q[b+1] of out.
+  std::span<const std::int32_t> cu_q;
+  /// (B) All different, of one pool, room() ≥ their new tokens.
+  std::span<KvSequence* const> sequences;
   float scale = 1.0f;
-  TensorView out;  ///< (ΣTq, H·D) f32, any row stride; must not overlap q, k, v
+  TensorView out;  ///< (ΣTq, H·D), any row stride; must not overlap q, k, v
 };
 
 /// Writes the new keys and values behind length() of each sequence, then computes causal (lower-right)

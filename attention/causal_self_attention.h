@@ -1,7 +1,6 @@
 // CausalSelfAttention: the module of a GPT block, with gradients.
 //
-//   y = dropout(c_proj(sdpa(q, k, v))),   [q k v] = c_attn(x)            (Radford et al. 2019; nanoGPT's
-//   names)
+//   y = dropout(c_proj(sdpa(q, k, v))),   [q k v] = c_attn(x)        (Radford et al. 2019; nanoGPT's names)
 //
 // Input is packed: B sequences back to back, (N, C) and cu_seqlens; a dense batch is the equal-length case.
 // It stays causal in evaluation; a module that is not causal has MaskKind::none in its config. Activations

@@ -116,7 +116,10 @@ void KvSequence::release(std::size_t keep) noexcept {
 }
 
 void KvSequence::reserve(std::int64_t n) {
-  require(n >= 0, Code::usage, [&] { return "kv cache: reserve: expected n ≥ 0, got " + std::to_string(n); });
+  require(n >= 0 && n <= INT32_MAX - length_, Code::usage, [&] {
+    return "kv cache: reserve: expected 0 to " + std::to_string(INT32_MAX - length_) + " tokens, got " +
+           std::to_string(n);
+  });
   const auto held = static_cast<std::size_t>((length_ + kKvPageTokens - 1) / kKvPageTokens);
   const auto needed = static_cast<std::size_t>((length_ + n + kKvPageTokens - 1) / kKvPageTokens);
   // Room for 64 pages at once, so that the list itself rarely grows in a decode loop.

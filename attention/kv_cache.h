@@ -1,7 +1,6 @@
 // The paged key/value cache: KvPool owns pages of 64 tokens, KvSequence is one sequence's list of pages.
 //
-// A page holds 64 tokens of all layers. Within a page, each (layer, head) owns one contiguous run, K and then
-// V:
+// A page holds 64 tokens of all layers. Within it each (layer, head) owns one contiguous run, K and then V:
 //
 //   on the CPU  K [D][64]: 64 tokens side by side, the column panel of a weight, so that Q·Kᵀ needs no
 //               horizontal sums
@@ -63,9 +62,8 @@ class KvPool {
   const KvShape& shape() const noexcept { return shape_; }
   Device device() const noexcept { return memory_->device(); }   ///< whose memory the pages lie in
   std::size_t max_bytes() const noexcept { return max_bytes_; }  ///< 0: no limit
-  std::size_t allocated_bytes() const noexcept {
-    return allocated_;
-  }  ///< taken from the system, kept until the end
+  /// Taken from the system, kept until the end.
+  std::size_t allocated_bytes() const noexcept { return allocated_; }
   std::size_t used_bytes() const noexcept { return used_pages_ * page_stride_; }
   std::size_t used_pages() const noexcept { return used_pages_; }
   /// Bytes that `tokens` tokens of one sequence take.
@@ -114,8 +112,9 @@ class KvSequence {
   std::int64_t room() const noexcept { return writable_ - length_; }
   const KvPool& pool() const noexcept { return *pool_; }
 
-  /// Makes room for n more tokens; unshares the page they start in. Throws Error{out_of_memory} with the
-  /// figures and then changes nothing. Allocates nothing when freed pages are at hand.
+  /// Makes room for n more tokens, of at most 2³¹ − 1 in all; unshares the page they start in. Throws
+  /// Error{out_of_memory} with the figures and then changes nothing. Allocates nothing when freed pages are
+  /// at hand.
   void reserve(std::int64_t n);
   /// n tokens of the reserved room have been written. Throws Error{usage} when n > room().
   void advance(std::int64_t n);

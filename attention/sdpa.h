@@ -1,11 +1,12 @@
 // Scaled dot-product attention: the one contract of every backend.
 //
-//   out[i,h] = Σ_j P[i,j] v[j,h/G],   P = dropout(softmax_j(scale · q[i,h]·k[j,h/G] + mask[i,j])),   G = H /
-//   Hkv
+//   out[i,h] = Σ_j P[i,j] v[j,h/G],   P = dropout(softmax_j(scale · q[i,h]·k[j,h/G] + mask[i,j])),
+//   G = H/Hkv
 //
 // Input is packed: B sequences back to back, sequence b owning rows cu_q[b] … cu_q[b+1] of q and cu_k[b] … of
 // k and v; a dense batch is the equal-length case. Any strides, as long as the D elements of a head lie side
-// by side: views into the (N, 3C) output of a QKV projection are fine. Accumulation is f32.
+// by side: views into the (N, 3C) output of a QKV projection are fine. out and lse overlap no input.
+// Accumulation is f32 (math: f64).
 //
 // Bits: a query row's result depends on its own q, keys, values, mask, and on nothing else; neither the
 // batch, nor the number of queries, threads or chunks changes one bit within an ISA and backend; flash and
@@ -55,8 +56,9 @@ struct Mask {
   std::int64_t left = kUnlimited, right = kUnlimited;  ///< sliding_window, document: ≥ 0
   std::span<const std::int32_t> document_q;            ///< (N) document of each query row
   std::span<const std::int32_t> document_k;            ///< (S) document of each key row
-  TensorView bias;  ///< (B or 1, H or 1, ≥ Tq, ≥ Tk): f32 for additive_bias, boolean for boolean; extents 1
-                    ///< broadcast
+  /// (B, H, ≥ Tq, ≥ Tk) of the longest sequences: f32 for additive_bias, boolean for boolean. Extents of 1
+  /// broadcast; any strides.
+  TensorView bias;
 };
 
 /// Zeroes each weight with probability p and scales the others by 1/(1−p). Weight (b, h, i, j) is kept when
@@ -74,8 +76,9 @@ struct SdpaArgs {
   std::span<const KvSequence* const> cache;  ///< (B) keys and values 0 … length−1 of each sequence instead
   int layer = 0;                             ///< of the cache
   std::span<const std::int32_t> cu_q;        ///< (B+1), rising from 0 to N
-  std::span<const std::int32_t> cu_k;        ///< (B+1), rising from 0 to S. With a cache empty, or sequence b
-                                       ///< has cu_k[b+1] − cu_k[b] keys, those behind length() included
+  /// (B+1), rising from 0 to S. With a cache empty, or sequence b has cu_k[b+1] − cu_k[b] keys, those behind
+  /// length() included.
+  std::span<const std::int32_t> cu_k;
   std::optional<float> scale;  ///< unset: 1/√D
   Mask mask;                   ///< upper-left or lower-right must be chosen: there is no "is_causal"
   Dropout dropout;
@@ -99,8 +102,8 @@ std::optional<SdpaBackend> parse_sdpa_backend(std::string_view name) noexcept;
 /// Which backends may be taken, in order of preference.
 struct SdpaPolicy {
   std::vector<SdpaBackend> order = {SdpaBackend::decode, SdpaBackend::flash, SdpaBackend::math};
-  std::size_t memory_limit = std::size_t{64}
-                             << 20;  ///< most bytes that grow with Tq·Tk; passing it is a refusal
+  /// Most bytes that grow with Tq·Tk; passing it is a refusal.
+  std::size_t memory_limit = std::size_t{64} << 20;
 };
 
 struct SdpaSupport {
@@ -122,7 +125,7 @@ struct SdpaChoice {
 /// Whether `backend` can run `args`. Throws Error{usage} when the arguments themselves are wrong.
 SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& args);
 /// Bytes growing with Tq·Tk that `backend` would take for `args`: what memory_limit is held against. 0 but
-/// for math, of whose gradients it is 0 too.
+/// for math, of whose gradients it is 0 too. SIZE_MAX when it is more than that.
 std::size_t sdpa_quadratic_bytes(ExecContext& context, SdpaBackend backend, const SdpaArgs& args);
 /// What sdpa() would take under the policy of the context, and why not the others. Runs nothing.
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args);

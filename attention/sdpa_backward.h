@@ -12,7 +12,7 @@ struct SdpaBackwardArgs {
   TensorView dq;     ///< (N, H, D) written
   TensorView dk;     ///< (S, Hkv, D) written
   TensorView dv;     ///< (S, Hkv, D) written. All in f32 or the dtype of q
-  TensorView dbias;  ///< shape of mask.bias, contiguous f32, written; or empty. Only for additive_bias
+  TensorView dbias;  ///< as mask.bias, both contiguous, f32, written; or empty. Only for additive_bias
   // On a GPU: dout in the dtype of q, gradients in one dtype, and dbias not broadcast.
 };
 

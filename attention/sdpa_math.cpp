@@ -3,6 +3,7 @@
 // running task.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -190,7 +191,11 @@ void differentiate_head(const SdpaProblem& p, const SdpaBackwardArgs& args, std:
 
 std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaSizes& sizes) {
   const std::int64_t running = std::min<std::int64_t>(context.pool().size(), sizes.batch * sizes.heads);
-  return static_cast<std::size_t>(running * sizes.longest_q * sizes.longest_k) * sizeof(double);
+  std::size_t bytes = static_cast<std::size_t>(running) * sizeof(double);
+  for (const std::int64_t length : {sizes.longest_q, sizes.longest_k}) {
+    if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(length), &bytes)) return SIZE_MAX;
+  }
+  return bytes;
 }
 
 void sdpa_math(ExecContext& context, const SdpaProblem& problem) {

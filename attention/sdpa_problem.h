@@ -97,8 +97,8 @@ inline std::int64_t heads_per_task(std::int64_t tasks, std::int64_t heads, std::
   return std::clamp<std::int64_t>(std::min(tasks / (2 * threads), room), 1, heads);
 }
 
-/// Calls body(b, kv_head, worker) for every head of every sequence. Serially and in
-/// order when several of them add to the same element of dbias, which keeps its bits fixed.
+/// Calls body(b, kv_head, worker) for every head of every sequence. Serially and in order when several of
+/// them add to the same element of dbias, which keeps its bits fixed.
 template <class Body>
 void run_heads(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args, Body&& body) {
   const bool shared = args.dbias.data != nullptr &&

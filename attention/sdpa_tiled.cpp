@@ -40,7 +40,6 @@ class Plan {
 
   /// Room for the blocks of all packed keys.
   void reserve_blocks() const {
-    if (p_.cached()) return;
     Workspace::sized(work_.blocks,
                      static_cast<std::size_t>(work_.first_block.back() * p_.kv_heads) * block_bytes_);
   }
@@ -183,15 +182,12 @@ class Plan {
   static cpu::HeadMatrix matrix(const TensorView& view, std::int64_t row, std::int64_t head) {
     return {row_address(view, row, head), view.dtype, view.stride[0], view.stride[1]};
   }
+
   const SdpaProblem& p_;
   const cpu::AttentionKernels& kernels_;
   Workspace& work_;
   std::size_t block_bytes_ = 0;
 };
-
-}  // namespace
-
-namespace {
 
 constexpr std::size_t aligned(std::size_t bytes) noexcept {
   return (bytes + 63) / 64 * 64;

@@ -56,10 +56,6 @@ CausalSelfAttentionConfig config_of(std::int64_t width, std::int64_t heads, bool
   return config;
 }
 
-}  // namespace
-
-namespace {
-
 /// What PyTorch made of one module (tests/golden/make_module_golden.py).
 struct Golden {
   std::int64_t width = 0, heads = 0;

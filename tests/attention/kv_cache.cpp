@@ -148,6 +148,7 @@ TEST_CASE("out of memory names the figures and changes nothing") {
   CHECK_NOTHROW(b.reserve(1));
   CHECK_THROWS_AS(a.truncate(101), Error);
   CHECK_THROWS_AS(a.reserve(-1), Error);
+  CHECK_THROWS_AS(a.reserve(INT64_MAX), Error);
 }
 
 }  // namespace

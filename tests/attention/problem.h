@@ -8,10 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "attention/cpu/kernels.h"
 #include "attention/sdpa.h"
 #include "engine/exec_context.h"
 #include "engine/philox.h"
-#include "tests/attention/random.h"
+#include "tests/random.h"
 
 namespace inkling::test {
 
@@ -21,6 +22,16 @@ inline ExecContext make_context(Isa isa, int threads) {
   options.threads = threads;
   options.isa = isa;
   return ExecContext(options);
+}
+
+/// The instruction sets of this machine whose attention kernels are not those of another, portable first.
+inline std::vector<Isa> attention_isas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : supported_isas()) {
+    if (isas.empty() || &cpu::attention_kernels(isa) != &cpu::attention_kernels(isas.back()))
+      isas.push_back(isa);
+  }
+  return isas;
 }
 
 /// Values in a buffer of any float dtype.
@@ -115,15 +126,15 @@ struct Problem {
     }
     const std::int64_t nb = per_batch ? batch() : 1, nh = per_batch ? heads : 1;
     if (kind == MaskKind::sliding_window) {
-      args.mask.left = random.integer(0, 100);
-      args.mask.right = random.integer(0, 20);
+      args.mask.left = random.range(0, 100);
+      args.mask.right = random.range(0, 20);
     }
     if (kind == MaskKind::document) {
       args.mask.right = 0;
       document_q.resize(static_cast<std::size_t>(cu_q.back()));
       document_k.resize(static_cast<std::size_t>(cu_k.back()));
-      for (auto& x : document_q) x = static_cast<std::int32_t>(random.integer(0, 2));
-      for (auto& x : document_k) x = static_cast<std::int32_t>(random.integer(0, 2));
+      for (auto& x : document_q) x = static_cast<std::int32_t>(random.range(0, 2));
+      for (auto& x : document_k) x = static_cast<std::int32_t>(random.range(0, 2));
       args.mask.document_q = document_q;
       args.mask.document_k = document_k;
     }
@@ -135,7 +146,7 @@ struct Problem {
     if (kind == MaskKind::boolean) {
       visible = Tensor(DType::boolean, {nb, nh, tq, tk});
       auto* bytes = static_cast<std::uint8_t*>(visible.view().data);
-      for (std::int64_t i = 0; i < visible.numel(); ++i) bytes[i] = random.integer(0, 3) != 0;
+      for (std::int64_t i = 0; i < visible.numel(); ++i) bytes[i] = random.range(0, 3) != 0;
       std::memset(bytes, 0, static_cast<std::size_t>(tk));  // the first query of all sees nothing
       args.mask.bias = visible.view();
     }
@@ -214,6 +225,11 @@ struct Problem {
     }
     return {worst_out, worst_lse};
   }
+  double largest_value() const {
+    double most = 0;
+    for (std::int64_t i = 0; i < v.size(); ++i) most = std::max(most, std::fabs(double{v.get(i)}));
+    return most;
+  }
   float q_at(std::int64_t b, std::int64_t i, std::int64_t h, std::int64_t d) const {
     return q.get(((cu_q[static_cast<std::size_t>(b)] + i) * heads + h) * dim + d);
   }
@@ -230,6 +246,8 @@ struct Problem {
   }
 };
 
+inline constexpr DType kDtypes[] = {DType::f32, DType::bf16, DType::f16};
+inline constexpr std::int64_t kDims[] = {8, 32, 40, 64, 80, 96, 128, 256};
 inline constexpr MaskKind kMasks[] = {
     MaskKind::none,           MaskKind::causal_upper_left, MaskKind::causal_lower_right,
     MaskKind::sliding_window, MaskKind::document,          MaskKind::additive_bias,
