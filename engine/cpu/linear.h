@@ -73,20 +73,38 @@ struct LinearKernels {
     const std::int64_t rows = b.row_end - b.row_begin, k = b.k;
     const int vectors = vectors_of(b);
     if (rows <= V::kTileRows) {
-      product<V, W>(x, b.rows.stride, rows, panel, NR, k, vectors, c, NR, Sum::start);
+      with_lines_ahead(b, panel + k * NR, k * NR * std::int64_t{sizeof(W)}, [&](auto ahead) {
+        product<V, W>(x, b.rows.stride, rows, panel, NR, k, vectors, c, NR, Sum::start, ahead);
+      });
       return;
     }
     float* wide = c + kBlockRows * NR;  // (kChunk, NR): narrow weights are widened once per block
     for (std::int64_t begin = 0; begin < k; begin += kChunk) {
       const std::int64_t count = k - begin < kChunk ? k - begin : kChunk;
       const Sum sum = begin == 0 ? Sum::start : Sum::go_on;
+      const W* narrow = panel + begin * NR;
+      const float* w = wide;
       if constexpr (std::is_same_v<W, float>) {
-        product<V, float>(x + begin, b.rows.stride, rows, panel + begin * NR, NR, count, vectors, c, NR, sum);
+        w = narrow;
       } else {
-        for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(panel + begin * NR + i));
-        product<V, float>(x + begin, b.rows.stride, rows, wide, NR, count, vectors, c, NR, sum);
+        for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(narrow + i));
       }
+      with_lines_ahead(b, narrow + count * NR, kChunk * NR * std::int64_t{sizeof(W)}, [&](auto ahead) {
+        product<V, float>(x + begin, b.rows.stride, rows, w, NR, count, vectors, c, NR, sum, ahead);
+      });
     }
+  }
+
+  /// What follows in the slab of weights is the panel's next chunk, or the next panel, as a rule the next
+  /// task of this thread; beyond the end nothing comes, and nothing fails. The fewer tiles of rows walk a
+  /// chunk, the more of what follows each has to ask for.
+  template <class Fn>
+  static void with_lines_ahead(const LinearBlock& b, const void* from, std::int64_t bytes, Fn&& fn) {
+    const auto* at = static_cast<const char*>(from);
+    const std::int64_t rows = b.row_end - b.row_begin, lines = bytes / 64;
+    if (rows <= V::kTileRows) return fn(LinesAhead<4>{at, lines / 4});
+    if (rows <= 3 * V::kTileRows) return fn(LinesAhead<2>{at, lines / 2});
+    fn(LinesAhead<1>{at, lines});
   }
 
   /// Vectors of a panel in which there are columns.
@@ -218,22 +236,26 @@ struct LinearKernels {
   // Each tile of rows walks the whole panel: its sums stay in L1 while the panel comes from L2.
   template <class Format>
   static void integers(const LinearBlock& b, const std::byte* panel, float* c) {
-    for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
-      const std::byte* group = panel;
-      for (std::int64_t begin = 0, g = 0; begin < b.k; begin += Format::kGroup, ++g) {
-        const std::int64_t count = b.k - begin < Format::kGroup ? b.k - begin : Format::kGroup;
-        const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
-        group_tile<Format, MR>(b, b.row_begin + row, g, group, steps, c + row * NR,
-                               begin == 0 ? Sum::start : Sum::go_on);
-        group += Format::kHeader + steps * 4 * NR;
-      }
+    const auto bytes = static_cast<std::int64_t>(b.weight->panel_bytes);
+    with_lines_ahead(b, panel + bytes, bytes, [&](auto ahead) {
+      for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
+        const std::byte* group = panel;
+        for (std::int64_t begin = 0, g = 0; begin < b.k; begin += Format::kGroup, ++g) {
+          const std::int64_t count = b.k - begin < Format::kGroup ? b.k - begin : Format::kGroup;
+          const std::int64_t steps = (count + Format::kStep - 1) / Format::kStep;
+          group_tile<Format, MR>(b, b.row_begin + row, g, group, steps, c + row * NR,
+                                 begin == 0 ? Sum::start : Sum::go_on, ahead);
+          ahead.advance(steps);
+          group += Format::kHeader + steps * 4 * NR;
+        }
+      });
     });
   }
 
   /// C (+)= one group: exact integer sums, then scale × sum (+ minimum × Σx) in f32.
-  template <class Format, int MR>
+  template <class Format, int MR, class Ahead>
   static void group_tile(const LinearBlock& b, std::int64_t row, std::int64_t g, const std::byte* group,
-                         std::int64_t steps, float* c, Sum sum) {
+                         std::int64_t steps, float* c, Sum sum, Ahead ahead) {
     const std::ptrdiff_t stride = b.rows.stride, groups = b.rows.groups;
     const auto* q = static_cast<const std::int8_t*>(b.rows.data) + row * stride + g * Format::kGroup;
     const float* x_scale = b.rows.scale + row * groups + g;
@@ -247,7 +269,11 @@ struct LinearKernels {
       for (int j = 0; j < NV; ++j) acc[r][j] = start;
     }
     for (std::int64_t i = 0; i < steps; ++i, w += 4 * NR, q += Format::kStep) {
-      if constexpr (MR <= 2) prefetch<4 * NR>(w + 24 * 4 * NR);
+      if constexpr (MR <= 2) {
+        prefetch<4 * NR>(w + 24 * 4 * NR);
+      } else {
+        ahead(i);
+      }
 #pragma GCC unroll 2
       for (int part = 0; part < Format::kStep / 4; ++part) {
         I wv[NV];

@@ -22,10 +22,33 @@ enum class Sum : std::uint8_t { start, go_on };
 /// How a factor lies in memory: A[r][k] at a[r·lda + k], or at a[k·lda + r].
 enum class By : std::uint8_t { rows, columns };
 
+/// What a product asks for while it computes, so that memory far from the core has come when it is wanted.
+struct NothingAhead {
+  void operator()(std::int64_t) const {}
+  void advance(std::int64_t) {}
+};
+/// PerStep cache lines into L2 with every step of k, as long as there are any.
+template <int PerStep>
+struct LinesAhead {
+  const char* from = nullptr;
+  std::int64_t steps = 0;
+  void operator()(std::int64_t step) const {
+    const char* lines = from + (step < steps ? step : 0) * 64 * PerStep;
+#pragma GCC unroll 4
+    for (int i = 0; i < PerStep; ++i) __builtin_prefetch(lines + 64 * i, 0, 2);
+  }
+  /// A tile of so many steps is done.
+  void advance(std::int64_t done) {
+    done = done < steps ? done : steps;
+    from += 64 * PerStep * done;
+    steps -= done;
+  }
+};
+
 /// A: stride lda, f32. B: row stride ldb, of W (f32, f16, bf16; widened exactly). C: row stride ldc, f32.
-template <class V, class W, int MR, int NV, By A = By::rows>
+template <class V, class W, int MR, int NV, By A = By::rows, class Ahead = NothingAhead>
 inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t ldb, std::int64_t k, float* c,
-                 std::ptrdiff_t ldc, Sum sum) {
+                 std::ptrdiff_t ldc, Sum sum, Ahead ahead = {}) {
   using F = typename V::F;
   constexpr int L = V::kLanes;
   F acc[MR][NV];  // unrolled everywhere, or the compiler keeps it in memory at the start and the end
@@ -40,6 +63,8 @@ inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t 
       for (std::size_t line = 0; line < NV * L * sizeof(W); line += 64) {
         __builtin_prefetch(reinterpret_cast<const char*>(b + 24 * ldb) + line);
       }
+    } else {
+      ahead(kk);
     }
     F w[NV];
 #pragma GCC unroll 8
@@ -84,16 +109,17 @@ inline void for_row_tiles(std::int64_t rows, Fn&& fn) {
 }
 
 /// A whole product of `rows` rows with `vectors` · lanes columns, in tiles. Shapes and strides as tile().
-template <class V, class W, By A = By::rows>
+template <class V, class W, By A = By::rows, class Ahead = NothingAhead>
 inline void product(const float* a, std::ptrdiff_t lda, std::int64_t rows, const W* b, std::ptrdiff_t ldb,
-                    std::int64_t k, int vectors, float* c, std::ptrdiff_t ldc, Sum sum) {
+                    std::int64_t k, int vectors, float* c, std::ptrdiff_t ldc, Sum sum, Ahead ahead = {}) {
   for (int v = 0; v < vectors; v += V::kPanelVectors) {
     const int width = vectors - v < V::kPanelVectors ? vectors - v : V::kPanelVectors;
     const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(v) * V::kLanes;
     detail::with_constant<V::kPanelVectors>(width, [&]<int NV>() {
       for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
         tile<V, W, MR, NV, A>(a + row * (A == By::rows ? lda : 1), lda, b + column, ldb, k,
-                              c + row * ldc + column, ldc, sum);
+                              c + row * ldc + column, ldc, sum, ahead);
+        ahead.advance(k);
       });
     });
   }
