@@ -118,7 +118,8 @@ void gpus(const ModelOptions& options) {
 }
 
 void doctor(ModelOptions options, const Console& console) {
-  if (!options.attn.empty()) throw Error(Code::usage, "--attn-order: expected --attn SHAPE beside it, got none");
+  if (!options.attn.empty())
+    throw Error(Code::usage, "--attn-order: expected --attn SHAPE beside it, got none");
   line("inkling", version_text());
   machine();
   gpus(options);
