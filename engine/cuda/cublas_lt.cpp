@@ -147,10 +147,17 @@ CublasLt::Plan CublasLt::planned(const Product& p) const {
 bool CublasLt::multiply(const Product& p, void* workspace, cudaStream_t stream) {
   if (handle_ == nullptr || !takes(p)) return false;
   const Matrix& c = p.residual.data != nullptr ? p.residual : p.out;
-  const Shape shape{p.out.rows,        p.out.columns, p.a_by_k ? p.a.rows : p.a.columns,
-                    p.a.stride,        p.b.stride,    c.stride,
-                    p.out.stride,      p.a_by_k,      p.b_by_k,
-                    p.bias != nullptr, p.out.dtype};
+  const Shape shape{p.out.rows,
+                    p.out.columns,
+                    p.a_by_k ? p.a.rows : p.a.columns,
+                    p.a.stride,
+                    p.b.stride,
+                    c.stride,
+                    p.out.stride,
+                    p.a_by_k ? 1 : 0,
+                    p.b_by_k ? 1 : 0,
+                    p.bias != nullptr ? 1 : 0,
+                    static_cast<std::int64_t>(p.out.dtype)};
   auto at = plans_.find(shape);
   if (at == plans_.end()) at = plans_.emplace(shape, planned(p)).first;
   const Plan& plan = at->second;

@@ -13,7 +13,7 @@
 
 #include <cublasLt.h>
 
-#include <compare>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -70,13 +70,8 @@ class CublasLt {
     void operator()(void* library) const noexcept;
   };
 
-  /// What the choice of an algorithm depends on.
-  struct Shape {
-    std::int64_t m, n, k, a_stride, b_stride, c_stride, out_stride;
-    bool a_by_k, b_by_k, has_bias;
-    DType out;
-    auto operator<=>(const Shape&) const = default;
-  };
+  /// What the choice of an algorithm depends on: extents, strides, which way operands lie, bias, dtype.
+  using Shape = std::array<std::int64_t, 11>;
   struct Plan {
     Owned<cublasLtMatmulDesc_t> operation;
     Owned<cublasLtMatrixLayout_t> a, b, c, out;
