@@ -60,9 +60,11 @@ struct Avx2 {
     return _mm256_or_ps(_mm256_and_ps(bit, sign), _mm256_andnot_ps(bit, magnitude));
   }
   static F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // Two factors, so that results down to the subnormals come out right for n in [-252, 252].
-  static F scale2(F a, F n) {
-    const __m256i k = _mm256_cvtps_epi32(n);
+  // Two factors, since 2^128 is none: e^89 is infinite.
+  static F scale2_from(F least, F x, F a, F n) {
+    const F keep = _mm256_cmp_ps(x, least, _CMP_NLT_UQ);
+    a = _mm256_and_ps(keep, a);  // 0 · 2^0 elsewhere
+    const __m256i k = _mm256_cvtps_epi32(_mm256_and_ps(keep, n));
     const __m256i half = _mm256_srai_epi32(k, 1);
     const auto power = [](__m256i e) {
       return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));

@@ -63,8 +63,11 @@ struct Avx512 {
   }
   /// Rounds to the nearest integer, ties to even.
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  /// a × 2^n for integral n.
-  static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }
+  /// a × 2^n for integral n where x ≥ least or x is NaN, and 0 elsewhere, whatever a and n are: no result is
+  /// subnormal on the way, which takes Intel's cores some 150 cycles.
+  static F scale2_from(F least, F x, F a, F n) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), a, n);
+  }
   /// Lanes i with i + base ≤ limit keep a, the others take b.
   static F select_upto(F a, F b, std::int64_t base, std::int64_t limit) {
     const std::int64_t n = limit - base + 1;

@@ -3,13 +3,12 @@
 
 namespace inkling::simd {
 
-/// e^x, relative error below 2e-7; 0 below −104, +inf above 88.8, NaN of NaN.
+/// e^x, relative error below 2e-7; 0 below −87, +inf above 88.8, NaN of NaN.
 /// Cody–Waite reduction x = n ln2 + r, |r| ≤ ln2/2, then the degree-6 Taylor–minimax polynomial of e^r.
 template <class V>
 typename V::F exp(typename V::F x) {
   using F = typename V::F;
-  // The constant first: on x86 max and min return their second operand when one is NaN.
-  x = V::min(V::set1(89.0f), V::max(V::set1(-104.0f), x));
+  x = V::min(V::set1(89.0f), x);  // the constant first: on x86 min returns its second operand when one is NaN
   const F n = V::round(V::mul(x, V::set1(1.44269504088896341f)));
   F r = V::fma(n, V::set1(-0.693359375f), x);
   r = V::fma(n, V::set1(2.12194440e-4f), r);
@@ -20,7 +19,7 @@ typename V::F exp(typename V::F x) {
   p = V::fma(p, r, V::set1(1.6666665459e-1f));
   p = V::fma(p, r, V::set1(5.0000001201e-1f));
   p = V::fma(p, V::mul(r, r), V::add(r, V::set1(1.0f)));
-  return V::scale2(p, n);
+  return V::scale2_from(V::set1(-87.0f), x, p, n);
 }
 
 /// GELU, tanh form (Hendrycks & Gimpel 2016 §2): x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))) = x / (1 + e^(−2u)).

@@ -65,9 +65,11 @@ struct Portable {
   static F round(F a) {
     return each(a, [](float x) { return std::nearbyint(x); });
   }
-  static F scale2(F a, F n) {
+  static F scale2_from(F least, F x, F a, F n) {
     F v{};
-    for (int i = 0; i < kLanes; ++i) v[i] = std::ldexp(a[i], static_cast<int>(n[i]));
+    for (int i = 0; i < kLanes; ++i) {
+      if (!(x[i] < least[i])) v[i] = x[i] == x[i] ? std::ldexp(a[i], static_cast<int>(n[i])) : x[i];
+    }
     return v;
   }
   static F select_upto(F a, F b, std::int64_t base, std::int64_t limit) {
