@@ -181,6 +181,22 @@ TEST_CASE("gradients have the same bits for any threads and in any batch") {
   }
 }
 
+TEST_CASE("a bias that sequences and heads share has the same gradient for any threads, to the bit") {
+  Random random(32);
+  Problem problem(random, DType::f32, 4, 4, 8, {{40, 70}, {70, 40}, {33, 70}, {70, 70}});
+  problem.set_mask(random, MaskKind::additive_bias, false);
+  const Data dout(random, DType::f32, {problem.cu_q.back(), 4, 8});
+  ExecContext one = make_context(supported_isas().back(), 1),
+              three = make_context(supported_isas().back(), 3);
+  sdpa(one, problem.args);
+  for (const SdpaBackend backend : {SdpaBackend::flash, SdpaBackend::math}) {
+    const Gradients want = differentiate(one, problem, dout, backend);
+    for (int round = 0; round < 20; ++round) {
+      CHECK(differentiate(three, problem, dout, backend).dbias.same_bits(want.dbias));
+    }
+  }
+}
+
 TEST_CASE("the choice for backward leaves decode out and says why") {
   ExecContext context = make_context(Isa::portable, 1);
   Random random(1);
