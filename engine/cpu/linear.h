@@ -8,6 +8,8 @@
 // Longer than a header: it is the source of one walk, compiled once per ISA.
 #pragma once
 
+#include <bit>
+
 #include "engine/cpu/panels.h"
 #include "engine/cpu/rows.h"
 #include "engine/cpu/tile.h"
@@ -66,7 +68,6 @@ struct LinearKernels {
 
  private:
   // --- f32, f16, bf16 weights and f32 activations
-  // --------------------------------------------------------------
   template <class W>
   static void floats(const LinearBlock& b, const W* panel, float* c) {
     const auto* x = static_cast<const float*>(b.rows.data) + b.row_begin * b.rows.stride;
@@ -121,7 +122,6 @@ struct LinearKernels {
   }
 
   // --- a matrix that is packed on the way: each chunk of the panel serves all rows of the block
-  // --------------------------------------------
   static void unpacked(const LinearBlock& b, float* c, std::ptrdiff_t ldc, Sum first) {
     float* wide = reinterpret_cast<float*>(b.scratch) + kMatrixRows * NR;  // (kChunk, NR)
     auto* narrow = reinterpret_cast<bf16*>(wide + kChunk * NR);            // as much in bf16
@@ -131,7 +131,8 @@ struct LinearKernels {
       const Sum sum = begin == 0 ? first : Sum::go_on;
       if (lies_well(b)) {
         const float* w = static_cast<const float*>(b.matrix->data) + b.panel * NR;
-        chunk(b, w + begin * b.matrix->k_stride, b.matrix->k_stride, begin, count, c, ldc, sum);
+        chunk(b, w + begin * b.matrix->k_stride, b.matrix->k_stride, begin, count, c, ldc, sum,
+              NothingAhead());
         continue;
       }
       PanelKernels<V>::gather_f32(*b.matrix, b.panel, begin, count, wide);
@@ -147,22 +148,39 @@ struct LinearKernels {
           for (std::int64_t i = 0; i < count * NR; i += L) V::store(wide + i, V::load(narrow + i));
         }
       }
-      chunk(b, wide, NR, begin, count, c, ldc, sum);
+      chunk(b, wide, NR, begin, count, c, ldc, sum, rows_ahead(b, begin + count));
     }
   }
 
+  /// The piece of an f32 matrix that is packed next: the panel's chunk of k from `begin`, or at the panel's
+  /// end the first of the next one. Pages are huge, as a rule, and what lies beyond the matrix fails nothing.
+  static RowsAhead rows_ahead(const LinearBlock& b, std::int64_t begin) {
+    const MatrixSource& m = *b.matrix;
+    if (m.dtype != DType::f32) return {};
+    const bool by_k = m.n_stride == 1;  // a row of memory is one k
+    if (!by_k && m.k_stride != 1) return {};
+    const std::int64_t panel = begin < b.k ? b.panel : b.panel + 1, k = begin < b.k ? begin : 0;
+    RowsAhead ahead;
+    ahead.from = static_cast<const char*>(m.data) + (panel * NR * m.n_stride + k * m.k_stride) * 4;
+    ahead.stride = (by_k ? m.k_stride : m.n_stride) * 4;
+    ahead.shift = std::countr_zero(static_cast<std::uint64_t>(by_k ? NR : kChunk) * 4 / 64);
+    ahead.steps = NR * kChunk * 4 / 64;
+    return ahead;
+  }
+
   /// C (+)= k from `begin` of the block's rows times as many rows of w.
+  template <class Ahead>
   static void chunk(const LinearBlock& b, const float* w, std::ptrdiff_t ldw, std::int64_t begin,
-                    std::int64_t count, float* c, std::ptrdiff_t ldc, Sum sum) {
+                    std::int64_t count, float* c, std::ptrdiff_t ldc, Sum sum, Ahead ahead) {
     const auto* x = static_cast<const float*>(b.rows.data);
     const std::int64_t rows = b.row_end - b.row_begin;
     const int vectors = vectors_of(b);
     if (b.rows.by_columns) {
       x += begin * b.rows.stride + b.row_begin;
-      product<V, float, By::columns>(x, b.rows.stride, rows, w, ldw, count, vectors, c, ldc, sum);
+      product<V, float, By::columns>(x, b.rows.stride, rows, w, ldw, count, vectors, c, ldc, sum, ahead);
     } else {
       x += b.row_begin * b.rows.stride + begin;
-      product<V, float>(x, b.rows.stride, rows, w, ldw, count, vectors, c, ldc, sum);
+      product<V, float>(x, b.rows.stride, rows, w, ldw, count, vectors, c, ldc, sum, ahead);
     }
   }
 
@@ -174,7 +192,6 @@ struct LinearKernels {
   }
 
   // --- bf16 weights and bf16 activations: pairs of k per instruction
-  // --------------------------------------------
   static void pairs(const LinearBlock& b, const bf16* panel, float* c) {
     const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride;
     const std::int64_t half = (b.k + 1) / 2;
@@ -215,7 +232,6 @@ struct LinearKernels {
   }
 
   // --- int8 and int4 weights, quantised activations
-  // --------------------------------------------------------------
   struct Int8 {
     static constexpr std::int64_t kGroup = kInt8Group;
     static constexpr std::int64_t kStep = 4;         // k per row of bytes
@@ -307,7 +323,6 @@ struct LinearKernels {
   }
 
   // --- the end of every product
-  // ------------------------------------------------------------------------------------
   static void finish(const LinearBlock& b, const float* c) {
     switch (b.activation) {
       case Activation::none:

@@ -22,27 +22,41 @@ enum class Sum : std::uint8_t { start, go_on };
 /// How a factor lies in memory: A[r][k] at a[r·lda + k], or at a[k·lda + r].
 enum class By : std::uint8_t { rows, columns };
 
-/// What a product asks for while it computes, so that memory far from the core has come when it is wanted.
+/// What a product asks for while it computes, so that memory far from the core has come when it is wanted: at
+/// each step of k a few cache lines into L2, as long as any() are left; advance() when a tile's steps are
+/// done.
 struct NothingAhead {
+  static constexpr bool any() { return false; }
   void operator()(std::int64_t) const {}
   void advance(std::int64_t) {}
 };
-/// PerStep cache lines into L2 with every step of k, as long as there are any.
+/// PerStep lines of a run of memory with every step.
 template <int PerStep>
 struct LinesAhead {
   const char* from = nullptr;
   std::int64_t steps = 0;
+  bool any() const { return steps > 0; }
   void operator()(std::int64_t step) const {
-    const char* lines = from + (step < steps ? step : 0) * 64 * PerStep;
 #pragma GCC unroll 4
-    for (int i = 0; i < PerStep; ++i) __builtin_prefetch(lines + 64 * i, 0, 2);
+    for (int i = 0; i < PerStep; ++i) __builtin_prefetch(from + (step * PerStep + i) * 64, 0, 2);
   }
-  /// A tile of so many steps is done.
   void advance(std::int64_t done) {
-    done = done < steps ? done : steps;
     from += 64 * PerStep * done;
     steps -= done;
   }
+};
+/// A line with every step of rows of 2^shift lines.
+struct RowsAhead {
+  const char* from = nullptr;
+  std::ptrdiff_t stride = 0;  // bytes from row to row
+  int shift = 0;
+  std::int64_t steps = 0, done = 0;
+  bool any() const { return done < steps; }
+  void operator()(std::int64_t step) const {
+    const std::int64_t line = done + step, row = line >> shift;
+    __builtin_prefetch(from + row * stride + (line - (row << shift)) * 64, 0, 2);
+  }
+  void advance(std::int64_t more) { done += more; }
 };
 
 /// A: stride lda, f32. B: row stride ldb, of W (f32, f16, bf16; widened exactly). C: row stride ldc, f32.
@@ -117,9 +131,14 @@ inline void product(const float* a, std::ptrdiff_t lda, std::int64_t rows, const
     const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(v) * V::kLanes;
     detail::with_constant<V::kPanelVectors>(width, [&]<int NV>() {
       for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
-        tile<V, W, MR, NV, A>(a + row * (A == By::rows ? lda : 1), lda, b + column, ldb, k,
-                              c + row * ldc + column, ldc, sum, ahead);
-        ahead.advance(k);
+        const float* rows_of_a = a + row * (A == By::rows ? lda : 1);
+        float* out = c + row * ldc + column;
+        if (ahead.any()) {
+          tile<V, W, MR, NV, A>(rows_of_a, lda, b + column, ldb, k, out, ldc, sum, ahead);
+          ahead.advance(k);
+        } else {
+          tile<V, W, MR, NV, A>(rows_of_a, lda, b + column, ldb, k, out, ldc, sum);
+        }
       });
     });
   }
