@@ -10,6 +10,11 @@ namespace inkling {
 namespace {
 
 constexpr std::int64_t kAlignment = 16;  // floats: a cache line
+constexpr std::int64_t kRows = 8;        // a matrix has room for a multiple of them
+
+std::int64_t round_up(std::int64_t n, std::int64_t to) {
+  return (n + to - 1) / to * to;
+}
 
 struct Slot {
   std::string name;
@@ -80,8 +85,10 @@ ParameterLayout::ParameterLayout(const ModelConfig& config) : config_(config) {
   for (Slot& slot : slots(tensors, config)) {
     const TensorView layout(nullptr, DType::f32, slot.shape);
     entries_.push_back({std::move(slot.name), layout, size_});
-    size_ += (layout.numel() + kAlignment - 1) / kAlignment * kAlignment;
-    if (layout.rank == 2) matrices_ = size_;
+    const bool matrix = layout.rank == 2;
+    size_ +=
+        round_up(matrix ? round_up(layout.shape[0], kRows) * layout.shape[1] : layout.numel(), kAlignment);
+    if (matrix) matrices_ = size_;
   }
 }
 
@@ -92,7 +99,7 @@ Gpt2Tensors ParameterLayout::tensors(float* buffer) const {
     *all[i].view = entries_[i].layout;
     all[i].view->data = buffer + entries_[i].offset;
   }
-  tensors.vocab_rows = config_.vocab_size;
+  tensors.vocab_rows = round_up(config_.vocab_size, kRows);
   return tensors;
 }
 

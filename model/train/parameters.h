@@ -3,6 +3,11 @@
 //
 // Matrices come first (those decay), then biases and norms. Each tensor starts at a multiple of 16 floats;
 // the floats between are zero and stay zero. Matrices are (in, out), as Hugging Face's GPT-2 stores them.
+//
+// Behind the rows of a matrix there is room up to a multiple of 8 of them. The head multiplies with those
+// rows of the table too: V is 50257, odd, and the fast products of GPUs want lines of whole 16 bytes
+// (engine/cuda/cublas_lt.h). Their logits are 0, no loss sees them, so their gradients are 0 and they stay
+// 0. A file has none of them.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +38,7 @@ class ParameterLayout {
   /// The first of them: matrices, which weight decay applies to (as in nanoGPT, embeddings too).
   std::int64_t matrices() const noexcept { return matrices_; }
 
-  /// The tensors of a buffer of size() floats, by role.
+  /// The tensors of a buffer of size() floats, by role. vocab_rows: of the tables, with the zeros behind V.
   Gpt2Tensors tensors(float* buffer) const;
   /// The tensors of a buffer by name, each with `prefix`, for a file.
   std::vector<NamedTensor> named(float* buffer, std::string_view prefix = {}) const;

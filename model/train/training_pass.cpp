@@ -95,7 +95,7 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   const std::int64_t c = config_.n_embd, inner = config_.inner(), heads = config_.n_head;
   const std::int64_t kept = backward ? config_.n_layer : 1, gradients = backward ? tokens : 0;
   const std::int64_t rows =
-      std::min(tokens, std::max(kFewestRows, most_logits(context_.device()) / config_.vocab_size));
+      std::min(tokens, std::max(kFewestRows, most_logits(context_.device()) / parameters_.vocab_rows));
   const std::int64_t blocks = (tokens + rows - 1) / rows;
 
   plan_.clear();
@@ -118,7 +118,8 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   const std::size_t dattended = plan_.add("gradient of attention", gradients, c, half_);
   const std::size_t dqkv = plan_.add("gradient of queries, keys, values", gradients, 3 * c, half_);
   const std::size_t dwide = plan_.add("gradient of the mlp", gradients, inner, half_);
-  const std::size_t logits = plan_.add("logits", (tokens + blocks - 1) / blocks, config_.vocab_size, half_);
+  const std::size_t logits =
+      plan_.add("logits", (tokens + blocks - 1) / blocks, parameters_.vocab_rows, half_);
   const std::size_t losses = plan_.add("losses", 1, tokens);
   arena_.use(plan_, context_.backend());
 
@@ -224,11 +225,12 @@ void TrainingPass::mlp_forward(std::size_t layer, const TensorView& out) {
 }
 
 // Losses, and with a scale the gradients of the head, of the last norm and of the stream. The logits of a
-// block of rows become their own gradient in place.
+// block of rows become their own gradient in place. Products take the rows of zeros behind the table as well
+// (parameters.h), the loss V columns: the others are zeros before and after it.
 void TrainingPass::head(std::int64_t tokens, float scale) {
   const bool tied = parameters_.lm_head.data == nullptr;
-  const TensorView& table = tied ? parameters_.wte : parameters_.lm_head;
-  const TensorView& dtable = tied ? gradients_.wte : gradients_.lm_head;
+  const TensorView table = rows_of(tied ? parameters_.wte : parameters_.lm_head, 0, parameters_.vocab_rows),
+                   dtable = rows_of(tied ? gradients_.wte : gradients_.lm_head, 0, parameters_.vocab_rows);
   layer_norm(context_, {views_.x, {}, norm_of(parameters_.lnf_w, parameters_.lnf_b), views_.normed});
   const std::int64_t most = views_.logits.shape[0];
   for (std::int64_t begin = 0; begin < tokens; begin += most) {
@@ -236,9 +238,11 @@ void TrainingPass::head(std::int64_t tokens, float scale) {
     const TensorView logits = rows_of(views_.logits, 0, count), normed = rows_of(views_.normed, begin, count);
     linear(context_, product(normed, {}, as_head(table), {}, logits));
     const auto first = static_cast<std::size_t>(begin), rows = static_cast<std::size_t>(count);
+    TensorView named = logits;
+    named.shape[1] = config_.vocab_size;
     cross_entropy(
         context_,
-        {logits, lists_.targets.subspan(first, rows), scale, {views_.losses.as<float>() + first, rows}});
+        {named, lists_.targets.subspan(first, rows), scale, {views_.losses.as<float>() + first, rows}});
     if (scale == 0.0f) continue;
     LinearBackwardArgs input;  // of the head as a matrix (C,V)
     input.weight = as_head(table);

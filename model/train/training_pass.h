@@ -67,7 +67,7 @@ class TrainingPass {
     TensorView dx, dbranch,
         dnormed;  // (N,C) gradients: the stream, a branch before its dropout, a norm's output
     TensorView dattended, dqkv, dwide;
-    TensorView logits;  // (R,V)
+    TensorView logits;  // (R,V), with the columns of zeros
     TensorView losses;  // (1,N)
   };
 
