@@ -8,6 +8,10 @@
 //   int4   per group of 64 k: scales f16 [panel], minima f16 [panel], then nibbles [len/8][panel][4]:
 //          byte b of a column holds k = b in its low and k = b + 4 in its high half,
 //          value = scale × nibble + minimum
+// Scales and minima are f16. A weight comes back within half a step (max|w|/127, range/15), 2^-10 · max|w| of
+// their rounding, and 2^-18 (int8) or 2^-21 (int4) where they are below f16's normal numbers: a group whose
+// largest weight is below 0.008 loses accuracy, and one below 4e-6 becomes zeros in int8. A group with NaN or
+// ±inf, or past f16's range, is not finite. tests/engine/quantised.cpp holds this from 1e-7 to 1e4.
 // Integer formats multiply with activations quantised per row and group to signed bytes; sums are exact
 // integers within a group and f32 across groups, in order.
 // On a GPU: float formats only, a "panel" is one column, K rounded up to 64 bytes, zeros beyond.

@@ -117,7 +117,7 @@ struct PanelKernels {
     for (std::int64_t k = 0; k < count; ++k) {
       for (std::int64_t j = 0; j < NR; ++j) {
         const float a = rows[k * NR + j] < 0 ? -rows[k * NR + j] : rows[k * NR + j];
-        top[j] = a > top[j] ? a : top[j];
+        top[j] = a > top[j] || a != a ? a : top[j];  // NaN stays
       }
     }
     for (std::int64_t j = 0; j < NR; ++j) {
@@ -130,7 +130,7 @@ struct PanelKernels {
       std::uint8_t* quad = bytes + k / 4 * 4 * NR + k % 4;
       for (std::int64_t j = 0; j < NR; ++j) {
         const float v = k < count ? rows[k * NR + j] * inverse[j] : 0.0f;
-        const float clamped = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v;
+        const float clamped = v > 127.0f ? 127.0f : v > -127.0f ? v : -127.0f;
         quad[4 * j] =
             static_cast<std::uint8_t>(static_cast<int>(clamped + 128.5f));  // ≥ 1: truncation floors
       }
@@ -147,7 +147,7 @@ struct PanelKernels {
     for (std::int64_t k = 1; k < count; ++k) {
       for (std::int64_t j = 0; j < NR; ++j) {
         const float v = rows[k * NR + j];
-        low[j] = v < low[j] ? v : low[j];
+        low[j] = v < low[j] || v != v ? v : low[j];  // NaN stays
         high[j] = v > high[j] ? v : high[j];
       }
     }
@@ -165,7 +165,7 @@ struct PanelKernels {
       const int shift = k % 8 < 4 ? 0 : 4;
       for (std::int64_t j = 0; j < NR; ++j) {
         const float v = (rows[k * NR + j] - low[j]) * inverse[j] + 0.5f;
-        const int q = v > 15.0f ? 15 : v < 0.0f ? 0 : static_cast<int>(v);
+        const int q = v > 15.0f ? 15 : v > 0.0f ? static_cast<int>(v) : 0;
         octet[4 * j] = static_cast<std::uint8_t>(octet[4 * j] | (q << shift));
       }
     }

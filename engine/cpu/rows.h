@@ -139,15 +139,20 @@ struct RowKernels {
     for (; i < row.k_padded; ++i) out[i] = bf16(0.0f);
   }
 
-  // Symmetric signed bytes: q = round(x · 127 / max|x|), one scale per group of the row.
+  // Symmetric signed bytes: q = round(x · 127 / max|x|), one scale per group of the row. A group with NaN or
+  // ±inf has the scale NaN, or a broken model would give numbers: `broken` is Σ 0·x, for max() drops a NaN.
   static void quantise(const float* x, const PrepareRow& row) {
     auto* out = static_cast<std::int8_t*>(row.out);
     std::int64_t g = 0;
     for (std::int64_t begin = 0; begin < row.k; begin += row.group, ++g) {
       const std::int64_t n = row.k - begin < row.group ? row.k - begin : row.group;
-      F top = V::zero();
-      each(n, [&](std::int64_t i, auto load, auto) { top = V::max(top, V::abs(load(x + begin + i))); });
-      const float scale = V::reduce_max(top) / 127.0f;
+      F top = V::zero(), broken = V::zero();
+      each(n, [&](std::int64_t i, auto load, auto) {
+        const F v = load(x + begin + i);
+        top = V::max(top, V::abs(v));
+        broken = V::fma(v, V::zero(), broken);
+      });
+      const float scale = V::reduce_max(top) / 127.0f + V::reduce_add(broken);
       const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
       const F inverse_v = V::set1(inverse);
       std::int64_t i = 0;
