@@ -94,7 +94,7 @@ class CpuBackend final : public CpuTraining {
     Rows all;
     if (as_is) {
       all.data = args.x.data;
-      all.by_columns = args.x.stride[1] != 1;
+      all.by_columns = w.k > 1 && args.x.stride[1] != 1;  // one column may have any stride
       all.stride = args.x.stride[all.by_columns ? 1 : 0];
     } else if (shared) {
       if (prepared_.size() < layout.rows_bytes(rows)) prepared_ = Buffer(layout.rows_bytes(rows));

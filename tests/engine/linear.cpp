@@ -117,37 +117,6 @@ TEST_CASE("linear equals the oracle on every ISA, format and awkward shape") {
   }
 }
 
-TEST_CASE("quantised weights stay within half a step of the originals") {
-  Random random(5);
-  const std::int64_t k = 200, n = 70;
-  const auto w = random.normals(k * n, 0.1);
-  for (const Isa isa : supported_isas()) {
-    ExecContext context({.threads = 1, .isa = isa});
-    for (const WeightFormat format : {WeightFormat::int8, WeightFormat::int4}) {
-      const PackedMatrix packed = pack(context, {w.data(), DType::f32, k, n, n, 1}, format);
-      const auto back = unpacked(context, packed);
-      const std::int64_t group = group_size(format);
-      for (std::int64_t j = 0; j < n; ++j) {
-        for (std::int64_t begin = 0; begin < k; begin += group) {
-          float low = 0.0f, high = 0.0f, top = 0.0f;
-          const std::int64_t end = std::min(k, begin + group);
-          low = high = w[static_cast<std::size_t>(begin * n + j)];
-          for (std::int64_t i = begin; i < end; ++i) {
-            const float v = w[static_cast<std::size_t>(i * n + j)];
-            low = std::min(low, v), high = std::max(high, v), top = std::max(top, std::fabs(v));
-          }
-          const float step = format == WeightFormat::int8 ? top / 127.0f : (high - low) / 15.0f;
-          for (std::int64_t i = begin; i < end; ++i) {
-            const auto at = static_cast<std::size_t>(i * n + j);
-            // Half a step, and the f16 rounding of scale (2^-11 of at most 127 or 15 steps) and minimum.
-            REQUIRE(std::fabs(back[at] - w[at]) <= 0.5f * step + top * 0x1p-10f);
-          }
-        }
-      }
-    }
-  }
-}
-
 TEST_CASE("a row's bits depend on nothing but the row: rows, threads, gather, norm, both file layouts") {
   const std::int64_t k = 192, n = 150, most = 131;
   Random random(9);
@@ -286,6 +255,43 @@ TEST_CASE("a matrix packed on the way gives the bits of one packed before, in ei
           args.matrix.stride = {1, s.k, 0, 0};
           linear(context, args);
           CHECK(got == want);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a single input per row is read by rows, whatever the stride of columns says") {
+  for (const Isa isa : supported_isas()) {
+    ExecContext context({.threads = 2, .isa = isa});
+    for (const std::int64_t m : {1, 3, 13}) {
+      const std::int64_t n = 70;
+      Random random(31);
+      auto wide = random.normals(m * 3), w = random.normals(n);
+      const PackedMatrix packed = pack(context, {w.data(), DType::f32, 1, n, n, 1}, WeightFormat::f32);
+      for (const std::int64_t row_stride : {1, 3}) {
+        for (const bool on_the_way : {false, true}) {
+          CAPTURE(isa_name(isa));
+          CAPTURE(m);
+          CAPTURE(row_stride);
+          CAPTURE(on_the_way);
+          std::vector<float> out(static_cast<std::size_t>(m * n));
+          LinearArgs args;
+          args.x = view(wide, m, 1);
+          args.x.stride = {row_stride, m, 0, 0};
+          args.out = view(out, m, n);
+          if (on_the_way) {
+            args.matrix = view(w, 1, n);
+          } else {
+            args.weight = &packed;
+          }
+          linear(context, args);
+          for (std::int64_t i = 0; i < m; ++i) {
+            for (std::int64_t j = 0; j < n; ++j) {
+              REQUIRE(out[static_cast<std::size_t>(i * n + j)] ==
+                      wide[static_cast<std::size_t>(i * row_stride)] * w[static_cast<std::size_t>(j)]);
+            }
+          }
         }
       }
     }
