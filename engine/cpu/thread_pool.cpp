@@ -69,12 +69,12 @@ void ThreadPool::reserve_scratch(std::size_t bytes) {
 void ThreadPool::dispatch(std::int64_t count, Invoke invoke, void* task) {
   if (count <= 0) return;
   ++jobs_;
-  if (count == 1 || size() == 1) {
-    for (std::int64_t i = 0; i < count; ++i) invoke(task, i, 0);
-    return;
-  }
   invoke_ = invoke;
   task_ = task;
+  if (count == 1 || size() == 1) {
+    for (std::int64_t i = 0; i < count; ++i) run_one(i, 0);
+    return rethrow();
+  }
   const auto workers = static_cast<std::int64_t>(size());
   for (std::int64_t w = 0; w < workers; ++w) {
     Share& share = shares_[static_cast<std::size_t>(w)];
@@ -91,7 +91,19 @@ void ThreadPool::dispatch(std::int64_t count, Invoke invoke, void* task) {
   // Closed: a worker that wakes late finds nothing to enter, so only those inside are waited for.
   inside_.fetch_and(~kOpen, std::memory_order_acq_rel);
   while (!spin([&] { return inside_.load(std::memory_order_acquire) == 0; })) std::this_thread::yield();
+  rethrow();
+}
 
+void ThreadPool::run_one(std::int64_t index, int worker) noexcept {
+  try {
+    invoke_(task_, index, worker);
+  } catch (...) {
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+void ThreadPool::rethrow() {
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -103,12 +115,7 @@ void ThreadPool::work(int worker) {
     while (true) {
       const std::int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
       if (index >= share.end) break;
-      try {
-        invoke_(task_, index, worker);
-      } catch (...) {
-        const std::lock_guard lock(error_mutex_);
-        if (!error_) error_ = std::current_exception();
-      }
+      run_one(index, worker);
       ++finished;
     }
   }

@@ -34,7 +34,8 @@ class ThreadPool {
   int size() const noexcept { return static_cast<int>(shares_.size()); }
 
   /// Calls task(index, worker) once for every index in [0, count), worker in [0, size()); returns when all
-  /// are done. Allocates nothing. The first exception of a task is rethrown here after the job has ended.
+  /// are done. Allocates nothing. When tasks throw, the others run all the same, for any number of threads;
+  /// the first exception is rethrown here after the job has ended.
   template <class Task>
   void run(std::int64_t count, Task&& task) {
     using Callable = std::remove_reference_t<Task>;
@@ -61,6 +62,8 @@ class ThreadPool {
 
   void dispatch(std::int64_t count, Invoke invoke, void* task);
   void work(int worker);
+  void run_one(std::int64_t index, int worker) noexcept;
+  void rethrow();
   void worker_main(int worker);
   bool enter() noexcept;
 

@@ -40,15 +40,24 @@ TEST_CASE("scratch belongs to one worker at a time") {
   CHECK(mixed == 0);
 }
 
-TEST_CASE("an exception of a task reaches the caller and the pool lives on") {
-  ThreadPool pool(3);
-  const auto failing = [](std::int64_t i, int) {
-    if (i == 17) throw std::runtime_error("task 17");
-  };
-  CHECK_THROWS_WITH(pool.run(100, failing), "task 17");
-  std::atomic<std::int64_t> sum{0};
-  pool.run(100, [&](std::int64_t i, int) { sum += i; });
-  CHECK(sum == 4950);
+TEST_CASE("an exception of a task reaches the caller after all others have run, and the pool lives on") {
+  for (const int threads : {1, 3}) {
+    for (const std::int64_t count : {1, 100}) {
+      CAPTURE(threads);
+      CAPTURE(count);
+      ThreadPool pool(threads);
+      std::atomic<std::int64_t> runs{0};
+      const auto failing = [&](std::int64_t i, int) {
+        if (i == 0) throw std::runtime_error("task 0");
+        ++runs;
+      };
+      CHECK_THROWS_WITH(pool.run(count, failing), "task 0");
+      CHECK(runs == count - 1);
+      std::atomic<std::int64_t> sum{0};
+      pool.run(100, [&](std::int64_t i, int) { sum += i; });
+      CHECK(sum == 4950);
+    }
+  }
 }
 
 TEST_CASE("a slow task does not hold up the others' shares") {
