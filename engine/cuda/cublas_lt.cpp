@@ -10,6 +10,7 @@ namespace {
 // What every operand is promised to be a multiple of. Longer for some of them would make the choice of an
 // algorithm, and so bits, depend on addresses.
 constexpr std::uint32_t kAlignment = 16;
+constexpr std::int64_t kExtent = 8;  // and each of M, N and K, in elements
 
 bool is_aligned(const void* at) {
   return reinterpret_cast<std::uintptr_t>(at) % kAlignment == 0;
@@ -83,11 +84,13 @@ bool CublasLt::takes(const Product& p) noexcept {
   const bool wide = p.out.dtype == DType::f32;
   const bool operands =
       p.a.dtype == DType::bf16 && p.b.dtype == DType::bf16 && in_lines(p.a) && in_lines(p.b);
+  const bool eights = p.out.rows % kExtent == 0 && p.out.columns % kExtent == 0 &&
+                      (p.a_by_k ? p.a.rows : p.a.columns) % kExtent == 0;
   const bool result = (wide || p.out.dtype == DType::bf16) && in_lines(p.out);
   const bool epilogue = p.activation == Activation::none && p.pre_activation.data == nullptr &&
                         (p.bias == nullptr || (wide && is_aligned(p.bias))) &&
                         (p.residual.data == nullptr || (wide && in_lines(p.residual)));
-  return operands && result && epilogue;
+  return eights && operands && result && epilogue;
 }
 
 /// The library counts columns first: what lies in memory as rows are its columns.
