@@ -173,7 +173,7 @@ DropoutArgs TrainingPass::dropout_args(const TensorView& x, std::uint32_t mask,
   return {x, lists_.cu_seqlens, dropout_.p, dropout_.seed, mask, residual};
 }
 
-// The gradient of a branch from that of the stream, as products want it.
+// The gradient of a branch from that of the stream, as products want it: with p = 0 still rounded to half.
 TensorView TrainingPass::branch_gradient(std::uint32_t mask) {
   if (dropout_.p == 0.0f && half_ == DType::f32) return views_.dx;
   DropoutArgs args = dropout_args(views_.dbranch, mask, {});
