@@ -148,20 +148,27 @@ class CpuBackend final : public CpuTraining {
   void softmax(TensorView x) override {
     each_row(pool_, x, [&](std::int64_t m, int) { table_.softmax(mutable_row(x, m), x.shape[1]); });
   }
+
   void top(const TopArgs& args) override {
     const std::int64_t n = args.x.shape[1], k = args.values.shape[1];
     each_row(pool_, args.x, [&](std::int64_t m, int) {
       const float* row = args.x.as<float>() + m * args.x.stride[0];
-      std::vector<std::int32_t> order(static_cast<std::size_t>(n));
-      std::iota(order.begin(), order.end(), 0);
-      std::partial_sort(order.begin(), order.begin() + k, order.end(), [row](std::int32_t a, std::int32_t b) {
+      const auto before = [row](std::int32_t a, std::int32_t b) {
         return row[a] > row[b] || (row[a] == row[b] && a < b);
-      });
-      for (std::int64_t i = 0; i < k; ++i) {
-        const std::int32_t id = order[static_cast<std::size_t>(i)];
-        args.ids[m * k + i] = id;
-        static_cast<float*>(args.values.data)[m * k + i] = row[id];
+      };
+      std::int32_t* ids = args.ids + m * k;  // a heap of the best so far, the last of them first
+      std::int32_t* end = ids + k;
+      std::iota(ids, end, 0);
+      std::make_heap(ids, end, before);
+      for (auto i = static_cast<std::int32_t>(k); i < n; ++i) {
+        if (row[i] <= row[*ids]) continue;  // an equal one comes after
+        std::pop_heap(ids, end, before);
+        end[-1] = i;
+        std::push_heap(ids, end, before);
       }
+      std::sort_heap(ids, end, before);
+      std::transform(ids, end, static_cast<float*>(args.values.data) + m * k,
+                     [row](std::int32_t id) { return row[id]; });
     });
   }
   void log_softmax(TensorView x) override {

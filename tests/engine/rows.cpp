@@ -8,6 +8,7 @@
 #include "engine/cpu/reference.h"
 #include "engine/exec_context.h"
 #include "engine/ops.h"
+#include "tests/count_allocations.h"
 #include "tests/engine/top_case.h"
 #include "tests/random.h"
 
@@ -161,4 +162,7 @@ TEST_CASE("top is the head of a stable sort") {
   std::vector<float> x(4), values(5);
   std::vector<std::int32_t> ids(5);
   CHECK_THROWS_AS(top(context, {view(x, 1, 4), view(values, 1, 5), ids.data()}), Error);
+  const std::int64_t before = test::allocations;
+  top(context, {view(x, 1, 4), view(values, 1, 3), ids.data()});
+  CHECK(test::allocations == before);
 }
