@@ -24,7 +24,8 @@ struct CachedAttentionArgs {
   std::span<const std::int32_t> cu_new;
   /// (B+1) Its queries, the last of its new tokens, are rows cu_q[b] … cu_q[b+1] of out.
   std::span<const std::int32_t> cu_q;
-  /// (B) All different, of one pool, room() ≥ their new tokens.
+  /// (B) All different (PackedBatch::validate() checks it, once per step), of one pool, room() ≥ their new
+  /// tokens.
   std::span<KvSequence* const> sequences;
   float scale = 1.0f;
   TensorView out;  ///< (ΣTq, H·D), any row stride; must not overlap q, k, v

@@ -1,5 +1,7 @@
 #include "model/packed_batch.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <string>
 
 namespace inkling {
@@ -52,7 +54,14 @@ void PackedBatch::validate(std::int64_t vocab_size, std::int64_t n_positions) co
              " positions, got a token at position " + std::to_string(positions[i]);
     });
   }
-  for (std::size_t b = 0; b < sequences.size(); ++b) validate_sequence(*this, b);
+  for (std::size_t b = 0; b < sequences.size(); ++b) {
+    validate_sequence(*this, b);
+    const auto first = std::ranges::find(sequences, sequences[b]) - sequences.begin();
+    require(first == static_cast<std::ptrdiff_t>(b), Code::usage, [&] {
+      return "forward: sequences: expected each once, got one as " + std::to_string(first) + " and as " +
+             std::to_string(b);
+    });
+  }
 }
 
 }  // namespace inkling

@@ -42,8 +42,8 @@ struct PackedBatch {
   }
 
   /// Throws Error{usage}, naming figure and limit, unless the lists agree in length, offsets rise, ids are
-  /// below `vocab_size` and positions below `n_positions`, and each sequence has room() for its tokens, which
-  /// stand at its length() and after, and as many of them as rows are wanted.
+  /// below `vocab_size` and positions below `n_positions`, and each sequence is there once and has room() for
+  /// its tokens, which stand at its length() and after, and as many of them as rows are wanted.
   void validate(std::int64_t vocab_size, std::int64_t n_positions) const;
 
   std::int64_t size() const noexcept { return static_cast<std::int64_t>(sequences.size()); }  ///< B

@@ -244,6 +244,10 @@ TEST_CASE("a step that does not fit the model is refused by figure") {
                              .c_str(),
                          Error);
   }
+  batch.clear();
+  for (KvSequence* each : {&second, &sequence, &second}) batch.add(*each, Ids{1}, 1);
+  CHECK_THROWS_WITH_AS(forward.run(batch), "forward: sequences: expected each once, got one as 0 and as 2",
+                       Error);
   KvSequence full(pool);
   batch.clear();
   batch.add(full, Ids{1, 2}, 1);
