@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "tokenizer/byte_alphabet.h"
-#include "tokenizer/shown.h"
+#include "engine/base/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {

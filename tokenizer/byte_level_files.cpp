@@ -5,7 +5,7 @@
 
 #include "tokenizer/byte_level_bpe.h"
 #include "tokenizer/json_tree.h"
-#include "tokenizer/shown.h"
+#include "engine/base/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {

@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "tokenizer/json_tree.h"
-#include "tokenizer/shown.h"
+#include "engine/base/shown.h"
 #include "tokenizer/token_model.h"
 #include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary_files.h"

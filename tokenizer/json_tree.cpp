@@ -4,7 +4,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "tokenizer/shown.h"
+#include "engine/base/shown.h"
 #include "tokenizer/string_index.h"
 
 namespace inkling {

@@ -7,7 +7,7 @@
 
 #include "engine/base/error.h"
 #include "tokenizer/charsmap.h"
-#include "tokenizer/shown.h"
+#include "engine/base/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {

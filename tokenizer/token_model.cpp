@@ -1,6 +1,6 @@
 #include "tokenizer/token_model.h"
 
-#include "tokenizer/shown.h"
+#include "engine/base/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {

@@ -125,7 +125,7 @@ class Matcher {
     if (layer) layers_found_ = std::max(layers_found_, layer->layer + 1);
     const auto [at, fresh] = slots_.try_emplace(std::string(name), &tensor);
     if (!fresh) {
-      problem(tensor.name, "one tensor of that meaning", "also " + weights::shown(at->second->name));
+      problem(tensor.name, "one tensor of that meaning", "also " + shown(at->second->name));
     }
     if (name.ends_with(".bias")) biases_.emplace(layer ? layer->rest : name);
   }
@@ -276,7 +276,7 @@ class Matcher {
   void problem(std::string_view field, std::string_view expected, std::string_view got) {
     if (++problems_ > kNamed) return;
     if (!text_.empty()) text_ += "; ";
-    text_ += weights::shown(field);
+    text_ += shown(field);
     text_.append(": expected ").append(expected).append(", got ").append(got);
   }
 

@@ -1,5 +1,4 @@
-// What the files of this folder share and nobody else needs: error text from hostile input, and exceptions →
-// Result.
+// What the files of this folder share and nobody else needs: the form of an error, and exceptions → Result.
 #pragma once
 
 #include <filesystem>
@@ -9,22 +8,9 @@
 #include <type_traits>
 
 #include "engine/base/result.h"
+#include "engine/base/shown.h"
 
 namespace inkling::weights {
-
-/// `text` fit for an error message: control bytes become '?', at most 80 bytes are kept. Names in a weight
-/// file are a stranger's: printed as they are, they could drive a terminal or fill a log.
-inline std::string shown(std::string_view text) {
-  constexpr std::size_t kKept = 80;
-  std::string out(text.substr(0, kKept));
-  for (char& c : out) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  }
-  if (text.size() <= kKept) return out;
-  while (!out.empty() && (static_cast<unsigned char>(out.back()) & 0xc0u) == 0x80u) out.pop_back();
-  if (!out.empty() && static_cast<unsigned char>(out.back()) >= 0xc0u) out.pop_back();
-  return out + "...";
-}
 
 /// "NAME: FIELD: expected EXPECTED, got GOT".
 inline Error malformed(std::string_view name, std::string_view field, std::string_view expected,

@@ -112,13 +112,13 @@ std::string describe(const JsonScalar& scalar) {
       std::snprintf(text, sizeof text, "the number %.9g", value);
       return text;
     }
-    std::string operator()(const std::string& value) const { return '"' + weights::shown(value) + '"'; }
+    std::string operator()(const std::string& value) const { return in_quotes(value); }
   };
   return std::visit(Printer{}, scalar);
 }
 
 bool JsonHandler::fail(std::string_view field, std::string_view expected, std::string_view got) {
-  failure_ = weights::shown(field);
+  failure_ = shown(field);
   failure_.append(": expected ").append(expected).append(", got ").append(got);
   return false;
 }

@@ -27,7 +27,7 @@ Order file_order(std::span<const NamedTensor> tensors) {
 
 Result<void> check_writable(std::span<const NamedTensor> tensors, std::string_view path) {
   const auto refuse = [&](std::string_view name, std::string_view why) {
-    return Error(Code::usage, std::string(path) + ": " + weights::shown(name) + ": " + std::string(why));
+    return Error(Code::usage, std::string(path) + ": " + shown(name) + ": " + std::string(why));
   };
   std::vector<std::string_view> names;
   for (const NamedTensor& tensor : tensors) {

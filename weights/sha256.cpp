@@ -62,7 +62,7 @@ Result<Manifest> read_manifest(const fs::path& path) {
     if (!fine || !manifest.emplace(std::move(name), hex).second) {
       return weights::malformed(path.string(), "line " + std::to_string(number),
                                 "64 hexadecimal digits, two spaces and a file name of its own",
-                                '"' + weights::shown(line) + '"');
+                                in_quotes(line));
     }
   }
   return manifest;
@@ -163,8 +163,8 @@ Result<void> verify(const fs::path& folder_or_file, std::string_view expected) {
     if (!expected.starts_with(kScheme)) return verify_manifest(folder_or_file, fs::path(expected));
     const std::string hex = parse_hex(expected.substr(kScheme.size()));
     if (hex.empty()) {
-      return Error(Code::usage, "verify: expected sha256: and 64 hexadecimal digits, got \"" +
-                                    weights::shown(expected) + '"');
+      return Error(Code::usage,
+                   "verify: expected sha256: and 64 hexadecimal digits, got \"" + shown(expected) + '"');
     }
     const auto location = locate_weights(folder_or_file);
     if (!location) return location.error();

@@ -9,6 +9,7 @@
 #include "engine/base/error.h"
 #include "engine/base/log.h"
 #include "engine/base/result.h"
+#include "engine/base/shown.h"
 
 using namespace inkling;
 
@@ -58,4 +59,26 @@ TEST_CASE("a log lets through its level and above, and is silent by itself") {
   CHECK(level == LogLevel::debug);
   CHECK_FALSE(parse_log_level("loud", level));
   CHECK(level == LogLevel::debug);
+}
+
+TEST_CASE("a stranger's words are shown without what drives a terminal, and cut between characters") {
+  CHECK(shown("wte.weight, naïve – 🖋") == "wte.weight, naïve – 🖋");
+  CHECK(shown(std::string("a\0b\x1b[2J\x7f", 8)) == "a?b?[2J?");
+  CHECK(shown("\xc2\x80|\xc2\x9b|\xc2\x9f|\xc2\xa0") == "?|?|?|\xc2\xa0");
+  CHECK(in_quotes("a\nb") == "\"a?b\"");
+  CHECK(shown("\xc2") == "\xc2");
+  CHECK(shown("\xc2\x1b") == "\xc2?");
+  const std::string eighty(80, 'x');
+  CHECK(shown(eighty) == eighty);
+  CHECK(shown(eighty + "y") == eighty + "...");
+  for (const std::string character : {"ï", "–", "🖋"}) {
+    for (std::size_t before = 70; before <= 80; ++before) {
+      const std::string start(before, 'x');
+      const std::string kept = before + character.size() <= 80 ? start + character : start;
+      CHECK(shown(start + character + std::string(30, '\x01')).substr(0, kept.size()) == kept);
+      CHECK(shown(start + character + std::string(30, 'y')) ==
+            kept + std::string(kept == start ? 0 : 80 - kept.size(), 'y') + "...");
+    }
+  }
+  CHECK(shown(std::string(500, '\x80')) == std::string(80, '\x80') + "...");  // no UTF-8, and no less a text
 }
