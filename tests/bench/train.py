@@ -5,8 +5,9 @@
 
 Wants PyTorch. Both sides run on --threads threads in f32; a round measures Inkling, then PyTorch eager and compiled, row by
 row; the table shows the median of the rounds and of their ratios. PyTorch's model is nanoGPT's: fused attention, tied head,
-fused AdamW. Peak memory is that of a process that does nothing else (for PyTorch: its growth since the imports). With --llmc
-(a checkout whose `train_gpt2` is built and whose gpt2_124M.bin and token files are there), llm.c's own program runs B=4 T=64.
+fused AdamW. Peak memory is that of a process that does nothing else (for PyTorch: its growth since the imports), in MB of 10^6 bytes for both.
+With --llmc (a checkout whose `train_gpt2` is built and whose gpt2_124M.bin and token files are there), llm.c's own program runs
+B=4 T=64.
 """
 import argparse
 import json
@@ -110,7 +111,7 @@ def inkling(options, arguments):
 
 def peak_mb():
     with open("/proc/self/status", encoding="utf-8") as file:  # getrusage's figure would be the parent's after a fork
-        return int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1]) / 1024
+        return int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1]) * 1024 / 1e6
 
 
 def torch_memory(options, number):
