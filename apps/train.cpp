@@ -50,6 +50,10 @@ void check(const Given& given) {
     throw Error(Code::usage,
                 "--init-from resume: expected neither --preset nor --tokenizer, which the run has");
   }
+  if (c.init_from != "scratch" && !given.preset.empty()) {
+    throw Error(Code::usage, "--preset: expected --init-from scratch beside it, got " + c.init_from +
+                                 ", which has its own sizes");
+  }
   const auto found = find_checkpoints(c.out / "checkpoints");
   if (c.init_from != "resume" && !found.empty()) {
     throw Error(Code::usage, "--out-dir: expected a folder without a run, got " + c.out.string() + " with " +

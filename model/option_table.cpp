@@ -29,7 +29,7 @@ const Option kOptions[] = {
     {"logit_bias", "", 'l', &G::logit_bias, -1e4, 1e4, "ID+B or ID-B: add to a token's logit; repeatable"},
     {"stop", "", 0, &G::stop, 0, 0, "text that ends generation; repeatable"},
     {"ignore_eos", "", 0, &G::ignore_eos, 0, 1, "go on past the end-of-text token"},
-    {"logprobs", "", 0, &G::logprobs, -1, 1000, "report log-probabilities of the K likeliest"},
+    {"logprobs", "", 0, &G::logprobs, -1, 1000, "report log-probabilities of the N likeliest"},
 };
 
 std::string number(double value) {

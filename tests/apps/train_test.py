@@ -270,6 +270,8 @@ class Training(Folder):
                                  (2, ["--data", self.data(), "--out-dir", self.folder / "run"], "--init-from resume"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--n-embd", 8], "--n-embd"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--block-size", 64], "--block-size"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--preset", "shakespeare-char-gpu"],
+                                  "--preset: expected --init-from scratch"),
                                  (3, ["--data", self.data(), "--out-dir", out, "--init-from", "resume"], "train.json"),
                                  (3, ["--data", self.folder / "none", "--out-dir", out], "none"),
                                  (7, ["--data", self.file("empty.txt", ""), "--out-dir", out], "expected text, got none"),
