@@ -35,6 +35,13 @@ set(cuda_libraries "")
 if(INKLING_CUDA_FOUND)
   set(cuda_libraries " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
 endif()
+set(mpi_libraries "")
+if(INKLING_MPI)
+  find_package(MPI REQUIRED COMPONENTS C)  # model/ has found it, in its own scope
+  list(JOIN MPI_C_LIBRARIES " " mpi_libraries)
+  string(STRIP " ${MPI_C_LINK_FLAGS} ${mpi_libraries}" mpi_libraries)
+  string(PREPEND mpi_libraries " ")
+endif()
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/inkling.pc
 "prefix=${CMAKE_INSTALL_PREFIX}
 Name: inkling
@@ -42,6 +49,6 @@ Description: ${PROJECT_DESCRIPTION}
 Version: ${PROJECT_VERSION}
 Requires.private: spdlog libcrypto libpcre2-8 sentencepiece
 Cflags: -I\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}/inkling
-Libs: -L\${prefix}/${CMAKE_INSTALL_LIBDIR} -linkling_model -linkling_attention -linkling_weights -linkling_tokenizer -linkling_engine -linkling_base${cuda_libraries} -pthread
+Libs: -L\${prefix}/${CMAKE_INSTALL_LIBDIR} -linkling_model -linkling_attention -linkling_weights -linkling_tokenizer -linkling_engine -linkling_base${cuda_libraries}${mpi_libraries} -pthread
 ")
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/inkling.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
