@@ -58,6 +58,7 @@ TEST_CASE("views know their extents") {
   CHECK(v.shape_string() == "[2, 3, 4]");
   v.stride[0] = 24;
   CHECK_FALSE(v.contiguous());
+  CHECK(TensorView(data, DType::f32, {3, 0, 4}).contiguous());
   CHECK_THROWS_WITH_AS((void)v.as<int>(), "tensor: dtype: got f32, asked for another", Error);
   CHECK_THROWS_AS(TensorView(data, DType::f32, {1, 1, 1, 1, 1}), Error);
   CHECK_THROWS_AS(TensorView(data, DType::f32, {-1}), Error);
