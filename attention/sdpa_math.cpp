@@ -205,7 +205,7 @@ void sdpa_math(ExecContext& context, const SdpaProblem& problem) {
 }
 
 void sdpa_backward_math(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
-  run_heads(context, problem, args,
+  run_heads(context, problem, args, {},
             [&](std::int64_t b, std::int64_t head, int) { differentiate_head(problem, args, b, head); });
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "attention/cpu/kernels.h"
@@ -97,10 +98,12 @@ inline std::int64_t heads_per_task(std::int64_t tasks, std::int64_t heads, std::
   return std::clamp<std::int64_t>(std::min(tasks / (2 * threads), room), 1, heads);
 }
 
-/// Calls body(b, kv_head, worker) for every head of every sequence. Serially and in order when several of
-/// them add to the same element of dbias, which keeps its bits fixed.
+/// Calls body(b, kv_head, worker) for every head of every sequence, sequences in the given order, or b
+/// rising when it is empty. Serially and with b rising when several of them add to the same element of dbias,
+/// which keeps its bits fixed.
 template <class Body>
-void run_heads(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args, Body&& body) {
+void run_heads(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args,
+               std::span<const std::int64_t> order, Body&& body) {
   const bool shared = args.dbias.data != nullptr &&
                       (args.dbias.shape[0] < problem.batch || args.dbias.shape[1] < problem.heads);
   const std::int64_t heads = problem.batch * problem.kv_heads;
@@ -108,7 +111,8 @@ void run_heads(ExecContext& context, const SdpaProblem& problem, const SdpaBackw
     for (std::int64_t i = 0; i < heads; ++i) body(i / problem.kv_heads, i % problem.kv_heads, 0);
   } else {
     run_in_order(context.pool(), heads, [&](std::int64_t i, int worker) {
-      body(i / problem.kv_heads, i % problem.kv_heads, worker);
+      const std::int64_t b = i / problem.kv_heads;
+      body(order.empty() ? b : order[static_cast<std::size_t>(b)], i % problem.kv_heads, worker);
     });
   }
 }

@@ -1,9 +1,11 @@
 // The flash and decode backends: SdpaArgs cut into the tasks of cpu/kernels.h. Keys and values of a cache are
 // read where they lie; packed ones are first copied into blocks of the cache's layout, for flash and backward
 // come to them again and again. Those of one head are O(Tk · D) bytes in the scratch of the thread that has
-// the head; only where heads are too few for the threads they are the context's, for all heads. Decode takes
-// packed rows as they are.
+// the head; only where heads are too few for the threads, or one is too long, they are the context's, for all
+// heads. Decode takes packed rows as they are.
 #include <algorithm>
+#include <numeric>
+#include <span>
 #include <vector>
 
 #include "attention/in_order.h"
@@ -17,6 +19,7 @@ namespace {
 struct Workspace {
   Buffer blocks, partials;
   std::vector<std::int64_t> first_block;  // (B+1) blocks of the sequences before
+  std::vector<std::int64_t> order;        // (B) sequences, those with the most scores first
 
   static std::byte* sized(Buffer& buffer, std::size_t bytes) {
     if (buffer.size() < bytes) buffer = Buffer(bytes);
@@ -35,7 +38,25 @@ class Plan {
       work_.first_block.push_back(work_.first_block.back() +
                                   (p_.k_length(b) + cpu::kKeyBlock - 1) / cpu::kKeyBlock);
     }
+    work_.order.resize(static_cast<std::size_t>(p_.batch));
+    std::iota(work_.order.begin(), work_.order.end(), 0);
+    std::ranges::sort(work_.order, [&](std::int64_t a, std::int64_t b) {
+      return scores(a) > scores(b) || (scores(a) == scores(b) && a < b);
+    });
     context.pool().reserve_scratch(cpu::forward_scratch_bytes(p_.dim));
+  }
+
+  /// Sequences in the order in which they are handed out: a long one that came last would keep one thread
+  /// busy alone.
+  std::span<const std::int64_t> order() const noexcept { return work_.order; }
+  /// Of one head, hidden ones too.
+  std::int64_t scores(std::int64_t b) const noexcept { return p_.q_length(b) * p_.k_length(b); }
+  /// So many heads, and none so long, that whole ones keep `threads` busy to the end.
+  bool whole_heads(std::int64_t threads) const noexcept {
+    constexpr std::int64_t kHeadsPerThread = 8;
+    std::int64_t all = 0;
+    for (std::int64_t b = 0; b < p_.batch; ++b) all += scores(b) * p_.kv_heads;
+    return threads == 1 || p_.batch == 0 || kHeadsPerThread * threads * scores(work_.order[0]) <= all;
   }
 
   /// Room for the blocks of all packed keys.
@@ -199,7 +220,8 @@ void flash_by_head(ThreadPool& pool, const Plan& plan, const cpu::AttentionKerne
   const std::size_t own = aligned(cpu::forward_scratch_bytes(problem.dim));
   pool.reserve_scratch(own + plan.head_bytes());
   run_in_order(pool, problem.batch * problem.kv_heads, [&](std::int64_t i, int worker) {
-    const std::int64_t b = i / problem.kv_heads, head = i % problem.kv_heads;
+    const std::int64_t b = plan.order()[static_cast<std::size_t>(i / problem.kv_heads)];
+    const std::int64_t head = i % problem.kv_heads;
     const cpu::KvBlocks kv = plan.blocks_in(pool.scratch(worker) + own);
     plan.pack(b, head, kv);
     for (std::int64_t block = 0; block < plan.row_blocks(b); ++block)
@@ -213,23 +235,23 @@ void sdpa_flash(ExecContext& context, const SdpaProblem& problem) {
   const Plan plan(context, problem);
   const auto& kernels = cpu::attention_kernels(context.isa());
   ThreadPool& pool = context.pool();
-  constexpr std::int64_t kHeadsPerThread = 8;  // so many that none waits long for the last
   if (!problem.cached()) {
-    if (problem.batch * problem.kv_heads >= kHeadsPerThread * pool.size())
-      return flash_by_head(pool, plan, kernels, problem);
+    if (plan.whole_heads(pool.size())) return flash_by_head(pool, plan, kernels, problem);
     plan.reserve_blocks();
     pool.run(problem.batch * problem.kv_heads, [&](std::int64_t i, int) {
       const std::int64_t b = i / problem.kv_heads, head = i % problem.kv_heads;
       plan.pack(b, head, plan.blocks(b, head));
     });
   }
-  // Sequence by sequence and head by head, so that keys and values stay in cache; in each the last rows
-  // first, which see the most keys of a causal mask.
+  // Sequence by sequence, the longest first, and head by head, so that keys and values stay in cache; in each
+  // the last rows first, which see the most keys of a causal mask.
   std::int64_t tasks = 0;
   for (std::int64_t b = 0; b < problem.batch; ++b) tasks += plan.row_blocks(b) * problem.kv_heads;
   run_in_order(pool, tasks, [&](std::int64_t i, int worker) {
-    std::int64_t b = 0;
-    for (; i >= plan.row_blocks(b) * problem.kv_heads; ++b) i -= plan.row_blocks(b) * problem.kv_heads;
+    const std::int64_t* next = plan.order().data();
+    for (; i >= plan.row_blocks(*next) * problem.kv_heads; ++next)
+      i -= plan.row_blocks(*next) * problem.kv_heads;
+    const std::int64_t b = *next;
     const std::int64_t blocks = plan.row_blocks(b), head = i / blocks;
     kernels.forward(plan.forward(b, head, blocks - 1 - i % blocks, plan.blocks(b, head)),
                     pool.scratch(worker));
@@ -282,7 +304,7 @@ void sdpa_backward_flash(ExecContext& context, const SdpaProblem& problem, const
   ThreadPool& pool = context.pool();
   const std::size_t own = aligned(cpu::backward_scratch_bytes(problem.dim));
   pool.reserve_scratch(own + plan.backward_bytes());
-  run_heads(context, problem, args, [&](std::int64_t b, std::int64_t head, int worker) {
+  run_heads(context, problem, args, plan.order(), [&](std::int64_t b, std::int64_t head, int worker) {
     std::byte* scratch = pool.scratch(worker);
     kernels.backward(plan.backward(b, head, args, scratch + own), scratch);
   });

@@ -139,6 +139,44 @@ TEST_CASE("flash and decode give the same bits, for any threads and batch") {
   }
 }
 
+TEST_CASE("flash gives every sequence of an uneven batch its bits alone, for any threads") {
+  const Isa isa = supported_isas().back();
+  std::vector<std::pair<std::int64_t, std::int64_t>> one_long(16, {20, 20}), all_short(24, {20, 20});
+  one_long.emplace_back(300, 300);                    // heads are cut
+  all_short[5] = {60, 70}, all_short[23] = {40, 90};  // heads are whole
+  for (const auto& lengths : {one_long, all_short}) {
+    Random random(10);
+    Problem problem(random, DType::f32, 3, 3, 40, lengths, 2.0f);
+    problem.set_mask(random, MaskKind::causal_lower_right, false);
+    Data alone(DType::f32, {problem.cu_q.back(), 3, 40});
+    ExecContext one = make_context(isa, 1);
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      const auto [queries, keys] = lengths[b];
+      const std::int32_t cu_q[] = {0, static_cast<std::int32_t>(queries)},
+                         cu_k[] = {0, static_cast<std::int32_t>(keys)};
+      const auto part = [&](const TensorView& all, std::int64_t first, std::int64_t rows) {
+        return TensorView(static_cast<float*>(all.data) + first * 3 * 40, DType::f32, {rows, 3, 40});
+      };
+      SdpaArgs args = problem.args;
+      args.q = part(args.q, problem.cu_q[b], queries);
+      args.k = part(args.k, problem.cu_k[b], keys);
+      args.v = part(args.v, problem.cu_k[b], keys);
+      args.out = part(alone.view(), problem.cu_q[b], queries);
+      args.lse = {};
+      args.cu_q = cu_q;
+      args.cu_k = cu_k;
+      sdpa(one, args);
+    }
+    for (const int threads : {1, 2, 3}) {
+      ExecContext context = make_context(isa, threads);
+      SdpaScope scope(context, {SdpaBackend::flash});
+      problem.out.fill(NAN);
+      sdpa(context, problem.args);
+      CHECK(problem.out.same_bits(alone));
+    }
+  }
+}
+
 TEST_CASE("a cache and packed keys give the same bits") {
   for (const Isa isa : supported_isas()) {
     ExecContext context = make_context(isa, 2);
