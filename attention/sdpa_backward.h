@@ -21,8 +21,8 @@ SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args);
 
 /// Writes the gradients and returns the backend that did it: math (f64; not on a GPU) or flash.
 /// Deterministic: the bits depend on neither the threads nor the batch. O(T) memory with flash. Unlike
-/// sdpa(), it may multiply by zero what the mask hides within a tile, and 0 · NaN is NaN: values of a sequence
-/// must be finite, hidden ones too. Throws Error{usage}.
+/// sdpa(), it may multiply by zero what the mask hides within a tile, and 0 · NaN is NaN: values of a
+/// sequence must be finite, hidden ones too. Throws Error{usage}.
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args);
 
 }  // namespace inkling

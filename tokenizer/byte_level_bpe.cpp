@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "tokenizer/byte_alphabet.h"
 #include "engine/base/shown.h"
+#include "tokenizer/byte_alphabet.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "engine/base/shown.h"
 #include "tokenizer/byte_level_bpe.h"
 #include "tokenizer/json_tree.h"
-#include "engine/base/shown.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {

@@ -2,8 +2,8 @@
 #include <array>
 #include <cstdio>
 
-#include "tokenizer/json_tree.h"
 #include "engine/base/shown.h"
+#include "tokenizer/json_tree.h"
 #include "tokenizer/token_model.h"
 #include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary_files.h"

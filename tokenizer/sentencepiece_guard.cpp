@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "engine/base/error.h"
-#include "tokenizer/charsmap.h"
 #include "engine/base/shown.h"
+#include "tokenizer/charsmap.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {
