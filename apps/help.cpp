@@ -53,7 +53,7 @@ std::string general(const std::vector<const CLI::Option*>& options) {
 }  // namespace
 
 std::string command_path(const CLI::App& app) {
-  const std::string name = app.get_name();
+  const std::string& name = app.get_name();
   return app.get_parent() == nullptr ? name : command_path(*app.get_parent()) + ' ' + name;
 }
 
