@@ -1,4 +1,4 @@
-// 16-lane vectors on AVX-512. See simd/README in engine/README.md for the vocabulary shared by all ISAs.
+// 16-lane vectors on AVX-512: the names that every ISA has, see engine/README.md.
 // Include only from sources compiled for this ISA.
 #pragma once
 
