@@ -71,7 +71,7 @@ inline void tile(const float* a, std::ptrdiff_t lda, const W* b, std::ptrdiff_t 
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[r][j] = sum == Sum::start ? V::zero() : V::load(c + r * ldc + j * L);
   }
-  // By twos: a core whose other thread is busy issues three instructions a cycle, just what a step takes.
+  // By twos: fewer instructions beside the FMAs, 3 to 5 % where a core shares its issue slots (README).
 #pragma GCC unroll 2
   for (std::int64_t kk = 0; kk < k; ++kk, b += ldb) {
     // One row streams B from memory: ask for it well before the hardware prefetcher, which stops at 4 KiB.

@@ -64,7 +64,7 @@ struct Avx512 {
   /// Rounds to the nearest integer, ties to even.
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   /// a × 2^n for integral n where x ≥ least or x is NaN, and 0 elsewhere, whatever a and n are: no result is
-  /// subnormal on the way, which takes Intel's cores some 150 cycles.
+  /// subnormal on the way, which costs Intel's cores more than all the rest of an exponential.
   static F scale2_from(F least, F x, F a, F n) {
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), a, n);
   }
