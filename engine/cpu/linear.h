@@ -141,7 +141,8 @@ struct LinearKernels {
         if constexpr (requires { &V::dot_bf16; }) {
           const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride + begin;
           for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
-            pair_tile<MR>(x + row * b.rows.stride, b.rows.stride, narrow, (count + 1) / 2, c + row * NR, sum);
+            pair_tile<MR>(x + row * b.rows.stride, b.rows.stride, narrow, (count + 1) / 2, c + row * NR, sum,
+                          NothingAhead());
           });
           continue;
         } else {
@@ -194,28 +195,42 @@ struct LinearKernels {
   // --- bf16 weights and bf16 activations: pairs of k per instruction
   static void pairs(const LinearBlock& b, const bf16* panel, float* c) {
     const auto* x = static_cast<const bf16*>(b.rows.data) + b.row_begin * b.rows.stride;
-    const std::int64_t half = (b.k + 1) / 2;
-    constexpr std::int64_t kPairChunk = kChunk;
-    for (std::int64_t begin = 0; begin < half; begin += kPairChunk) {
-      const bool whole = b.row_end - b.row_begin <= V::kTileRows;
-      const std::int64_t count = whole || half - begin < kPairChunk ? half - begin : kPairChunk;
-      for_row_tiles<V::kTileRows>(b.row_end - b.row_begin, [&]<int MR>(std::int64_t row) {
-        pair_tile<MR>(x + row * b.rows.stride + 2 * begin, b.rows.stride, panel + begin * 2 * NR, count,
-                      c + row * NR, begin == 0 ? Sum::start : Sum::go_on);
+    const std::int64_t rows = b.row_end - b.row_begin, half = (b.k + 1) / 2;
+    const std::int64_t step = rows <= V::kTileRows ? half : kChunk;  // few rows walk the panel once
+    for (std::int64_t begin = 0; begin < half; begin += step) {
+      const std::int64_t count = half - begin < step ? half - begin : step;
+      const bf16* w = panel + begin * 2 * NR;
+      with_lines_ahead(b, w + count * 2 * NR, step * 2 * NR * std::int64_t{sizeof(bf16)}, [&](auto ahead) {
+        for_row_tiles<V::kTileRows>(rows, [&]<int MR>(std::int64_t row) {
+          const bf16* pairs_of_x = x + row * b.rows.stride + 2 * begin;
+          const Sum sum = begin == 0 ? Sum::start : Sum::go_on;
+          if (ahead.any()) {
+            pair_tile<MR>(pairs_of_x, b.rows.stride, w, count, c + row * NR, sum, ahead);
+            ahead.advance(count);
+          } else {
+            pair_tile<MR>(pairs_of_x, b.rows.stride, w, count, c + row * NR, sum, NothingAhead());
+          }
+        });
       });
-      if (whole) break;
     }
   }
 
-  template <int MR>
+  template <int MR, class Ahead>
   static void pair_tile(const bf16* x, std::ptrdiff_t stride, const bf16* w, std::int64_t count, float* c,
-                        Sum sum) {
+                        Sum sum, Ahead ahead) {
     F acc[MR][NV];
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) acc[r][j] = sum == Sum::start ? V::zero() : V::load(c + r * NR + j * L);
     }
+#pragma GCC unroll 2
     for (std::int64_t i = 0; i < count; ++i, w += 2 * NR) {
-      if constexpr (MR <= 2) prefetch<4 * NR>(w + 24 * 2 * NR);
+      if constexpr (MR <= 2) {
+        prefetch<4 * NR>(w + 24 * 2 * NR);
+      } else {
+        ahead(i);
+      }
       I wv[NV];
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) wv[j] = V::load_u8(reinterpret_cast<const std::uint8_t*>(w + 2 * j * L));
@@ -226,7 +241,9 @@ struct LinearKernels {
         for (int j = 0; j < NV; ++j) acc[r][j] = V::dot_bf16(acc[r][j], xv, wv[j]);
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) V::store(c + r * NR + j * L, acc[r][j]);
     }
   }
