@@ -5,7 +5,7 @@
 
 #include "engine/base/shown.h"
 #include "tokenizer/byte_level_bpe.h"
-#include "tokenizer/json_tree.h"
+#include "tokenizer/json_field.h"
 #include "tokenizer/utf8.h"
 
 namespace inkling {
@@ -34,10 +34,10 @@ std::vector<Token> read_vocab(const JsonField& vocab, std::size_t extra) {
   for (const auto& [text, value] : members) {
     if (text.empty()) vocab.fail("tokens", "an empty one");
     const auto limit = static_cast<std::int64_t>(count) - 1;
-    std::int64_t id = 0;
+    const auto* id = value.scalar<std::int64_t>();
     // A field is only made to complain: its path would cost more than all the rest.
-    if (!value.is_integer(0, limit, id)) vocab.child(value, text).integer(0, limit);
-    add_token(tokens, text, id, vocab);
+    if (id == nullptr || *id < 0 || *id > limit) vocab.child(value, text).integer(0, limit);
+    add_token(tokens, text, *id, vocab);
   }
   return tokens;
 }
@@ -62,7 +62,7 @@ std::vector<Merge> read_json_merges(const JsonField& merges) {
   }
   pairs.reserve(items.size());
   for (std::size_t i = 0; i < items.size(); ++i) {
-    if (const auto* rule = std::get_if<std::string>(&items[i].content)) {
+    if (const auto* rule = items[i].scalar<std::string>()) {
       pairs.push_back(split_merge(*rule));
     } else {  // since tokenizers 0.20
       const JsonField pair = merges.child(items[i], std::to_string(i));
@@ -80,8 +80,9 @@ std::vector<Merge> read_json_merges(const JsonField& merges) {
 void refuse_unless_absent(const JsonField& owner, std::initializer_list<std::string_view> keys) {
   for (const std::string_view key : keys) {
     const auto field = owner.maybe(key);
-    const bool empty = field && field->value().type() == JsonValue::Type::string && field->string().empty();
-    if (field && !empty) field->fail("null (this setting is not supported)", "a value");
+    const auto* text = field ? field->value().scalar<std::string>() : nullptr;
+    if (field && (text == nullptr || !text->empty()))
+      field->fail("null (this setting is not supported)", "a value");
   }
 }
 
@@ -146,7 +147,7 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
 }  // namespace
 
 std::shared_ptr<const TokenModel> read_tokenizer_json(std::string_view text, std::string_view file) {
-  const JsonValue tree = parse_json(text, file);
+  const JsonValue tree = parse_json(text, file, kMaxVocabularyBytes).value();
   const JsonField root(tree, file);
   ByteLevelSpec spec{.file = std::string(file), .merges_file = std::string(file)};
 
@@ -174,7 +175,7 @@ std::shared_ptr<const TokenModel> read_tokenizer_json(std::string_view text, std
 std::shared_ptr<const TokenModel> read_vocab_and_merges(std::string_view vocab, std::string_view vocab_file,
                                                         std::string_view merges,
                                                         std::string_view merges_file) {
-  const JsonValue tree = parse_json(vocab, vocab_file);
+  const JsonValue tree = parse_json(vocab, vocab_file, kMaxVocabularyBytes).value();
   const JsonField root(tree, vocab_file);
   ByteLevelSpec spec{.file = std::string(vocab_file), .merges_file = std::string(merges_file)};
   spec.tokens = read_vocab(root, 0);

@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "engine/base/shown.h"
-#include "tokenizer/json_tree.h"
+#include "tokenizer/json_field.h"
 #include "tokenizer/token_model.h"
 #include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary_files.h"
@@ -77,7 +77,7 @@ void check_inverse(const JsonField& itos, const std::vector<Token>& tokens) {
 }  // namespace
 
 std::shared_ptr<const TokenModel> read_characters(std::string_view text, std::string_view file) {
-  const JsonValue tree = parse_json(text, file);
+  const JsonValue tree = parse_json(text, file, kMaxVocabularyBytes).value();
   const JsonField root(tree, file);
   const JsonField stoi = root.member("stoi");
   const auto& members = stoi.members();

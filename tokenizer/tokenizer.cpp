@@ -15,15 +15,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uintmax_t kMaxFileBytes = std::uintmax_t{64} << 20;
-
 std::string read_file(const fs::path& path) {
   std::error_code failure;
   const auto size = fs::file_size(path, failure);
   if (failure) throw Error(Code::file, path.string() + ": cannot be read: " + failure.message());
-  if (size > kMaxFileBytes) {
-    throw Error(Code::malformed, path.string() + ": size: expected at most " + std::to_string(kMaxFileBytes) +
-                                     " bytes, got " + std::to_string(size));
+  if (size > kMaxVocabularyBytes) {
+    throw Error(Code::malformed, path.string() + ": size: expected at most " +
+                                     std::to_string(kMaxVocabularyBytes) + " bytes, got " +
+                                     std::to_string(size));
   }
   std::string content(static_cast<std::size_t>(size), '\0');
   std::ifstream file(path, std::ios::binary);

@@ -1,12 +1,16 @@
-// Readers: the files of each vocabulary format → a model. Texts are not kept. Throw Code::malformed.
+// Readers: the files of each vocabulary format → a model. Texts are not kept. Throw Code::malformed, and so
+// for a JSON text beyond kMaxVocabularyBytes.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string_view>
 
 #include "tokenizer/token_model.h"
 
 namespace inkling {
+
+inline constexpr std::size_t kMaxVocabularyBytes = std::size_t{64} << 20;
 
 /// Hugging Face's tokenizer.json: a BPE model with ByteLevel pre-tokeniser (GPT-2's). `truncation`, `padding`
 /// and `version` are ignored: this library does neither. Any other normaliser, pre-tokeniser, post-processor,

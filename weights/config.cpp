@@ -6,13 +6,12 @@
 #include <limits>
 #include <utility>
 
+#include "engine/base/json.h"
 #include "weights/guard.h"
-#include "weights/json.h"
 
 namespace inkling {
 namespace {
 
-using weights::JsonValue;
 using weights::malformed;
 
 // The whole parameter count at every limit at once stays below 2^63.
@@ -134,7 +133,7 @@ Activation read_activation(const Fields& fields) {
   for (const auto& known : kActivations) {
     if (*name == known.name) return known.activation;
   }
-  fields.refuse("activation_function", "gelu_new, gelu_pytorch_tanh, gelu or relu", weights::describe(*name));
+  fields.refuse("activation_function", "gelu_new, gelu_pytorch_tanh, gelu or relu", describe(*name));
 }
 
 float read_epsilon(const Fields& fields) {
@@ -147,7 +146,7 @@ float read_epsilon(const Fields& fields) {
 
 void refuse_unsupported(const Fields& fields) {
   if (const auto type = fields.optional<std::string>("model_type", "a string"); type && *type != "gpt2") {
-    fields.refuse("model_type", "\"gpt2\"", weights::describe(*type));
+    fields.refuse("model_type", "\"gpt2\"", describe(*type));
   }
   fields.only("scale_attn_by_inverse_layer_idx", false);
   fields.only("reorder_and_upcast_attn", false);
@@ -262,7 +261,7 @@ Result<void> ModelConfig::validate() const {
 
 Result<ModelConfig> parse_config_json(std::string_view text, std::string_view name) {
   return weights::guarded(name, [&]() -> Result<ModelConfig> {
-    const auto root = weights::parse_json(text, name, kMaxConfigBytes);
+    const auto root = parse_json(text, name, kMaxConfigBytes);
     if (!root) return root.error();
     const JsonValue* args = root->find("model_args");
     if (args != nullptr && args->object() == nullptr)
@@ -301,7 +300,7 @@ std::string to_config_json(const ModelConfig& config) {
 
 Result<PublishedGeneration> parse_generation_config_json(std::string_view text, std::string_view name) {
   return weights::guarded(name, [&]() -> Result<PublishedGeneration> {
-    const auto root = weights::parse_json(text, name, kMaxConfigBytes);
+    const auto root = parse_json(text, name, kMaxConfigBytes);
     if (!root) return root.error();
     const Fields fields(*root, name);
     PublishedGeneration config;

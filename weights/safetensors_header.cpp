@@ -8,8 +8,8 @@
 #include <tuple>
 #include <utility>
 
+#include "engine/base/json.h"
 #include "weights/guard.h"
-#include "weights/json.h"
 
 namespace inkling::weights {
 namespace {

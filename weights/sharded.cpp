@@ -3,15 +3,14 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "engine/base/json.h"
 #include "weights/file.h"
 #include "weights/guard.h"
-#include "weights/json.h"
 
 namespace inkling {
 namespace {
 
 namespace fs = std::filesystem;
-using weights::JsonValue;
 using weights::malformed;
 
 constexpr std::string_view kExtension = ".safetensors";
@@ -42,6 +41,7 @@ Result<void> read_weight_map(const JsonValue& root, std::string_view name, Shard
     index.weight_map.emplace_back(tensor, *shard);
     index.shards.push_back(*shard);
   }
+  std::ranges::sort(index.weight_map);
   std::ranges::sort(index.shards);
   index.shards.erase(std::unique(index.shards.begin(), index.shards.end()), index.shards.end());
   if (index.shards.size() > kMaxShards) {
@@ -126,7 +126,7 @@ Result<void> check_against_index(std::span<const SafetensorsFile> files, const S
 
 Result<ShardIndex> parse_index_json(std::string_view text, std::string_view name) {
   return weights::guarded(name, [&]() -> Result<ShardIndex> {
-    const auto root = weights::parse_json(text, name, kMaxIndexBytes);
+    const auto root = parse_json(text, name, kMaxIndexBytes);
     if (!root) return root.error();
     ShardIndex index;
     if (const auto read = read_weight_map(*root, name, index); !read) return read.error();

@@ -11,7 +11,7 @@
 
 #include "engine/base/result.h"
 
-namespace inkling::weights {
+namespace inkling {
 
 inline constexpr int kMaxJsonDepth = 32;
 
@@ -47,23 +47,23 @@ Result<void> read_json(std::string_view text, std::string_view name, JsonHandler
 
 struct JsonMember;
 
-/// A parsed value, for small files.
+/// A parsed value.
 struct JsonValue {
   using Array = std::vector<JsonValue>;
-  using Object = std::vector<JsonMember>;  ///< sorted by key, keys distinct
-  std::variant<JsonScalar, Array, Object> value;
+  using Object = std::vector<JsonMember>;  ///< in the order of the text, keys distinct
+  std::variant<std::monostate, bool, std::int64_t, double, std::string, Array, Object> value;
 
-  /// Null when this is no object or has no such key.
+  /// Null when this is no object or has no such key. Linear: for objects with a handful of known keys.
   const JsonValue* find(std::string_view key) const noexcept;
   /// Null when this holds no T (one of JsonScalar's types).
   template <class T>
   const T* scalar() const noexcept {
-    const auto* held = std::get_if<JsonScalar>(&value);
-    return held != nullptr ? std::get_if<T>(held) : nullptr;
+    return std::get_if<T>(&value);
   }
   bool is_null() const noexcept { return scalar<std::monostate>() != nullptr; }
   const Object* object() const noexcept { return std::get_if<Object>(&value); }
   const Array* array() const noexcept { return std::get_if<Array>(&value); }
+  /// For an error message: as describe() of a scalar, "a list" or "an object".
   std::string describe() const;
 };
 
@@ -72,8 +72,8 @@ struct JsonMember {
   JsonValue value;
 };
 
-/// Parses a whole text of at most `max_bytes` whose top is an object. Memory is at most some 60 bytes per
-/// byte.
+/// Parses a whole text of at most `max_bytes` whose top is an object. O(n log n) at worst, whatever the keys;
+/// memory is at most some 60 bytes per byte.
 Result<JsonValue> parse_json(std::string_view text, std::string_view name, std::size_t max_bytes);
 
-}  // namespace inkling::weights
+}  // namespace inkling

@@ -1,14 +1,16 @@
-#include "weights/json.h"
+#include "engine/base/json.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdio>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "weights/guard.h"
+#include "engine/base/shown.h"
 
-namespace inkling::weights {
+namespace inkling {
 namespace {
 
 // Adapts nlohmann's SAX interface, whose method names are fixed, to JsonHandler.
@@ -59,61 +61,87 @@ class Adapter {
   int depth_ = 0;
 };
 
-// Builds a JsonValue. open_ holds the containers being filled, outermost first.
+// Only keys that share a slot with another are compared: one in eight of a vocabulary's, and for keys made to
+// collide it is a sort.
+const std::string* repeated_key(const JsonValue::Object& members) {
+  const std::size_t slots = std::bit_ceil(8 * members.size() + 1);
+  const auto slot = [&](const JsonMember& member) {
+    return std::hash<std::string>{}(member.key) & (slots - 1);
+  };
+  std::vector<bool> taken(slots), shared(slots);
+  for (const JsonMember& member : members) {
+    const std::size_t at = slot(member);
+    (taken[at] ? shared : taken)[at] = true;
+  }
+  std::vector<const std::string*> keys;
+  for (const JsonMember& member : members) {
+    if (shared[slot(member)]) keys.push_back(&member.key);
+  }
+  const auto by_text = [](const std::string* key) -> const std::string& { return *key; };
+  std::ranges::sort(keys, {}, by_text);
+  const auto twice = std::ranges::adjacent_find(keys, {}, by_text);
+  return twice == keys.end() ? nullptr : *twice;
+}
+
+// Builds a JsonValue in place. A parent does not grow while a child is open, so that pointers stay valid.
 class TreeBuilder final : public JsonHandler {
  public:
-  bool scalar(JsonScalar&& value) override { return add(JsonValue{std::move(value)}); }
-  bool begin_object() override { return open_.push_back({{}, JsonValue{JsonValue::Object{}}}), true; }
-  bool begin_array() override { return open_.push_back({{}, JsonValue{JsonValue::Array{}}}), true; }
-  bool end_array() override { return close(); }
-  bool key(std::string&& name) override { return open_.back().key = std::move(name), true; }
-
+  bool scalar(JsonScalar&& value) override {
+    JsonValue& placed = place();
+    std::visit([&](auto& held) { placed.value = std::move(held); }, value);
+    return true;
+  }
+  bool begin_object() override { return open(JsonValue::Object{}); }
+  bool begin_array() override { return open(JsonValue::Array{}); }
+  bool end_array() override { return open_.pop_back(), true; }
+  bool key(std::string&& name) override {
+    return std::get<JsonValue::Object>(open_.back()->value).push_back({std::move(name), {}}), true;
+  }
   bool end_object() override {
-    auto& members = std::get<JsonValue::Object>(open_.back().value.value);
-    std::ranges::sort(members, {}, &JsonMember::key);
-    const auto twice = std::ranges::adjacent_find(members, {}, &JsonMember::key);
-    if (twice != members.end()) return fail(twice->key, "the key once", "it twice");
-    return close();
+    const std::string* twice = repeated_key(std::get<JsonValue::Object>(open_.back()->value));
+    if (twice != nullptr) return fail(*twice, "the key once", "it twice");
+    return open_.pop_back(), true;
   }
 
   JsonValue take() { return std::move(root_); }
 
  private:
-  bool close() {
-    JsonValue done = std::move(open_.back().value);
-    open_.pop_back();
-    return add(std::move(done));
+  template <class Container>
+  bool open(Container&& empty) {
+    JsonValue& placed = place();
+    placed.value = std::forward<Container>(empty);
+    return open_.push_back(&placed), true;
   }
 
-  bool add(JsonValue&& value) {
-    if (open_.empty()) return root_ = std::move(value), true;
-    JsonMember& parent = open_.back();
-    if (auto* members = std::get_if<JsonValue::Object>(&parent.value.value)) {
-      members->push_back({std::move(parent.key), std::move(value)});
-    } else {
-      std::get<JsonValue::Array>(parent.value.value).push_back(std::move(value));
-    }
-    return true;
+  // Where the next value goes.
+  JsonValue& place() {
+    if (open_.empty()) return root_;
+    JsonValue& parent = *open_.back();
+    if (auto* members = std::get_if<JsonValue::Object>(&parent.value)) return members->back().value;
+    return std::get<JsonValue::Array>(parent.value).emplace_back();
   }
 
-  std::vector<JsonMember> open_;  // each with the key whose value comes next
+  std::vector<JsonValue*> open_;  // outermost first
   JsonValue root_;
+};
+
+struct Printer {
+  std::string operator()(std::monostate) const { return "null"; }
+  std::string operator()(bool value) const { return value ? "true" : "false"; }
+  std::string operator()(std::int64_t value) const { return std::to_string(value); }
+  std::string operator()(double value) const {
+    char text[32];
+    std::snprintf(text, sizeof text, "the number %.9g", value);
+    return text;
+  }
+  std::string operator()(const std::string& value) const { return in_quotes(value); }
+  std::string operator()(const JsonValue::Array&) const { return "a list"; }
+  std::string operator()(const JsonValue::Object&) const { return "an object"; }
 };
 
 }  // namespace
 
 std::string describe(const JsonScalar& scalar) {
-  struct Printer {
-    std::string operator()(std::monostate) const { return "null"; }
-    std::string operator()(bool value) const { return value ? "true" : "false"; }
-    std::string operator()(std::int64_t value) const { return std::to_string(value); }
-    std::string operator()(double value) const {
-      char text[32];
-      std::snprintf(text, sizeof text, "the number %.9g", value);
-      return text;
-    }
-    std::string operator()(const std::string& value) const { return in_quotes(value); }
-  };
   return std::visit(Printer{}, scalar);
 }
 
@@ -137,26 +165,28 @@ Result<void> read_json(std::string_view text, std::string_view name, JsonHandler
 const JsonValue* JsonValue::find(std::string_view key) const noexcept {
   const Object* members = object();
   if (members == nullptr) return nullptr;
-  const auto at = std::ranges::lower_bound(*members, key, {}, &JsonMember::key);
-  return at != members->end() && at->key == key ? &at->value : nullptr;
+  const auto at = std::ranges::find(*members, key, &JsonMember::key);
+  return at != members->end() ? &at->value : nullptr;
 }
 
 std::string JsonValue::describe() const {
-  if (object() != nullptr) return "an object";
-  if (array() != nullptr) return "a list";
-  return weights::describe(std::get<JsonScalar>(value));
+  return std::visit(Printer{}, value);
 }
 
 Result<JsonValue> parse_json(std::string_view text, std::string_view name, std::size_t max_bytes) {
   if (text.size() > max_bytes) {
-    return malformed(name, "size", "at most " + std::to_string(max_bytes) + " bytes",
-                     std::to_string(text.size()));
+    return Error(Code::malformed, std::string(name) + ": size: expected at most " +
+                                      std::to_string(max_bytes) + " bytes, got " +
+                                      std::to_string(text.size()));
   }
   TreeBuilder builder;
   if (const auto read = read_json(text, name, builder); !read) return read.error();
   JsonValue root = builder.take();
-  if (root.object() == nullptr) return malformed(name, "top level", "an object", root.describe());
+  if (root.object() == nullptr) {
+    return Error(Code::malformed,
+                 std::string(name) + ": top level: expected an object, got " + root.describe());
+  }
   return root;
 }
 
-}  // namespace inkling::weights
+}  // namespace inkling
