@@ -1,5 +1,6 @@
 // Character-level vocabularies: one id for each Unicode scalar seen in training (nanoGPT's shakespeare_char).
 #include <array>
+#include <charconv>
 #include <cstdio>
 
 #include "engine/base/shown.h"
@@ -68,8 +69,13 @@ void check_inverse(const JsonField& itos, const std::vector<Token>& tokens) {
   if (itos.members().size() != tokens.size()) {
     itos.fail(std::to_string(tokens.size()) + " entries", std::to_string(itos.members().size()));
   }
-  for (std::size_t id = 0; id < tokens.size(); ++id) {
-    const JsonField field = itos.member(std::to_string(id));
+  // As many distinct keys as tokens, each of them an id: so every id is there.
+  for (const auto& [key, value] : itos.members()) {
+    const JsonField field = itos.child(value, key);
+    std::size_t id = tokens.size();
+    std::from_chars(key.data(), key.data() + key.size(), id);
+    if (id >= tokens.size() || std::to_string(id) != key)
+      field.fail("the id of a character as the key", "another");
     if (field.string() != tokens[id].text) field.fail(in_quotes(tokens[id].text), in_quotes(field.string()));
   }
 }

@@ -1,3 +1,5 @@
+#include <chrono>
+
 #include "tests/tokenizer/fixtures.h"
 
 using namespace inkling;
@@ -27,6 +29,30 @@ TEST_CASE("characters: what is not in the vocabulary is named") {
   const auto invalid = tokenizer.encode("a\xFF");
   REQUIRE(!invalid);
   CHECK(invalid.error().message().find("offset 1") != std::string::npos);
+}
+
+TEST_CASE("characters: the inverse map is walked once, whatever its length") {
+  std::string stoi, itos;
+  constexpr int kCount = 60'000;  // looked up one by one, 1.8 · 10⁹ comparisons of keys
+  for (int id = 0; id < kCount; ++id) {
+    const std::string character{'\xF0', static_cast<char>(0x90 | (id >> 12)),
+                                static_cast<char>(0x80 | ((id >> 6) & 63)),
+                                static_cast<char>(0x80 | (id & 63))};
+    stoi += ",\"" + character + "\":" + std::to_string(id);
+    itos += ",\"" + std::to_string(id) + "\":\"" + character + '"';
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const auto tokenizer = Tokenizer::from_characters(
+      "{\"stoi\":{" + stoi.substr(1) + "},\"itos\":{" + itos.substr(1) + "}}", "m");
+  REQUIRE(tokenizer);
+  CHECK(tokenizer->vocab_size() == kCount);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(3));
+  for (const char* key : {"00", "1 ", "-0", "+0", "2", ""}) {
+    const auto refused = Tokenizer::from_characters(
+        R"({"stoi": {"a": 0, "b": 1}, "itos": {"1": "b", ")" + std::string(key) + R"(": "a"}})", "m");
+    REQUIRE(!refused);
+    CHECK(refused.error().message().starts_with("m: itos." + std::string(key) + ": expected the id"));
+  }
 }
 
 TEST_CASE("[golden] characters: tinyshakespeare has 65") {
