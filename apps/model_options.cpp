@@ -172,8 +172,10 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
     : options_(options),
       console_(console),
       path_(model_path(options)),
-      reading_(std::async(read == ReadTokenizer::at_once ? std::launch::async : std::launch::deferred,
-                          [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
+      // Where no thread can be had, when needed.
+      reading_(std::async(
+          read == ReadTokenizer::at_once ? std::launch::async | std::launch::deferred : std::launch::deferred,
+          [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
       context_(exec_options(options, console)) {
   if (!options.attn.empty()) attn_.emplace(context_, SdpaPolicy{options.attn});
   const double start = now();

@@ -148,10 +148,13 @@ TrainData open_both(const fs::path& folder, const char* train, const char* valid
   return {open(folder / train).value(), open(folder / validation).value(), {}, 0};
 }
 
-bool up_to_date(const fs::path& path, const std::string& source) {
+// Damaged ids are made anew, but not those of a run that goes on: it is not known that they would be the
+// same.
+bool up_to_date(const fs::path& path, const std::string& hash, const TrainSource& source) {
   if (!is_there(path)) return false;
   const Result<TokenData> data = TokenData::open(path);
-  return data && data->source() == source;
+  if (!data && (source.has_vocabulary || data.error().code() != Code::malformed)) throw data.error();
+  return data && data->source() == hash;
 }
 
 // Of the training part alone, but for characters, of which each must have an id.
@@ -187,7 +190,7 @@ TrainData from_text(const TrainSource& source, const Console& console) {
   const Tokenizer tokenizer = Tokenizer::load(source.out).value();
   const std::string hash = hash_of(documents, source.out);
   const fs::path train_path = source.out / kTrainFile, validation_path = source.out / kValidationFile;
-  if (!up_to_date(train_path, hash) || !up_to_date(validation_path, hash)) {
+  if (!up_to_date(train_path, hash, source) || !up_to_date(validation_path, hash, source)) {
     if (source.has_vocabulary && is_there(train_path)) {
       throw Error(Code::input, source.data.string() + ": expected the text that the run in " +
                                    source.out.string() + " began with, got another");
