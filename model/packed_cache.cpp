@@ -1,11 +1,6 @@
 #include "model/packed_cache.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-
-#include <chrono>
 #include <cstring>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -23,28 +18,10 @@ constexpr int kLayout = 1;
 constexpr std::size_t kHeader = 4096;
 constexpr std::string_view kMagic = "INKLPCK1";
 
-std::string sha256_of(std::string_view text) {
-  Sha256 hash;
-  hash.update(std::as_bytes(std::span(text)));
-  return hash.finish();
-}
-
 // "INKLPCK1\nHASH\n" and then what HASH is of: "SLAB SMALL\nKEY".
 std::string header_text(std::string_view key, std::size_t slab, std::size_t small) {
   const std::string body = std::to_string(slab) + ' ' + std::to_string(small) + '\n' + std::string(key);
   return std::string(kMagic) + '\n' + sha256_of(body) + '\n' + body;
-}
-
-// What processes that were killed have left: temporaries of AtomicFile that nobody has touched for an hour.
-void remove_leftovers(const fs::path& folder, const std::string& name) {
-  std::error_code error;
-  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
-    const std::string file = at->path().filename().string();
-    if (!file.starts_with('.' + name + '.') || !file.ends_with(".tmp")) continue;
-    std::error_code ignored;
-    const auto age = fs::file_time_type::clock::now() - fs::last_write_time(at->path(), ignored);
-    if (!ignored && age > std::chrono::hours(1)) fs::remove(at->path(), ignored);
-  }
 }
 
 }  // namespace
@@ -60,17 +37,10 @@ Result<PackedCacheKey> PackedCacheKey::of(const fs::path& model, const ModelConf
   std::string paths;
   key.text = "layout " + std::to_string(kLayout) + ", " + kind + '\n';
   for (const fs::path& file : files) {
-    std::error_code error;
-    const fs::path whole = fs::canonical(file, error);
-    struct stat status {};
-    if (error || ::stat(whole.c_str(), &status) != 0) {
-      return Error(Code::file, file.string() + ": cannot look at the file");
-    }
-    paths += whole.string() + '\n';
-    key.text += whole.string() + ' ' + std::to_string(status.st_size) + ' ' + std::to_string(status.st_dev) +
-                ' ' + std::to_string(status.st_ino) + ' ' + std::to_string(status.st_mtim.tv_sec) + '.' +
-                std::to_string(status.st_mtim.tv_nsec) + ' ' + std::to_string(status.st_ctim.tv_sec) + '.' +
-                std::to_string(status.st_ctim.tv_nsec) + '\n';
+    const auto identity = weights::FileIdentity::of(file);
+    if (!identity) return identity.error();
+    paths += identity->path.string() + '\n';
+    key.text += identity->text + '\n';
   }
   key.text += to_config_json(config);
   // Not the files' times: what has changed replaces what it was.
@@ -104,7 +74,7 @@ Result<void> write_packed_cache(const fs::path& folder, const PackedCacheKey& ke
   }
   header.resize(kHeader, '\0');
   if (auto made = make_folder(folder); !made) return made;
-  remove_leftovers(folder, key.name);
+  remove_leftovers(folder / key.name);
   auto file = AtomicFile::create(folder / key.name);
   if (!file) return file.error();
   if (auto wrote = file->write(header); !wrote) return wrote;

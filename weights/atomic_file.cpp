@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
 #include <utility>
 
@@ -101,6 +102,20 @@ Result<void> AtomicFile::commit() {
   temporary_.clear();
   flush_folder(target_);
   return {};
+}
+
+void remove_leftovers(const std::filesystem::path& target) {
+  namespace fs = std::filesystem;
+  const std::string prefix = '.' + target.filename().string() + '.';
+  const fs::path folder = target.has_parent_path() ? target.parent_path() : fs::path(".");
+  std::error_code error;
+  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
+    const std::string file = at->path().filename().string();
+    if (!file.starts_with(prefix) || !file.ends_with(".tmp")) continue;
+    std::error_code ignored;
+    const auto age = fs::file_time_type::clock::now() - fs::last_write_time(at->path(), ignored);
+    if (!ignored && age > std::chrono::hours(1)) fs::remove(at->path(), ignored);
+  }
 }
 
 Result<void> write_file(const std::filesystem::path& path, std::string_view text) {

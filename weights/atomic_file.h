@@ -37,6 +37,10 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
+/// Removes what processes that were killed have left of writing `target`: temporaries of AtomicFile that
+/// nobody has touched for an hour. What cannot be removed stays.
+void remove_leftovers(const std::filesystem::path& target);
+
 /// Replaces the content of `path` with `text`, atomically.
 Result<void> write_file(const std::filesystem::path& path, std::string_view text);
 

@@ -63,6 +63,23 @@ Result<std::string> read_text(const std::filesystem::path& path, std::size_t max
   return text;
 }
 
+Result<FileIdentity> FileIdentity::of(const std::filesystem::path& path) {
+  std::error_code error;
+  FileIdentity identity;
+  identity.path = std::filesystem::canonical(path, error);
+  if (error) return file_error(path, "look at", error.value());
+  struct stat status {};
+  if (::stat(identity.path.c_str(), &status) != 0) return file_error(path, "look at", errno);
+  identity.size = static_cast<std::size_t>(status.st_size);
+  identity.text = identity.path.string();
+  const auto add = [&](auto number, char before) { identity.text += before + std::to_string(number); };
+  add(status.st_size, ' ');
+  add(status.st_dev, ' ');
+  add(status.st_ino, ' ');
+  for (const timespec& time : {status.st_mtim, status.st_ctim}) add(time.tv_sec, ' '), add(time.tv_nsec, '.');
+  return identity;
+}
+
 Result<FileMap> FileMap::open(const std::filesystem::path& path) {
   const auto file = InputFile::open(path);
   if (!file) return file.error();

@@ -39,6 +39,16 @@ class InputFile {
 /// The whole content. Error{file}; Error{malformed} above `max_bytes`.
 Result<std::string> read_text(const std::filesystem::path& path, std::size_t max_bytes);
 
+/// What tells a file from another, and from itself after a change, without reading it.
+struct FileIdentity {
+  std::filesystem::path path;  ///< canonical
+  std::size_t size = 0;
+  std::string text;  ///< path, size, device, inode, times of modification and of change, in one line
+
+  /// Error{file}.
+  static Result<FileIdentity> of(const std::filesystem::path& path);
+};
+
 /// Error{file} "PATH: cannot ACTION: reason", the reason from `error_number`.
 Error file_error(const std::filesystem::path& path, std::string_view action, int error_number);
 
