@@ -12,16 +12,37 @@
 namespace inkling {
 
 BpeMerges::BpeMerges(std::vector<MergeRule> rules)
-    : rules_(std::move(rules)), slots_(std::bit_ceil(2 * rules_.size() + 2)) {
-  shift_ = 64 - std::countr_zero(slots_.size());
+    : rules_(std::move(rules)),
+      slots_(std::vector<std::uint32_t>(std::bit_ceil(2 * rules_.size() + 2), kNoRule)),
+      shift_(64 - std::countr_zero(slots_.size())) {
   for (std::size_t i = 0; i < rules_.size(); ++i) {
-    Slot& slot = slots_[position(rules_[i].left, rules_[i].right)];
-    if (slot.rank != kNoRule) {
-      if (!duplicate_) duplicate_ = i;
-      continue;
+    std::uint32_t& rank = slots_.own()[position(rules_[i].left, rules_[i].right)];
+    if (rank == kNoRule) {
+      rank = static_cast<std::uint32_t>(i);
+    } else if (!duplicate_) {
+      duplicate_ = i;
     }
-    slot = {rules_[i].left, rules_[i].right, static_cast<std::uint32_t>(i)};
   }
+}
+
+BpeMerges::BpeMerges(ImageReader& image)
+    : rules_(image.take<MergeRule>()),
+      slots_(image.take<std::uint32_t>()),
+      shift_(64 - std::countr_zero(slots_.size())) {
+  ImageReader::check(rules_.size() <= kMaxRules && slots_.size() >= 2 && std::has_single_bit(slots_.size()),
+                     "merges of another size");
+  std::size_t used = 0;
+  bool in_range = true;
+  for (const std::uint32_t rank : slots_.elements()) {
+    used += rank == kNoRule ? 0 : 1;
+    in_range &= rank == kNoRule || rank < rules_.size();
+  }
+  ImageReader::check(in_range && 2 * used < slots_.size(), "an index of other merges");
+}
+
+void BpeMerges::write(ImageWriter& image) const {
+  image.add(rules_.elements());
+  image.add(slots_.elements());
 }
 
 std::size_t BpeMerges::position(std::int32_t left, std::int32_t right) const noexcept {
@@ -29,8 +50,10 @@ std::size_t BpeMerges::position(std::int32_t left, std::int32_t right) const noe
       std::uint64_t{static_cast<std::uint32_t>(left)} << 32 | static_cast<std::uint32_t>(right);
   const std::size_t mask = slots_.size() - 1;
   std::size_t at = static_cast<std::size_t>((key ^ key >> 29) * 0x9E3779B97F4A7C15U >> shift_);
-  while (slots_[at].rank != kNoRule && (slots_[at].left != left || slots_[at].right != right))
-    at = (at + 1) & mask;
+  const auto is_other = [&](std::uint32_t rank) {
+    return rank != kNoRule && (rules_[rank].left != left || rules_[rank].right != right);
+  };
+  while (is_other(slots_[at])) at = (at + 1) & mask;
   return at;
 }
 

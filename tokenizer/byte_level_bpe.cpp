@@ -31,7 +31,7 @@ std::vector<Token> with_bytes(ByteLevelSpec& spec) {
 }  // namespace
 
 ByteLevelBpe::ByteLevelBpe(ByteLevelSpec spec)
-    : TokenModel(with_bytes(spec), spec.file),
+    : TokenModel(Vocabulary(with_bytes(spec), spec.file)),
       add_prefix_space_(spec.add_prefix_space),
       ignore_merges_(spec.ignore_merges),
       added_(spec.added),
@@ -40,6 +40,7 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelSpec spec)
     throw Error(Code::malformed, spec.merges_file + ": merges[" + std::to_string(*twice) +
                                      "]: expected a new pair, got one that ranks before");
   }
+  std::vector<std::int32_t> byte_ids(256);
   for (std::size_t byte = 0; byte < 256; ++byte) {
     const auto piece = to_byte_alphabet(std::string(1, static_cast<char>(byte)));
     const auto id = vocabulary().id_of(piece);
@@ -48,8 +49,9 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelSpec spec)
                   spec.file + ": vocab: expected a token for each of the 256 bytes, got none for \"" + piece +
                       "\" (byte " + std::to_string(byte) + ")");
     }
-    byte_ids_[byte] = *id;
+    byte_ids[byte] = *id;
   }
+  byte_ids_ = FlatArray(std::move(byte_ids));
   index_words(spec.file);
 }
 
@@ -78,8 +80,7 @@ void ByteLevelBpe::index_words(const std::string& file) {
   added_.for_each_id([&](std::int32_t id) { added[static_cast<std::size_t>(id)] = true; });
   for (std::int32_t id = 0; id < vocabulary().size(); ++id) {
     if (added[static_cast<std::size_t>(id)]) continue;
-    const std::string& bytes = vocabulary()[id].bytes;
-    if (!words_.insert(bytes, id)) {
+    if (!words_.insert(id, vocabulary().bytes())) {
       throw Error(Code::malformed, file + ": vocab: expected each token's bytes once, got those of " +
                                        in_quotes(vocabulary()[id].text) + " twice");
     }
@@ -163,7 +164,7 @@ void ByteLevelBpe::encode_bytes(std::string_view text, std::vector<std::int32_t>
 }
 
 void ByteLevelBpe::encode_word(std::string_view word, std::vector<std::int32_t>& ids) const {
-  const std::int32_t id = words_.find(word);
+  const std::int32_t id = words_.find(word, vocabulary().bytes());
   if (id < 0 || !is_word(word, id, ids)) merge_word(word, ids);
 }
 

@@ -2,8 +2,8 @@
 // Radford et al. 2019, "Language models are unsupervised multitask learners", §2.2.
 #pragma once
 
-#include <array>
 #include <atomic>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -35,6 +35,10 @@ class ByteLevelBpe final : public TokenModel {
 
   /// Throws Code::malformed naming file and field.
   explicit ByteLevelBpe(ByteLevelSpec spec);
+  /// Of an image (byte_level_image.cpp), used where it is; `owner` keeps it there. Throws Code::malformed for
+  /// one that could do harm.
+  ByteLevelBpe(ImageReader& image, std::shared_ptr<const void> owner);
+  std::vector<std::byte> image() const override;
 
   TokenizerKind kind() const noexcept override { return TokenizerKind::byte_level_bpe; }
   std::string description() const override;
@@ -55,18 +59,20 @@ class ByteLevelBpe final : public TokenModel {
   std::size_t merge_word(std::string_view word, std::vector<std::int32_t>& ids) const;
   bool is_word(std::string_view word, std::int32_t id, std::vector<std::int32_t>& ids) const;
   void index_words(const std::string& file);
+  void check_image() const;
 
   std::vector<MergeRule> resolve(const ByteLevelSpec& spec) const;
 
+  std::shared_ptr<const void> owner_;  // of an image
   bool add_prefix_space_;
   bool ignore_merges_;
   AddedTokens added_;
   BpeMerges merges_;
   Pretokenizer pretokenizer_;
-  std::array<std::int32_t, 256> byte_ids_{};
+  FlatArray<std::int32_t> byte_ids_;                                  // 256
   enum class Merges : std::uint8_t { unknown, to_token, to_others };  // what merging a token's bytes leads to
   StringIndex words_;  // bytes of a token → its id: most words are tokens and need no merging
-  mutable std::vector<std::atomic<Merges>> known_;
+  mutable std::vector<std::atomic<Merges>> known_;  // by id
 };
 
 }  // namespace inkling

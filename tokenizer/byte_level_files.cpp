@@ -121,14 +121,17 @@ void read_added_tokens(const JsonField& root, const JsonField& vocab, ByteLevelS
   }
   const auto& members = vocab.members();
   spec.added.reserve(count);
+  const auto text_of = [&](std::int32_t i) -> std::string_view {
+    return spec.added[static_cast<std::size_t>(i)].text;
+  };
   StringIndex added(count);  // few beside the vocabulary: they are looked for, not it
   for (std::size_t i = 0; i < count; ++i) {
     const JsonField field = list->child(list->items()[i], std::to_string(i));
     spec.added.push_back(read_added_token(field, members.size() + count));
-    added.insert(spec.added.back().text, 0);
+    added.insert(static_cast<std::int32_t>(i), text_of);
   }
   std::size_t known = 0;
-  for (const auto& member : members) known += added.find(member.key) < 0 ? 0 : 1;
+  for (const auto& member : members) known += added.find(member.key, text_of) < 0 ? 0 : 1;
   spec.tokens = read_vocab(vocab, count - std::min(known, count));
   std::vector<bool> seen(spec.tokens.size());
   for (std::size_t i = 0; i < count; ++i) {

@@ -16,7 +16,7 @@ constexpr std::size_t kMaxCharacters = 0x110000;
 
 class CharacterModel final : public TokenModel {
  public:
-  CharacterModel(std::vector<Token> tokens, std::string_view file) : TokenModel(std::move(tokens), file) {
+  explicit CharacterModel(Vocabulary all) : TokenModel(std::move(all)) {
     for (std::int32_t id = 0; id < vocabulary().size(); ++id) {
       std::size_t at = 0;
       const char32_t scalar = next_scalar(vocabulary()[id].bytes, at);
@@ -103,7 +103,7 @@ std::shared_ptr<const TokenModel> read_characters(std::string_view text, std::st
     token = {character, character, false};
   }
   if (const auto itos = root.maybe("itos")) check_inverse(*itos, tokens);
-  return std::make_shared<CharacterModel>(std::move(tokens), file);
+  return std::make_shared<CharacterModel>(Vocabulary(tokens, file));
 }
 
 }  // namespace inkling

@@ -49,7 +49,7 @@ std::vector<Token> tokens_of(const Facts& facts) {
 class SentencePieceModel final : public TokenModel {
  public:
   SentencePieceModel(const Facts& facts, std::string_view bytes, std::string_view file)
-      : TokenModel(tokens_of(facts), file),
+      : TokenModel(Vocabulary(tokens_of(facts), file)),
         cutter_(facts),
         algorithm_(facts.algorithm),
         has_prefix_(facts.add_dummy_prefix),
@@ -89,7 +89,7 @@ class SentencePieceModel final : public TokenModel {
   // SentencePieceProcessor::Decode: the space that the normaliser put before the first word goes away again;
   // when it removes extra white space, all spaces before the first visible character do.
   std::string_view surface(std::int32_t id, bool& at_start) const override {
-    const Token& token = vocabulary()[id];
+    const TokenView token = vocabulary()[id];
     std::string_view text = token.bytes;
     if (at_start && strips_space_ && !token.special && token.text.starts_with(kSpace)) {
       text.remove_prefix(1);

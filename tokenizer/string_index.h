@@ -1,5 +1,5 @@
-// StringIndex: byte strings → numbers, for vocabularies. Open addressing, at most half full, no allocation
-// per key.
+// StringIndex: byte strings → their numbers, for vocabularies. Open addressing, at most half full, no
+// allocation per key.
 #pragma once
 
 #include <bit>
@@ -9,36 +9,62 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenizer/flat_array.h"
+#include "tokenizer/image.h"
+
 namespace inkling {
 
-/// Keys are views: the strings must outlive the index and stay where they are. Reading is thread-safe.
+/// Holds no strings: `string_of(number)` is the string of a number, and always the same one. Reading is
+/// thread-safe.
 class StringIndex {
  public:
   StringIndex() : StringIndex(0) {}
-  explicit StringIndex(std::size_t expected) : slots_(std::bit_ceil(2 * expected + 2)) {}
+  explicit StringIndex(std::size_t expected) : slots_(std::vector<Slot>(std::bit_ceil(2 * expected + 2))) {}
 
-  /// False, and nothing is changed, when the key is there already. At most `expected` keys; value ≥ 0.
-  bool insert(std::string_view key, std::int32_t value) {
-    Slot& slot = slots_[position(key)];
-    if (slot.value >= 0) return false;
-    slot = {key.data(), static_cast<std::uint32_t>(key.size()), value};
+  /// Of numbers below `count`.
+  StringIndex(ImageReader& image, std::size_t count) : slots_(image.take<Slot>()) {
+    std::size_t used = 0;
+    bool in_range = true;
+    for (const Slot& slot : slots_.elements()) {
+      used += slot.number >= 0 ? 1 : 0;
+      in_range &= slot.number < static_cast<std::int64_t>(count);
+    }
+    ImageReader::check(in_range && std::has_single_bit(slots_.size()) && 2 * used < slots_.size(),
+                       "an index of other strings");
+  }
+  void write(ImageWriter& image) const { image.add(slots_.elements()); }
+
+  /// False, and nothing is changed, when its string is there already. At most `expected` numbers, none below
+  /// 0.
+  template <class StringOf>
+  bool insert(std::int32_t number, const StringOf& string_of) {
+    const std::string_view key = string_of(number);
+    const std::uint64_t h = hash(key);
+    Slot& slot = slots_.own()[position(key, h, string_of)];
+    if (slot.number >= 0) return false;
+    slot = {tag(h), number};
     return true;
   }
 
-  /// The value of `key`, or −1.
-  std::int32_t find(std::string_view key) const noexcept { return slots_[position(key)].value; }
+  /// The number of `key`, or −1.
+  template <class StringOf>
+  std::int32_t find(std::string_view key, const StringOf& string_of) const noexcept {
+    return slots_[position(key, hash(key), string_of)].number;
+  }
 
  private:
   struct Slot {
-    const char* data = nullptr;
-    std::uint32_t size = 0;
-    std::int32_t value = -1;
+    std::uint32_t tag = 0;  // of its string's hash, so that few strings are compared in vain
+    std::int32_t number = -1;
   };
 
-  std::size_t position(std::string_view key) const noexcept {
+  static std::uint32_t tag(std::uint64_t hash) noexcept { return static_cast<std::uint32_t>(hash >> 32); }
+
+  template <class StringOf>
+  std::size_t position(std::string_view key, std::uint64_t hash, const StringOf& string_of) const noexcept {
     const std::size_t mask = slots_.size() - 1;
-    std::size_t at = static_cast<std::size_t>(hash(key)) & mask;
-    while (slots_[at].value >= 0 && std::string_view(slots_[at].data, slots_[at].size) != key) {
+    std::size_t at = static_cast<std::size_t>(hash) & mask;
+    while (slots_[at].number >= 0 && (slots_[at].tag != tag(hash) || string_of(slots_[at].number) != key)) {
       at = (at + 1) & mask;
     }
     return at;
@@ -72,7 +98,7 @@ class StringIndex {
     return value;
   }
 
-  std::vector<Slot> slots_;
+  FlatArray<Slot> slots_;
 };
 
 }  // namespace inkling

@@ -32,58 +32,82 @@ std::string read_file(const fs::path& path) {
   return content;
 }
 
-std::shared_ptr<const TokenModel> load_pair(const fs::path& vocab, const fs::path& merges) {
-  return read_vocab_and_merges(read_file(vocab), vocab.string(), read_file(merges), merges.string());
-}
-
 constexpr std::array<std::pair<std::string_view, std::string_view>, 2> kPairs{
     {{"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}}};
 
-std::shared_ptr<const TokenModel> load_file(const fs::path& path) {
+using Files = std::vector<fs::path>;  // one, or a vocabulary and its merges
+
+Files files_with(const fs::path& path) {
   const std::string name = path.filename().string();
   for (const auto& [vocab, merges] : kPairs) {
-    if (name == vocab || name == merges)
-      return load_pair(path.parent_path() / vocab, path.parent_path() / merges);
+    if (name == vocab || name == merges) return {path.parent_path() / vocab, path.parent_path() / merges};
   }
-  const std::string content = read_file(path);
-  if (path.extension() == ".model") return read_sentencepiece(content, path.string());
-  if (name == "meta.json") return read_characters(content, path.string());
-  if (path.extension() == ".json") return read_tokenizer_json(content, path.string());
-  throw Error(Code::malformed, path.string() + ": name: expected *.json, *.model, merges.txt or vocab.bpe");
+  return {path};
 }
 
-std::shared_ptr<const TokenModel> load_folder(const fs::path& folder) {
-  if (fs::exists(folder / "tokenizer.json")) return load_file(folder / "tokenizer.json");
+Files files_in(const fs::path& folder) {
+  if (fs::exists(folder / "tokenizer.json")) return {folder / "tokenizer.json"};
   for (const auto& [vocab, merges] : kPairs) {
-    if (fs::exists(folder / vocab) || fs::exists(folder / merges))
-      return load_pair(folder / vocab, folder / merges);
+    if (fs::exists(folder / vocab) || fs::exists(folder / merges)) return {folder / vocab, folder / merges};
   }
-  if (fs::exists(folder / "tokenizer.model")) return load_file(folder / "tokenizer.model");
-  std::vector<fs::path> models;
+  if (fs::exists(folder / "tokenizer.model")) return {folder / "tokenizer.model"};
+  Files models;
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() == ".model") models.push_back(entry.path());
   }
-  if (models.size() == 1) return load_file(models[0]);
-  if (models.empty() && fs::exists(folder / "meta.json")) return load_file(folder / "meta.json");
+  if (models.size() == 1) return models;
+  if (models.empty() && fs::exists(folder / "meta.json")) return {folder / "meta.json"};
   throw Error(Code::file, folder.string() +
                               ": expected tokenizer.json, vocab.json + merges.txt, encoder.json + " +
                               "vocab.bpe, tokenizer.model, one *.model or meta.json, got " +
                               (models.empty() ? "none of them" : "several *.model"));
 }
 
-}  // namespace
+Files files_of(const fs::path& folder_or_file) {
+  return fs::is_directory(folder_or_file) ? files_in(folder_or_file) : files_with(folder_or_file);
+}
 
-Tokenizer::Tokenizer(std::shared_ptr<const TokenModel> model) : model_(std::move(model)) {}
+std::shared_ptr<const TokenModel> read_files(const Files& files) {
+  const fs::path& path = files[0];
+  const std::string content = read_file(path);
+  if (files.size() == 2)
+    return read_vocab_and_merges(content, path.string(), read_file(files[1]), files[1].string());
+  if (path.extension() == ".model") return read_sentencepiece(content, path.string());
+  if (path.filename() == "meta.json") return read_characters(content, path.string());
+  if (path.extension() == ".json") return read_tokenizer_json(content, path.string());
+  throw Error(Code::malformed, path.string() + ": name: expected *.json, *.model, merges.txt or vocab.bpe");
+}
 
-Result<Tokenizer> Tokenizer::load(const std::filesystem::path& folder_or_file) {
+/// The border for what looks at files.
+template <class Make>
+auto with_files(const fs::path& folder_or_file, Make&& make) {
   return to_result([&] {
     try {
-      return Tokenizer(fs::is_directory(folder_or_file) ? load_folder(folder_or_file)
-                                                        : load_file(folder_or_file));
+      return make(files_of(folder_or_file));
     } catch (const fs::filesystem_error& error) {
       throw Error(Code::file, folder_or_file.string() + ": cannot be read: " + error.code().message());
     }
   });
+}
+
+}  // namespace
+
+Tokenizer::Tokenizer(std::shared_ptr<const TokenModel> model) : model_(std::move(model)) {}
+
+Result<Tokenizer> Tokenizer::load(const fs::path& folder_or_file) {
+  return with_files(folder_or_file, [](const Files& files) { return Tokenizer(read_files(files)); });
+}
+
+Result<Files> Tokenizer::files(const fs::path& folder_or_file) {
+  return with_files(folder_or_file, [](const Files& files) { return files; });
+}
+
+std::vector<std::byte> Tokenizer::image() const {
+  return model_->image();
+}
+
+Result<Tokenizer> Tokenizer::from_image(std::span<const std::byte> image, std::shared_ptr<const void> owner) {
+  return to_result([&] { return Tokenizer(read_image(image, std::move(owner))); });
 }
 
 Result<Tokenizer> Tokenizer::from_tokenizer_json(std::string_view text, std::string_view name) {

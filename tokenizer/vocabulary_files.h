@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string_view>
 
 #include "tokenizer/token_model.h"
@@ -24,6 +25,10 @@ std::shared_ptr<const TokenModel> read_vocab_and_merges(std::string_view vocab, 
 
 /// nanoGPT's meta.pkl as JSON: {"stoi": {"a": 0, …}, "itos": {"0": "a", …}}; itos may be left out.
 std::shared_ptr<const TokenModel> read_characters(std::string_view text, std::string_view file);
+
+/// An image that a model's image() gave (image.h), used where it is; `owner` keeps it there.
+std::shared_ptr<const TokenModel> read_image(std::span<const std::byte> image,
+                                             std::shared_ptr<const void> owner);
 
 /// sentencepiece_model.cpp.
 std::shared_ptr<const TokenModel> read_sentencepiece(std::string_view bytes, std::string_view file);
