@@ -172,10 +172,11 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
     : options_(options),
       console_(console),
       path_(model_path(options)),
+      tokenizer_cache_(cache_folder(options), tokenizer_path(options)),
       // Where no thread can be had, when needed.
       reading_(std::async(
           read == ReadTokenizer::at_once ? std::launch::async | std::launch::deferred : std::launch::deferred,
-          [path = tokenizer_path(options)] { return Tokenizer::load(path); })),
+          [this] { return tokenizer_cache_.load(); })),
       context_(exec_options(options, console)) {
   if (!options.attn.empty()) attn_.emplace(context_, SdpaPolicy{options.attn});
   const double start = now();
@@ -191,8 +192,9 @@ Workspace::~Workspace() {
   if (!model_ || std::uncaught_exceptions() > 0) return;
   try {
     keep_packed_weights();
+    if (tokenizer_ && *tokenizer_) tokenizer_cache_.keep(**tokenizer_);
   } catch (const std::exception& error) {
-    console_.log().warn(std::string("packed weights: ") + error.what());
+    console_.log().warn(std::string("for the next start: ") + error.what());
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "apps/console.h"
 #include "apps/options.h"
+#include "apps/tokenizer_cache.h"
 #include "attention/sdpa.h"
 #include "engine/exec_context.h"
 #include "model/model.h"
@@ -29,11 +30,11 @@ struct ModelOptions {
   std::vector<SdpaBackend> attn;   ///< backends allowed, in order of preference; empty: automatic
   std::string verify;              ///< "sha256:HEX" or a manifest
   std::uint64_t max_memory = 0;    ///< bytes of weights, keys and values; 0: no limit
-  std::string cache_dir = "auto";  ///< of packed weights; or auto or none
+  std::string cache_dir = "auto";  ///< of packed weights and the tokenizer's image; or auto or none
 };
 
-/// Where packed weights lie between runs: as asked for, else inkling/ in $XDG_CACHE_HOME or ~/.cache. Empty:
-/// nowhere.
+/// Where packed weights and the tokenizer's image lie between runs: as asked for, else inkling/ in
+/// $XDG_CACHE_HOME or ~/.cache. Empty: nowhere.
 std::filesystem::path cache_folder(const ModelOptions& options);
 
 /// "flash,math", or "auto" for an empty list.
@@ -64,7 +65,8 @@ enum class ReadTokenizer : std::uint8_t { at_once, when_needed };
 class Workspace {
  public:
   Workspace(const ModelOptions& options, ReadTokenizer read, const Console& console);
-  /// Leaves packed weights for the next start, unless the work has failed or the model is small.
+  /// Leaves packed weights and the tokenizer's image for the next start, unless the work has failed or the
+  /// model is small.
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -91,6 +93,7 @@ class Workspace {
   const ModelOptions& options_;
   const Console& console_;
   std::filesystem::path path_;
+  TokenizerCache tokenizer_cache_;
   std::future<Result<Tokenizer>> reading_;  // a deferred one is read by get()
   ExecContext context_;
   std::optional<SdpaScope> attn_;

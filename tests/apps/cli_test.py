@@ -285,6 +285,36 @@ class Others(Folder):
         self.fails(7, "detokenize", "2048", says="2048")
         self.fails(7, "detokenize", stdin="12 x")
 
+    def test_the_tokenizers_image_is_kept_used_and_never_trusted(self):
+        vocabulary, cache = self.folder / "vocab", self.folder / "cache"
+        words = "tokenizer", "train", "--vocab-size", 2048, "--min-frequency", 1, "--output", vocabulary, SOURCE / "README.md"
+        self.assertEqual(run(*words).returncode, 0)
+        source = vocabulary / "vocab.json"
+
+        def generate(where=cache):
+            result = run("generate", "-p", "To be, or", "-n", 8, "--temperature", 0, "--tokenizer", vocabulary, "--cache-dir", where, text=False)
+            self.assertEqual((result.returncode, result.stderr.count(b"warn")), (0, 0), result.stderr)
+            return result.stdout
+
+        images = lambda: list(cache.glob("*.tokenizer"))
+        expected = generate("none")
+        self.assertEqual(generate(), expected)
+        self.assertEqual(images(), [])  # so small a file is read in a moment
+        source.write_text(source.read_text() + " " * 300_000)
+        self.assertEqual(generate(), expected)
+        (image,) = images()
+        whole, kept = image.read_bytes(), image.stat()
+        self.assertEqual(generate(), expected)
+        self.assertEqual(image.stat(), kept)  # taken, not written again
+        for damaged in (b"", whole[:50], whole[:-8], whole + b"x" * 8, bytes(64) + whole[64:], whole[:-9] + b"x" + whole[-8:]):
+            image.write_bytes(damaged)
+            self.assertEqual(generate(), expected)
+            self.assertEqual(image.read_bytes(), whole)
+        os.utime(source, (1, 1))
+        self.assertEqual(generate(), expected)
+        self.assertNotEqual(image.read_bytes(), whole)
+        self.assertEqual(images(), [image])
+
     def test_environment_and_config_file_yield_to_flags(self):
         base = ["generate", "-p", "ROMEO:", "-s", "1", "-q", "--no-display-prompt", "--output", "json"]
         count = lambda result: len(json.loads(result.stdout)[0]["ids"])
