@@ -58,6 +58,7 @@ std::optional<PackedCacheFile> open_packed_cache(const fs::path& folder, const P
   if (wanted.size() >= kHeader || std::memcmp(bytes.data(), wanted.c_str(), wanted.size() + 1) != 0) {
     return std::nullopt;
   }
+  map->ask_for_huge_pages();
   PackedCacheFile file;
   file.slab = bytes.subspan(kHeader, slab_bytes);
   file.small = bytes.subspan(kHeader + slab_bytes);

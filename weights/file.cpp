@@ -91,6 +91,10 @@ Result<FileMap> FileMap::open(const std::filesystem::path& path) {
   return map;
 }
 
+void FileMap::ask_for_huge_pages() const noexcept {
+  if (!bytes_.empty()) ::madvise(const_cast<std::byte*>(bytes_.data()), bytes_.size(), MADV_HUGEPAGE);
+}
+
 FileMap::~FileMap() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
