@@ -7,7 +7,6 @@
 
 #include "weights/atomic_file.h"
 #include "weights/file.h"
-#include "weights/sha256.h"
 
 namespace inkling::app {
 namespace {
@@ -43,7 +42,7 @@ void TokenizerCache::locate() {
   if (size < kSmall) return;
   header.resize((header.size() + kAlignment) / kAlignment * kAlignment);  // at least one NUL
   header_ = std::move(header);
-  file_ = folder_ / (sha256_of(paths).substr(0, 32) + ".tokenizer");
+  file_ = folder_ / (weights::name_of(paths) + ".tokenizer");
 }
 
 std::optional<Tokenizer> TokenizerCache::find() const {

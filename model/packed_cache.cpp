@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "weights/atomic_file.h"
-#include "weights/sha256.h"
 #include "weights/sharded.h"
 
 namespace inkling {
@@ -16,12 +15,11 @@ namespace fs = std::filesystem;
 // To be raised whenever PackedMatrix's layout, or the order of tensors in the file, changes.
 constexpr int kLayout = 1;
 constexpr std::size_t kHeader = 4096;
-constexpr std::string_view kMagic = "INKLPCK1";
+constexpr std::string_view kMagic = "INKLPCK2";
 
-// "INKLPCK1\nHASH\n" and then what HASH is of: "SLAB SMALL\nKEY".
 std::string header_text(std::string_view key, std::size_t slab, std::size_t small) {
-  const std::string body = std::to_string(slab) + ' ' + std::to_string(small) + '\n' + std::string(key);
-  return std::string(kMagic) + '\n' + sha256_of(body) + '\n' + body;
+  return std::string(kMagic) + '\n' + std::to_string(slab) + ' ' + std::to_string(small) + '\n' +
+         std::string(key);
 }
 
 }  // namespace
@@ -44,7 +42,7 @@ Result<PackedCacheKey> PackedCacheKey::of(const fs::path& model, const ModelConf
   }
   key.text += to_config_json(config);
   // Not the files' times: what has changed replaces what it was.
-  key.name = sha256_of(paths + kind).substr(0, 32) + ".packed";
+  key.name = weights::name_of(paths + kind) + ".packed";
   return key;
 }
 

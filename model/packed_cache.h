@@ -1,12 +1,12 @@
 // The packed-weights cache: a model's weights on disk in the order in which the kernels of this machine read
 // them, so that the next load maps them and packs nothing.
 //
-// File: a page of header ("INKLPCK1", SHA-256 of the rest, sizes, key; as text), the slab of packed matrices,
-// then positions, norms and biases in f32, each at a multiple of 64 bytes. The key is text: format of the
-// weights, instruction set, version of the layout, config, and path, size, inode and time of change of each
-// source file. A file is taken when its key is the wanted one, letter by letter, and its size the stated one;
-// it is written beside and renamed, so it is whole or absent. Like the weight files themselves it is not
-// hashed on every load.
+// File: a page of header ("INKLPCK2", sizes, key; as text), the slab of packed matrices, then positions,
+// norms and biases in f32, each at a multiple of 64 bytes. The key is text: format of the weights,
+// instruction set, version of the layout, config, and path, size, inode and times of change of each source
+// file. A file is taken when its key is the wanted one, letter by letter, and its size the stated one; it is
+// written beside and renamed, so it is whole or absent. Like the weight files themselves it is not hashed on
+// every load.
 #pragma once
 
 #include <cstddef>

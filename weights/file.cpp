@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <system_error>
 
 #include "weights/guard.h"
@@ -78,6 +79,14 @@ Result<FileIdentity> FileIdentity::of(const std::filesystem::path& path) {
   add(status.st_ino, ' ');
   for (const timespec& time : {status.st_mtim, status.st_ctim}) add(time.tv_sec, ' '), add(time.tv_nsec, '.');
   return identity;
+}
+
+std::string name_of(std::string_view text) {
+  std::uint64_t hash = 0xCBF29CE484222325U;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
+  std::string digits;
+  for (int shift = 60; shift >= 0; shift -= 4) digits += "0123456789abcdef"[hash >> shift & 15U];
+  return digits;
 }
 
 Result<FileMap> FileMap::open(const std::filesystem::path& path) {

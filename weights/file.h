@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "engine/base/result.h"
@@ -48,6 +49,10 @@ struct FileIdentity {
   /// Error{file}.
   static Result<FileIdentity> of(const std::filesystem::path& path);
 };
+
+/// 16 hexadecimal digits for a file's name: FNV-1a (Fowler, Noll & Vo). Texts that were made to do so may
+/// share them.
+std::string name_of(std::string_view text);
 
 /// Error{file} "PATH: cannot ACTION: reason", the reason from `error_number`.
 Error file_error(const std::filesystem::path& path, std::string_view action, int error_number);

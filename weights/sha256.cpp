@@ -129,12 +129,6 @@ std::string Sha256::finish() {
   return hex;
 }
 
-std::string sha256_of(std::string_view text) {
-  Sha256 hash;
-  hash.update(std::as_bytes(std::span(text)));
-  return hash.finish();
-}
-
 Result<std::string> sha256_file(const fs::path& path) {
   return weights::guarded(path, [&]() -> Result<std::string> {
     auto file = weights::InputFile::open(path);

@@ -31,8 +31,6 @@ class Sha256 {
   std::unique_ptr<State> state_;
 };
 
-std::string sha256_of(std::string_view text);
-
 /// Hash of a file's content, read in pieces of 1 MiB. Error{file}.
 Result<std::string> sha256_file(const std::filesystem::path& path);
 
