@@ -69,9 +69,9 @@ class Tokenizer {
   static Result<Tokenizer> from_sentencepiece(std::string_view bytes, std::string_view name);
   static Result<Tokenizer> from_characters(std::string_view text, std::string_view name);
 
-  /// Byte-level BPE as one block of bytes, from which from_image() makes the same tokenizer in a millisecond,
-  /// with no copy: for files that are mapped. Empty for the other kinds. Another version of this library, or
-  /// a machine of another byte order, refuses it.
+  /// Byte-level BPE as one block of bytes, from which from_image() makes the same tokenizer with no copy
+  /// and no parsing: for files that are mapped. Empty for the other kinds. Another version of this library,
+  /// or a machine of another byte order, refuses it.
   std::vector<std::byte> image() const;
   /// `owner` keeps `image` in its place, unchanged, for as long as any copy of the Tokenizer lives. It begins
   /// at a multiple of 8 bytes. Code::malformed for what no image() gave, however it came about: neither

@@ -1,7 +1,9 @@
 // Images: the same tokenizer as the files it was made of, and no harm from bytes that are none.
 #include "tokenizer/image.h"
 
+#include <algorithm>
 #include <cstring>
+#include <ctime>
 
 #include "tests/tokenizer/fixtures.h"
 #include "tests/tokenizer/generated_text.h"
@@ -106,6 +108,18 @@ TEST_CASE("[golden] image: of GPT-2's tokenizer, over the torture strings, books
   for (const char* name : {"gpt2-tokenizer/torture.inp", "text/tinyshakespeare.txt"}) {
     if (have_data(name)) check_same(files, mapped, read_file(data_dir() / name));
   }
+}
+
+TEST_CASE("[golden] speed: GPT-2's tokenizer from its image; the figure is for people, not a check") {
+  if (!have_data("gpt2-tokenizer/tokenizer.json")) return;
+  const Bytes image = Tokenizer::load(data_dir() / "gpt2-tokenizer").value().image();
+  double best = 1e9;
+  for (int i = 0; i < 5; ++i) {
+    const std::clock_t begin = std::clock();
+    CHECK(of(image).value().vocab_size() == 50257);
+    best = std::min(best, static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC);
+  }
+  MESSAGE(image.size() << " bytes: " << best * 1e3 << " ms");
 }
 
 TEST_CASE("image: its memory is kept by the owner that was given, as long as a copy of the tokenizer lives") {
