@@ -49,7 +49,9 @@ struct Gpt2Tensors {
   TensorView lm_head;       ///< (V,C) whatever the layout; absent when tied to wte
   std::vector<Gpt2Layer> layers;
   MatrixLayout layout = MatrixLayout::in_out;
-  std::int64_t vocab_rows = 0;  ///< rows of wte in the file, ≥ V
+  /// Rows that lie in memory at wte, ≥ V; the view is cut to V. What is behind it is a file's padding,
+  /// whatever that holds, or the zeros of a ParameterLayout, over which training's products run on.
+  std::int64_t vocab_rows = 0;
 };
 
 /// The most padding rows taken for padding and not for a wrong vocab_size (128 × 8-way tensor parallelism).

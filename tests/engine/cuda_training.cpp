@@ -121,6 +121,15 @@ TensorView turned(TensorView rows) {
   return rows;
 }
 
+/// x · w on the device of `o`, w lying by rows or by columns.
+LinearArgs product(Operands& o, const Shape& s, const Floats& x, const Floats& w, bool by_columns) {
+  LinearArgs args;
+  args.x = o.half(x, s.m, s.k);
+  args.matrix = by_columns ? turned(o.rows(w, s.n, s.k)) : o.rows(w, s.k, s.n);
+  args.matrix_format = o.format();
+  return args;
+}
+
 Floats rounded(Floats values, DType half) {
   if (half == DType::bf16) {
     for (float& v : values) v = static_cast<float>(bf16(v));
@@ -142,10 +151,7 @@ TEST_CASE("[cuda] linear multiplies with a matrix that lies by rows or by column
         const Floats x = random.normals(s.m * s.k), w = rounded(random.normals(s.k * s.n), half),
                      bias = random.normals(s.n), residual = random.normals(s.m * s.n);
         compare(half, kSum, [&](Operands& o) {
-          LinearArgs args;
-          args.x = o.half(x, s.m, s.k);
-          args.matrix = by_columns ? turned(o.rows(w, s.n, s.k)) : o.rows(w, s.k, s.n);
-          args.matrix_format = o.format();
+          LinearArgs args = product(o, s, x, w, by_columns);
           args.bias = floats(o.vector(bias));
           args.activation = Activation::gelu_erf;
           args.residual = o.rows(residual, s.m, s.n);
@@ -208,10 +214,7 @@ TEST_CASE("[cuda] linear adds what it is asked to, to f32 and to bf16") {
           const Floats x = random.normals(s.m * s.k), w = rounded(random.normals(s.k * s.n), half),
                        bias = random.normals(s.n), residual = random.normals(s.m * s.n);
           compare(half, kSum, [&](Operands& o) {
-            LinearArgs args;
-            args.x = o.half(x, s.m, s.k);
-            args.matrix = by_columns ? turned(o.rows(w, s.n, s.k)) : o.rows(w, s.k, s.n);
-            args.matrix_format = o.format();
+            LinearArgs args = product(o, s, x, w, by_columns);
             if (form.bias) args.bias = floats(o.vector(bias));
             if (form.residual) args.residual = o.rows(residual, s.m, s.n);
             args.out = form.in_place          ? args.residual

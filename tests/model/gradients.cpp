@@ -51,6 +51,55 @@ TEST_CASE("the gradient is the slope of the loss") {
   CHECK((loss_at(step) - loss_at(-step)) / (2 * step) == doctest::Approx(length).epsilon(2e-3));
 }
 
+// Central differences at steps h and h/2 and what extrapolation (Richardson 1911) makes of them, whose error
+// is of order h⁴; the bound takes the h² term that it removes instead, and the roundings of two f32 losses
+// over a step.
+TEST_CASE(
+    "the gradient of every parameter is the slope of the loss along random directions and single weights") {
+  constexpr double kStep = 0.02;
+  for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
+    const Case c(index);
+    CAPTURE(c.data["name"].get<std::string>());
+    ExecContext context({.threads = 1});
+    Bench bench(context, c);
+    const TrainingBatch batch = c.batches()[0];
+    const double rounding = bench.pass.accumulate(batch, 1.0f) * 0x1p-24;
+    for (const NamedTensor& t : bench.layout.named(Bench::floats(bench.gradients))) {
+      CAPTURE(t.name);
+      const auto size = static_cast<std::size_t>(t.view.numel());
+      const std::span gradient(static_cast<const float*>(t.view.data), size);
+      const std::span weights(
+          Bench::floats(bench.weights) + (gradient.data() - Bench::floats(bench.gradients)), size);
+      const std::vector<float> before(weights.begin(), weights.end());
+      Random random(99);
+      for (int trial = 0; trial < 6; ++trial) {
+        CAPTURE(trial);
+        std::vector<float> way(size);
+        if (trial < 3) {
+          way = random.normals(t.view.numel());
+        } else {
+          way[static_cast<std::size_t>(random.range(0, static_cast<int>(size) - 1))] = 1.0f;
+        }
+        double along = 0;
+        for (std::size_t i = 0; i < size; ++i) along += double{way[i]} / norm(way) * double{gradient[i]};
+        const auto loss_at = [&](double step) {
+          for (std::size_t i = 0; i < size; ++i) {
+            weights[i] = static_cast<float>(double{before[i]} + step * double{way[i]} / norm(way));
+          }
+          return bench.pass.loss(batch);
+        };
+        const auto slope = [&](double step) { return (loss_at(step) - loss_at(-step)) / (2 * step); };
+        const double coarse = slope(kStep), fine = slope(kStep / 2);
+        const double bound = std::fabs(coarse - fine) + 4 * rounding / kStep;
+        CHECK(std::fabs((4 * fine - coarse) / 3 - along) <= bound);
+        // A hundredth of what such a slope is of: this cannot be had by a step that is too long or too short.
+        CHECK(bound <= 0.01 * norm(gradient) / std::sqrt(static_cast<double>(size)));
+        std::ranges::copy(before, weights.begin());
+      }
+    }
+  }
+}
+
 TEST_CASE("packed sequences train as each of them alone") {
   const Case c(0);
   ExecContext context({.threads = 2});
