@@ -33,21 +33,16 @@ struct Plan {
   }
 };
 
-// Read once, at the first call: the program may not have come to main() by then.
-const Plan& plan() {
-  static const Plan read;
-  return read;
-}
-
 // Whether this call is the one. Leaves errno as the failed call would.
 bool chosen(const char* call) {
   static std::atomic<long> calls{0};
-  if (plan().call == nullptr || std::strcmp(plan().call, call) != 0) return false;
-  if (calls.fetch_add(1) + 1 != plan().at) return false;
-  if (plan().mark != nullptr) {
-    ::close(static_cast<int>(::syscall(SYS_openat, AT_FDCWD, plan().mark, O_CREAT | O_WRONLY, 0600)));
+  const Plan plan;  // read anew each time: a sanitizer reads files before there is an environment
+  if (plan.call == nullptr || std::strcmp(plan.call, call) != 0) return false;
+  if (calls.fetch_add(1) + 1 != plan.at) return false;
+  if (plan.mark != nullptr) {
+    ::close(static_cast<int>(::syscall(SYS_openat, AT_FDCWD, plan.mark, O_CREAT | O_WRONLY, 0600)));
   }
-  errno = plan().error;
+  errno = plan.error;
   return true;
 }
 
@@ -58,7 +53,7 @@ Function next(const char* name) {
 
 ssize_t move_bytes(const char* call, std::size_t count, auto&& real) {
   if (!chosen(call)) return real(count);
-  return plan().error == 0 ? real(std::min<std::size_t>(count, 1)) : -1;
+  return Plan().error == 0 ? real(std::min<std::size_t>(count, 1)) : -1;
 }
 
 }  // namespace
@@ -94,7 +89,7 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
                    void* argument) noexcept {
   static const auto real =
       next<int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)>("pthread_create");
-  return chosen("thread") ? plan().error : real(thread, attributes, main, argument);
+  return chosen("thread") ? Plan().error : real(thread, attributes, main, argument);
 }
 
 }  // extern "C"
