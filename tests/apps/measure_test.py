@@ -1,0 +1,87 @@
+"""What the program says of itself: bench, profile and trace, hashes, inspect and doctor.
+
+    python3 tests/apps/measure_test.py INKLING SOURCE_DIR [TestCase.test_name ...]
+"""
+
+import csv
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import unittest
+
+from program import SAMPLE, run, Folder
+
+
+class Bench(Folder):
+    def test_bench_gemm_prints_json(self):
+        rows = json.loads(run("bench", "gemm", "--shapes", "64x48,48x64", "--rows", "1,3", "--formats", "f32,int8", "-r", 1, "--output", "json").stdout)
+        self.assertEqual([(r["k"], r["m"], r["format"]) for r in rows[:4]], [(64, 1, "f32"), (64, 3, "f32"), (64, 1, "int8"), (64, 3, "int8")])
+        self.assertEqual(set(rows[0]), {"k", "n", "m", "format", "threads", "isa", "us", "gflop_per_s", "gb_per_s"})
+        self.assertLessEqual(rows[0]["us"]["min"], rows[0]["us"]["median"])
+
+    def test_bench_prints_the_promised_json(self):
+        rows = json.loads(run("bench", "-p", 16, "-n", 4, "-b", "1,2", "-r", 2, "--output", "json").stdout)
+        self.assertEqual([(r["test"], r["batch"]) for r in rows], [("pp16", 1), ("tg4", 1), ("tg4", 2)])
+        self.assertEqual(set(rows[0]), {"model", "dtype", "quant", "threads", "isa", "test", "batch", "tok_per_s", "rss_mb", "load_ms"})
+        self.assertLessEqual(rows[0]["tok_per_s"]["min"], rows[0]["tok_per_s"]["median"])
+        deep = json.loads(run("bench", "-p", 0, "-n", 4, "-d", 16, "-r", 1, "--output", "json").stdout)
+        self.assertEqual([r["test"] for r in deep], ["tg4 @ d16"])
+        self.fails(7, "bench", "-p", 0, "-n", 4, "-d", 254, says="got 4 after 254")
+
+    def test_bench_prints_tables(self):
+        args = ["bench", "-p", 8, "-n", 2, "-r", 1, "--ceiling", "--output"]
+        header, *rows = csv.reader(run(*args, "csv").stdout.splitlines())
+        self.assertEqual((header[5], header[-1], [row[5] for row in rows]), ("test", "of ceiling", ["pp8", "tg2"]))
+        for row in rows:
+            self.assertGreater(float(row[7]), 0)
+            self.assertRegex(row[-1], r"^(\d+%)?$")
+        table = run(*args, "md").stdout.splitlines()
+        self.assertEqual({line.count("|") for line in table}, {len(header) + 1})
+
+    def test_profile_and_trace_tell_where_the_time_went(self):
+        with tempfile.TemporaryDirectory() as folder:
+            trace = pathlib.Path(folder) / "trace.json"
+            done = run("generate", "-p", "ROMEO:", "-n", 5, "--profile", "--trace", trace)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(done.stdout, run("generate", "-p", "ROMEO:", "-n", 5, "-s", done.stderr.split("seed ")[1].split(",")[0]).stdout)
+            for name in ["range", "step", "forward", "linear", "attention", "sample", "pack"]:
+                self.assertIn(name, done.stderr)
+            events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"]
+            steps = [e for e in events if e["name"] == "step"]
+            self.assertEqual(len(steps), 5)
+            for e in events:  # every op of a step lies within one
+                if e["name"].startswith("linear"):
+                    self.assertTrue(any(s["ts"] <= e["ts"] and e["ts"] + e["dur"] <= s["ts"] + s["dur"] for s in steps))
+                    self.assertGreater(e["args"]["flops"], 0)
+            self.assertEqual(os.listdir(folder), ["trace.json"])
+            done = run("bench", "gemm", "--shapes", "8x8", "--rows", 1, "--formats", "f32", "-r", 1, "--profile")
+            self.assertIn("linear 8x8", done.stderr)
+        done = run("generate", "-p", "a", "--trace", "/nonexistent/trace.json")
+        self.assertEqual((done.returncode, done.stdout), (8, ""))
+        self.assertIn("/nonexistent/trace.json", done.stderr)
+
+
+class About(Folder):
+    def test_weights_are_verified_by_hash_and_manifest(self):
+        weights = (SAMPLE / "model.safetensors").read_bytes()
+        digest = hashlib.sha256(weights).hexdigest()
+        facts = json.loads(run("inspect", "--tensors", "--output", "json").stdout)
+        self.assertEqual(facts["files"]["model.safetensors"], "sha256:" + digest)
+        header = json.loads(weights[8:8 + int.from_bytes(weights[:8], "little")])
+        self.assertEqual(set(facts["tensors"]), set(header) - {"__metadata__"})
+        for good in ("sha256:" + digest, self.file("good", digest + "  model.safetensors\n")):
+            self.assertEqual(run("generate", "-p", "x", "-n", 1, "--verify", good).returncode, 0)
+        self.fails(4, "generate", "-p", "x", "--verify", self.file("bad", "0" * 64 + "  model.safetensors\n"), says="model.safetensors")
+
+    def test_inspect_and_doctor_explain(self):
+        explained = run("inspect", "--explain").stdout
+        for word in ("parameters", "3111936", "sha256", "refused", "kv cache"):
+            self.assertIn(word, explained)
+        self.assertIn("chosen", run("doctor").stdout)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
