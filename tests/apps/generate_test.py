@@ -12,7 +12,7 @@ import sys
 import time
 import unittest
 
-from program import INKLING, PATIENCE, GOLDEN, run, Folder
+from program import INKLING, PATIENCE, GOLDEN, SOURCE, run, Folder
 
 
 class Generate(Folder):

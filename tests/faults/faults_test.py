@@ -120,7 +120,7 @@ class Faults(Folder):
             names = os.listdir(cache) if cache.exists() else []
             self.assertEqual([name for name in names if not name.endswith(".packed")], [], what)
             # What fails after the renaming, the flush of the folder, fails in silence: the file is there.
-            self.assertTrue(names or "packed weights: " in result.stderr or what.startswith("write"), (what, result.stderr))
+            self.assertTrue(names or "for the next start: " in result.stderr or what.startswith("write"), (what, result.stderr))
             again = run(*args, cache)
             self.assertEqual((again.returncode, again.stdout), (0, expected), what)
             kept += 1
