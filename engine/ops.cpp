@@ -48,13 +48,14 @@ Right check_right(const ExecContext& context, const LinearArgs& args) {
   }
   const TensorView& w = args.matrix;
   check(w.data != nullptr, "linear: weight: expected a packed matrix", [] { return "null"; });
-  check(w.rank == 2 && w.dtype == DType::f32 && w.numel() > 0,
-        "linear: matrix: expected f32 (K, N) above zero",
-        [&] { return std::string(dtype_name(w.dtype)) + " " + w.shape_string(); });
   check(args.matrix_format == WeightFormat::f32 || args.matrix_format == WeightFormat::bf16,
         "linear: matrix_format: expected f32 or bf16",
         [&] { return std::string(weight_format_name(args.matrix_format)); });
-  return {w.shape[0], w.shape[1], args.matrix_format, 4.0 * static_cast<double>(w.numel())};
+  const bool type =
+      w.dtype == DType::f32 || w.dtype == context.backend().activation_dtype(args.matrix_format);
+  check(w.rank == 2 && type && w.numel() > 0, "linear: matrix: expected f32 (K, N) above zero",
+        [&] { return std::string(dtype_name(w.dtype)) + " " + w.shape_string(); });
+  return {w.shape[0], w.shape[1], args.matrix_format, static_cast<double>(w.nbytes())};
 }
 
 ProfileWork work_of(const LinearArgs& args, const Right& w) {

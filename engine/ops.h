@@ -43,7 +43,8 @@ struct LinearArgs {
   TensorView out;               ///< (M, N) f32
   TensorView pre_activation{};  ///< (M, N) f32, written: what the activation is applied to; or empty
   /// (K, N) f32, any strides, in the place of `weight`: packed on the way, block by block, for weights that
-  /// change from step to step and rows enough to pay for it.
+  /// change from step to step and rows enough to pay for it. Or already rounded to the activation_dtype() of
+  /// its format.
   TensorView matrix{};
   WeightFormat matrix_format = WeightFormat::f32;  ///< f32 or bf16: what it is packed to
 };

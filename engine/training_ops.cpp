@@ -26,6 +26,32 @@ bool readable(const ExecContext& context) {
   return context.device() == Device::cpu;
 }
 
+void check_one_dtype(const TensorView& a, const TensorView& b, const char* what) {
+  require(a.dtype == b.dtype, Code::usage, [&] {
+    return std::string(what) + ": expected one dtype, got " + std::string(dtype_name(a.dtype)) + " and " +
+           std::string(dtype_name(b.dtype));
+  });
+}
+
+/// Everything but x, whose rows are (rows, columns).
+void check_dropout(const ExecContext& context, const DropoutArgs& args, std::int64_t rows,
+                   std::int64_t columns) {
+  check(args.p >= 0.0f && args.p < 1.0f, "dropout: p: expected a rate in [0, 1)",
+        [&] { return std::to_string(args.p); });
+  check(!args.cu_seqlens.empty() &&
+            (!readable(context) || (args.cu_seqlens.front() == 0 && args.cu_seqlens.back() == rows &&
+                                    std::ranges::is_sorted(args.cu_seqlens))),
+        "dropout: cu_seqlens: expected offsets rising from 0 to the rows of x", [&] {
+          return std::to_string(args.cu_seqlens.size()) + " of them for " + std::to_string(rows) + " rows";
+        });
+  if (args.residual.data != nullptr) check_shape(args.residual, rows, columns, "dropout: residual");
+  if (args.from.data != nullptr) check_shape(args.from, rows, columns, "dropout: from", half(context));
+  if (args.normed.data == nullptr) return;
+  check_shape(args.x, rows, columns, "dropout: x beside normed");
+  check_shape(args.normed, rows, columns, "dropout: normed", half(context));
+  check(args.norm.weight != nullptr, "dropout: norm: expected a weight", [] { return "null"; });
+}
+
 }  // namespace
 
 void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
@@ -36,12 +62,18 @@ void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
         [&] { return std::string(weight_format_name(args.format)); });
   double products = 0, k = 0;
   if (args.dx.data != nullptr) {
-    require(args.weight.rank == 2 && args.weight.dtype == DType::f32 && args.weight.shape[1] == n,
-            Code::usage, [&] {
-              return "linear_backward: weight: expected f32 (K, " + std::to_string(n) + "), got " +
-                     args.weight.shape_string();
-            });
+    const bool type = args.weight.dtype == DType::f32 ||
+                      args.weight.dtype == context.backend().activation_dtype(args.format);
+    require(args.weight.rank == 2 && type && args.weight.shape[1] == n, Code::usage, [&] {
+      return "linear_backward: weight: expected f32 (K, " + std::to_string(n) + "), got " +
+             args.weight.shape_string();
+    });
     check_shape(args.dx, m, args.weight.shape[0], "linear_backward: dx", half(context));
+    if (args.activation != Activation::none) {
+      check_shape(args.pre_activation, m, args.weight.shape[0], "linear_backward: pre_activation",
+                  half(context));
+      check_one_dtype(args.pre_activation, args.dx, "linear_backward: pre_activation and dx");
+    }
     k = static_cast<double>(args.weight.shape[0]);
     ++products;
   }
@@ -65,6 +97,14 @@ void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args
   check(args.norm.weight != nullptr, "layer_norm_backward: norm: expected a weight", [] { return "null"; });
   check_shape(args.dout, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dout", half(context));
   check_shape(args.dx, args.x.shape[0], args.x.shape[1], "layer_norm_backward: dx");
+  if (args.branch.x.data != nullptr) {
+    check_shape(args.branch.x, args.x.shape[0], args.x.shape[1], "layer_norm_backward: branch",
+                half(context));
+    check(args.branch.from.data == nullptr && args.branch.residual.data == nullptr &&
+              args.branch.normed.data == nullptr,
+          "layer_norm_backward: branch: expected x and its mask alone", [] { return "more"; });
+    check_dropout(context, args.branch, args.x.shape[0], args.x.shape[1]);
+  }
   const ProfileRange range(context, "layer_norm_backward", [&] { return elementwise(args.x, 4); });
   if (args.x.numel() > 0) context.backend().layer_norm_backward(args);
 }
@@ -73,9 +113,7 @@ void activate_backward(ExecContext& context, const ActivateBackwardArgs& args) {
   check_rows(args.x, "activate_backward: x", half(context));
   const auto check_like_x = [&](const TensorView& other, const char* what) {
     check_shape(other, args.x.shape[0], args.x.shape[1], what, args.x.dtype);
-    check(other.dtype == args.x.dtype, "activate_backward: expected one dtype", [&] {
-      return std::string(dtype_name(args.x.dtype)) + " and " + std::string(dtype_name(other.dtype));
-    });
+    check_one_dtype(args.x, other, what);
   };
   check_like_x(args.dx, "activate_backward: dx");
   const bool both = args.activated.data != nullptr;
@@ -101,18 +139,12 @@ void embed_backward(ExecContext& context, const EmbedBackwardArgs& args) {
 
 void dropout(ExecContext& context, const DropoutArgs& args) {
   check_rows(args.x, "dropout: x", half(context));
-  check(args.p >= 0.0f && args.p < 1.0f, "dropout: p: expected a rate in [0, 1)",
-        [&] { return std::to_string(args.p); });
-  check(!args.cu_seqlens.empty() && (!readable(context) || (args.cu_seqlens.front() == 0 &&
-                                                            args.cu_seqlens.back() == args.x.shape[0] &&
-                                                            std::ranges::is_sorted(args.cu_seqlens))),
-        "dropout: cu_seqlens: expected offsets rising from 0 to the rows of x",
-        [&] { return std::to_string(args.cu_seqlens.size()) + " of them for " + args.x.shape_string(); });
-  const bool more = args.residual.data != nullptr, moves = args.from.data != nullptr;
-  if (more) check_shape(args.residual, args.x.shape[0], args.x.shape[1], "dropout: residual");
-  if (moves) check_shape(args.from, args.x.shape[0], args.x.shape[1], "dropout: from", half(context));
-  const ProfileRange range(context, "dropout", [&] { return elementwise(args.x, more ? 3 : 2); });
-  if ((args.p > 0.0f || more || moves) && args.x.numel() > 0) context.backend().dropout(args);
+  check_dropout(context, args, args.x.shape[0], args.x.shape[1]);
+  const bool more = args.residual.data != nullptr, normed = args.normed.data != nullptr;
+  const ProfileRange range(context, "dropout",
+                           [&] { return elementwise(args.x, 2 + (more ? 1 : 0) + (normed ? 1 : 0)); });
+  const bool changes = args.p > 0.0f || more || normed || args.from.data != nullptr;
+  if (changes && args.x.numel() > 0) context.backend().dropout(args);
 }
 
 void cross_entropy(ExecContext& context, const CrossEntropyArgs& args) {

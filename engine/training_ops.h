@@ -14,12 +14,12 @@
 
 namespace inkling {
 
-/// Gradients of out = x · w + bias: dx = dout · wᵀ, dweight += xᵀ · dout, dbias += Σ_m dout[m].
-/// Sums over m run in order from row 0, some from what they are added to, so the bits depend on the rows and
-/// on nothing else.
+/// Gradients of out = act(pre) · w + bias: dx = dout · wᵀ · act'(pre), dweight += xᵀ · dout, dbias += Σ_m
+/// dout[m]; without an activation, of out = x · w + bias. Sums over m run in order from row 0, some from what
+/// they are added to, so the bits depend on the rows and on nothing else.
 struct LinearBackwardArgs {
   TensorView x;            ///< (M, K) f32 or half, that of the forward pass; only dweight needs it
-  TensorView weight;       ///< (K, N) f32, any strides; only dx needs it
+  TensorView weight;       ///< (K, N) f32, any strides, or as LinearArgs::matrix; only dx needs it
   TensorView dout;         ///< (M, N) f32 or half
   TensorView dx;           ///< (M, K) f32 or half, whatever dout is, written; or empty
   TensorView dweight;      ///< (K, N) f32, added to; or empty
@@ -27,11 +27,31 @@ struct LinearBackwardArgs {
   /// What products multiply with: f32, or bf16 (sums and results stay f32). On avx512_bf16 both factors are
   /// rounded to bf16, elsewhere the weight (for dx) and dout (for dweight) alone.
   WeightFormat format = WeightFormat::f32;
+  Activation activation = Activation::none;  ///< what x came out of;
+  TensorView pre_activation{};               ///< (M, K) as dx, what went into it; only dx needs it
 };
 void linear_backward(ExecContext& context, const LinearBackwardArgs& args);
 
+/// In place: x = residual + (kept ? x / (1 − p) : 0), with x read from `from` where that is given. Element c
+/// of row i (counted from the start of its sequence b) is kept when word c mod 4 of philox({c / 4, i, 2³¹ +
+/// b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a gradient it is its own backward pass. (Attention
+/// draws from the counters below 2³¹: attention/sdpa.h.)
+struct DropoutArgs {
+  TensorView x;                              ///< (N, C) f32 or half
+  std::span<const std::int32_t> cu_seqlens;  ///< (B+1), rising from 0 to N
+  float p = 0.0f;                            ///< in [0, 1)
+  std::uint64_t seed = 0;
+  std::uint32_t offset = 0;  ///< differs per use and step
+  TensorView residual{};     ///< (N, C) f32, not x; or empty: 0
+  TensorView from{};         ///< (N, C) f32 or half, whatever x is; or empty: x itself
+  LayerNorm norm{};          ///< of the result,
+  TensorView normed{};       ///< (N, C) f32 or half, written beside it; or empty. Then x is f32
+};
+void dropout(ExecContext& context, const DropoutArgs& args);
+
 /// Gradient of norm(x): dx += d norm(x)/dx · dout (added: the residual stream's gradient flows past the
-/// norm), dweight[c] += Σ_m dout · (x − mean)/σ, dbias[c] += Σ_m dout. dx must not overlap x.
+/// norm), dweight[c] += Σ_m dout · (x − mean)/σ, dbias[c] += Σ_m dout. dx must not overlap x. `branch` is
+/// what flows into the branch before it: dropout of the new dx, whose x is written, and whose `from` it is.
 struct LayerNormBackwardArgs {
   TensorView x;              ///< (M, C) f32, input of the forward pass
   LayerNorm norm;            ///< that of the forward pass; its bias is not needed
@@ -39,6 +59,7 @@ struct LayerNormBackwardArgs {
   TensorView dx;             ///< (M, C) f32, added to
   float* dweight = nullptr;  ///< (C), added to; or null
   float* dbias = nullptr;    ///< (C), added to; or null
+  DropoutArgs branch{};      ///< or without an x: none
 };
 void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args);
 
@@ -61,21 +82,6 @@ struct EmbedBackwardArgs {
   TensorView dposition;                     ///< (T, C) f32, added to
 };
 void embed_backward(ExecContext& context, const EmbedBackwardArgs& args);
-
-/// In place: x = residual + (kept ? x / (1 − p) : 0), with x read from `from` where that is given. Element c
-/// of row i (counted from the start of its sequence b) is kept when word c mod 4 of philox({c / 4, i, 2³¹ +
-/// b, offset}, seed) is at least ⌊p · 2³²⌋. Applied to a gradient it is its own backward pass. (Attention
-/// draws from the counters below 2³¹: attention/sdpa.h.)
-struct DropoutArgs {
-  TensorView x;                              ///< (N, C) f32 or half
-  std::span<const std::int32_t> cu_seqlens;  ///< (B+1), rising from 0 to N
-  float p = 0.0f;                            ///< in [0, 1)
-  std::uint64_t seed = 0;
-  std::uint32_t offset = 0;  ///< differs per use and step
-  TensorView residual{};     ///< (N, C) f32, not x; or empty: 0
-  TensorView from{};         ///< (N, C) f32 or half, whatever x is; or empty: x itself
-};
-void dropout(ExecContext& context, const DropoutArgs& args);
 
 /// losses[m] = log Σ_v e^logits[m][v] − logits[m][targets[m]], and 0 where targets[m] is −1. When scale ≠ 0,
 /// logits become their gradients: scale · (softmax(logits[m]) − onehot(targets[m])), zeros where −1.

@@ -65,6 +65,9 @@ void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
     product.matrix = flipped(args.weight);
     product.out = args.dx;
     linear(product);
+    if (args.activation != Activation::none) {
+      activate_backward({args.pre_activation, args.activation, args.dx});
+    }
   }
   if (args.dweight.data != nullptr) {
     product.x = args.format == WeightFormat::f32 && row_stride(args.x) <= cpu::kShortRow ? flipped(args.x)
@@ -130,6 +133,11 @@ void CpuTraining::layer_norm_backward(const LayerNormBackwardArgs& args) {
     if (args.dweight != nullptr) table_.add_row(sums, args.dweight, n);
     if (args.dbias != nullptr) table_.add_row(sums + stride, args.dbias, n);
   }
+  if (args.branch.x.data != nullptr) {
+    DropoutArgs branch = args.branch;
+    branch.from = args.dx;
+    dropout(branch);
+  }
 }
 
 void CpuTraining::activate_backward(const ActivateBackwardArgs& args) {
@@ -173,6 +181,7 @@ void CpuTraining::dropout(const DropoutArgs& args) {
     r.scale = 1.0f / (1.0f - args.p);
     table_.dropout(r);
   });
+  if (args.normed.data != nullptr) layer_norm({args.x, {}, args.norm, args.normed});
 }
 
 void CpuTraining::cross_entropy(const CrossEntropyArgs& args) {

@@ -81,6 +81,7 @@ class CudaBackend final : public Backend {
   Matrix as_factor(const Matrix& x, DType dtype, const LayerNorm& norm, Buffer& memory);
   void linear_with_matrix(const LinearArgs& args);
   void multiply(const Product& product, DType dtype);
+  bool multiply_by_library(Product product);
 
   int ordinal_;
   Isa isa_;
@@ -89,8 +90,8 @@ class CudaBackend final : public Backend {
   std::uint64_t generation_ = 0;
   bool recording_ = false;
   Buffer rows_, source_;
-  Buffer weight_, dout_, transposed_, turned_, sums_, parts_;  // of training
-  std::unique_ptr<CublasLt> cublas_lt_;                        // from the first product that it may take
+  Buffer weight_, dout_, bias_, transposed_, turned_, sums_, parts_;  // of training
+  std::unique_ptr<CublasLt> cublas_lt_;  // from the first product that it may take
 };
 
 }  // namespace inkling::cuda

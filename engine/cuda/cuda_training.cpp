@@ -41,6 +41,22 @@ bool is_wide(const Matrix& m) {
          m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0;
 }
 
+Dropout dropout_of(const DropoutArgs& args) {
+  Dropout d;
+  d.x = Matrix(args.x);
+  d.from = args.from.data != nullptr ? Matrix(args.from) : d.x;
+  d.residual = matrix_of(args.residual);
+  d.norm = args.norm;
+  d.normed = matrix_of(args.normed);
+  d.cu_seqlens = args.cu_seqlens.data();
+  d.sequences = static_cast<int>(args.cu_seqlens.size()) - 1;
+  d.threshold = dropout_threshold(args.p);
+  d.offset = args.offset;
+  d.scale = 1.0f / (1.0f - args.p);
+  d.seed = args.seed;
+  return d;
+}
+
 /// (rows, columns) of `dtype` in `memory`, rows at multiples of 64 bytes.
 Matrix placed(std::byte* memory, std::int64_t rows, std::int64_t columns, DType dtype) {
   const auto line = static_cast<std::int64_t>(64 / dtype_size(dtype));
@@ -66,13 +82,33 @@ Matrix CudaBackend::as_factor(const Matrix& x, DType dtype, const LayerNorm& nor
   return out;
 }
 
+bool CudaBackend::multiply_by_library(Product product) {
+  if (!CublasLt::takes(product)) return false;
+  const cudaStream_t in = stream();
+  if (cublas_lt_ == nullptr) cublas_lt_ = std::make_unique<CublasLt>();
+  if (!cublas_lt_->unavailable_reason().empty()) return false;
+  if (product.bias != nullptr && product.out.dtype == DType::bf16) {
+    Matrix bias;
+    bias.data = const_cast<float*>(product.bias);
+    bias.rows = 1;
+    bias.columns = bias.stride = product.out.columns;
+    product.rounded_bias = as_factor(bias, DType::bf16, {}, bias_).data;
+  }
+  return cublas_lt_->multiply(product, grown(parts_, kProductWorkspace), in);
+}
+
 /// By cuBLASLt where it is there and takes the product, else by the Hopper kernel: both read operands as they
 /// lie. Elsewhere those that lie by k are turned first.
 void CudaBackend::multiply(const Product& product, DType dtype) {
-  if (CublasLt::takes(product)) {
-    const cudaStream_t in = stream();
-    if (cublas_lt_ == nullptr) cublas_lt_ = std::make_unique<CublasLt>();
-    if (cublas_lt_->multiply(product, grown(parts_, kProductWorkspace), in)) return;
+  if (multiply_by_library(product)) return;
+  if (product.slope_at.data != nullptr) {
+    Product plain = product;
+    plain.slope_at = Matrix();
+    plain.activation = Activation::none;
+    multiply(plain, dtype);
+    return check(
+        cuda::activate_backward(product.slope_at, product.activation, product.out, Matrix(), stream()),
+        "activate_backward");
   }
   if (takes_product(product)) {
     auto* const parts = reinterpret_cast<float*>(grown(parts_, kProductWorkspace));
@@ -123,6 +159,8 @@ void CudaBackend::linear_backward(const LinearBackwardArgs& args) {
     p.a = dout;
     p.b = as_factor(weight.rows, dtype, {}, weight_);
     p.b_by_k = !weight.along_first;
+    p.activation = args.activation;
+    if (args.activation != Activation::none) p.slope_at = Matrix(args.pre_activation);
     p.out = Matrix(args.dx);
     multiply(p, dtype);
   }
@@ -144,10 +182,12 @@ void CudaBackend::linear_backward(const LinearBackwardArgs& args) {
 void CudaBackend::layer_norm_backward(const LayerNormBackwardArgs& args) {
   const std::size_t bytes = layer_norm_backward_bytes(args.x.shape[0], args.x.shape[1]);
   auto* const sums = reinterpret_cast<float*>(grown(sums_, bytes));
-  check(cuda::layer_norm_backward(
-            {Matrix(args.x), args.norm, Matrix(args.dout), Matrix(args.dx), args.dweight, args.dbias}, sums,
-            stream()),
-        "layer_norm_backward");
+  NormBackward n{Matrix(args.x), args.norm, Matrix(args.dout), Matrix(args.dx), args.dweight, args.dbias};
+  if (args.branch.x.data != nullptr) {
+    n.branch = dropout_of(args.branch);
+    n.branch.from = n.dx;
+  }
+  check(cuda::layer_norm_backward(n, sums, stream()), "layer_norm_backward");
 }
 
 void CudaBackend::activate_backward(const ActivateBackwardArgs& args) {
@@ -164,17 +204,7 @@ void CudaBackend::embed_backward(const EmbedBackwardArgs& args) {
 }
 
 void CudaBackend::dropout(const DropoutArgs& args) {
-  Dropout d;
-  d.x = Matrix(args.x);
-  d.from = args.from.data != nullptr ? Matrix(args.from) : d.x;
-  d.residual = matrix_of(args.residual);
-  d.cu_seqlens = args.cu_seqlens.data();
-  d.sequences = static_cast<int>(args.cu_seqlens.size()) - 1;
-  d.threshold = dropout_threshold(args.p);
-  d.offset = args.offset;
-  d.scale = 1.0f / (1.0f - args.p);
-  d.seed = args.seed;
-  check(cuda::dropout(d, stream()), "dropout");
+  check(cuda::dropout(dropout_of(args), stream()), "dropout");
 }
 
 void CudaBackend::cross_entropy(const CrossEntropyArgs& args) {

@@ -37,6 +37,10 @@ __device__ inline void read_four(float (&v)[4], const In* row, int c, int width)
 template <class In, int kHeld>
 class RowNorm {
  public:
+  static constexpr int kCount = kHeld == 0 ? 1 : kHeld;
+  using Held = float[kCount][4];
+
+  static __device__ int column(int i) { return 4 * (static_cast<int>(threadIdx.x) % kWarp + i * kWarp); }
   /// Reads gain and shift, which are the same for every row. Without a norm rows are copied.
   __device__ RowNorm(const LayerNorm& norm, int width) : norm_(norm), width_(width) {
     if constexpr (kHeld != 0) {
@@ -51,6 +55,12 @@ class RowNorm {
   /// of x on.
   template <class Put>
   __device__ void operator()(const In* x, int columns, const Put& put) {
+    of([&](Held& held) { read_held(held, x); }, columns, put, x);
+  }
+  /// The same for a row that make(values) makes: a lane's fours begin at column(i), those beyond the row are
+  /// not looked at. Held rows alone.
+  template <class Make, class Put>
+  __device__ void of(const Make& make, int columns, const Put& put, const In* x = nullptr) {
     const auto each = [&](const auto& body) {
       if constexpr (kHeld == 0) {
         for (int c = column(0); c < columns; c += 4 * kWarp) read_any(x, c), body(0, c);
@@ -60,7 +70,7 @@ class RowNorm {
       }
     };
     if constexpr (kHeld != 0) {
-      read_held(value_, x);
+      make(value_);
       each([&](int i, int c) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) value_[i][e] = c < width_ ? value_[i][e] : 0.0f;
@@ -94,12 +104,6 @@ class RowNorm {
   }
 
  private:
-  static constexpr int kCount = kHeld == 0 ? 1 : kHeld;
-  using Held = float[kCount][4];
-
-  static __device__ int column(int i) {
-    return 4 * (static_cast<int>(threadIdx.x) % kWarp + i * kWarp);
-  }
   static __device__ void fill(Held& held, float value) {
 #pragma unroll
     for (int i = 0; i < kCount * 4; ++i) held[i / 4][i % 4] = value;

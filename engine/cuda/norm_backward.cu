@@ -4,11 +4,13 @@
 //   dx += (g − mean(g) − y · mean(g · y)) / σ,  dweight += Σ dout · y,  dbias += Σ dout.
 // A warp has a row in its registers, where it fits, and keeps the sums of its columns there from row to row:
 // x, dout and dx are read once. Sums over rows go by blocks of rows to a workspace and are added in one
-// order. A norm of 16384 × 768 with dout in bf16 moves 176 MB, 41 µs at 4.3 TB/s; 66 on an H200, before dx
-// was asked for at the start of a row. Oracle: engine/cpu, by tests/engine/cuda_training.cpp.
+// order. The gradient of the branch before, dropout of the new dx, is written from the same registers. A norm
+// of 16384 × 768 with dout in bf16 moves 176 MB, 41 µs at 4.3 TB/s, with a branch 201. Oracle: engine/cpu, by
+// tests/engine/cuda_training.cpp.
 #include <cmath>
 
 #include "engine/cuda/chain.cuh"
+#include "engine/cuda/dropout.cuh"
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/norm.cuh"
 #include "engine/cuda/rows.cuh"
@@ -55,11 +57,15 @@ __device__ inline void add_warps(const float (&sums)[kSums][4], float* partial, 
 template <class T, int kHeld>
 constexpr bool kFits = kHeld != 0 && (kHeld <= 6 || sizeof(T) == 2);
 
+/// Whether the branch's gradient is written in the same pass: the widest rows leave no registers for it.
+template <int kHeld>
+constexpr bool kBranches = kHeld <= 6;
+
 /// A warp per row, rows of up to kHeld fours a lane. To partial[block][0: Σ dout, 1: Σ dout · y][column],
 /// unless it is null.
 template <class T, int kHeld>
 __global__ void __launch_bounds__(kNormBlock, kHeld * sizeof(T) <= 16 ? 3 : 2)
-    norm_backward_kernel(const NormBackward a, float* partial) {
+    norm_backward_kernel(const __grid_constant__ NormBackward a, float* partial) {
   start_next();
   wait_for_inputs();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, n = static_cast<int>(a.x.columns);
@@ -107,6 +113,9 @@ __global__ void __launch_bounds__(kNormBlock, kHeld * sizeof(T) <= 16 ? 3 : 2)
     const float inverse = 1.0f / sqrtf(warp_sum(squares) / count + a.norm.epsilon);
     const float gy_mean = warp_sum(gd_sum) * inverse / count;
 
+    const bool branches = kBranches<kHeld> && a.branch.x.data != nullptr;
+    T* const branch = branches ? mutable_row<T>(a.branch.x, row) : nullptr;
+    const RowDropout drop(a.branch, row);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       float d[4], w[4], to[4];
@@ -118,7 +127,11 @@ __global__ void __launch_bounds__(kNormBlock, kHeld * sizeof(T) <= 16 ? 3 : 2)
         to[e] += (d[e] * w[e] - g_mean - y * gy_mean) * inverse;
         sums[i][0][e] += d[e], sums[i][1][e] += d[e] * y;
       }
-      if (column(i) < n) *reinterpret_cast<float4*>(dx + column(i)) = make_float4(to[0], to[1], to[2], to[3]);
+      if (column(i) >= n) continue;
+      store4(dx + column(i), to, 4, true);
+      if (!branches) continue;
+      drop(column(i), to);
+      store4(branch + column(i), to, 4, true);
     }
   }
   if (partial == nullptr) return;
@@ -282,30 +295,35 @@ std::size_t layer_norm_backward_bytes(std::int64_t rows, std::int64_t columns) {
          static_cast<std::size_t>(2 * blocks * columns) * sizeof(float);
 }
 
-cudaError_t layer_norm_backward(const NormBackward& a, float* workspace, cudaStream_t stream) {
+cudaError_t layer_norm_backward(const NormBackward& all, float* workspace, cudaStream_t stream) {
+  NormBackward a = all;  // the branch apart where its rows are not the kernel's own
+  if (all.branch.x.dtype != all.dout.dtype || !in_fours(all.branch.x)) a.branch.x = Matrix();
   auto* const moments = reinterpret_cast<float2*>(workspace);
   float* const partial = workspace + 2 * a.x.rows;
   const bool fours = in_fours(a.x) && in_fours(a.dout) && in_fours(a.dx) &&
                      reinterpret_cast<std::uintptr_t>(a.norm.weight) % 16 == 0;
   const bool sums = a.dweight != nullptr || a.dbias != nullptr;
   std::int64_t blocks = blocks_for(a.x.rows, kNormRows);
-  const cudaError_t error = with_type(a.dout.dtype, [&](auto type) {
+  cudaError_t error = with_type(a.dout.dtype, [&](auto type) {
     using T = decltype(type);
     return with_held(a.x, a.norm, [&](auto held) {
       constexpr int kHeld = decltype(held)::value;
       if constexpr (kFits<T, kHeld>) {
         if (fours) {
+          if (!kBranches<kHeld>) a.branch.x = Matrix();
           return launch_chained(norm_backward_kernel<T, kHeld>, static_cast<unsigned>(blocks), kNormBlock, 0,
                                 stream, a, sums ? partial : nullptr);
         }
       }
       blocks = sum_blocks(a.x.rows);
+      a.branch.x = Matrix();
       const cudaError_t rows = launch_chained(long_norm_backward_kernel<T>, blocks_for(a.x.rows, kWarps),
                                               kBlock, 0, stream, a, moments, fours);
       if (rows != cudaSuccess || !sums) return rows;
       return partial_sums<T, true>(a.dout, a.x, moments, partial, fours, stream);
     });
   });
+  if (error == cudaSuccess && all.branch.x.data != a.branch.x.data) error = dropout(all.branch, stream);
   if (error != cudaSuccess || !sums) return error;
   return add_partial(partial, blocks, 2, a.x.columns, a.dbias, a.dweight, stream);
 }

@@ -361,7 +361,8 @@ bool copies(const Matrix& m) {
 
 bool takes_product(const Product& p) {
   int device = 0, major = 0, minor = 0;
-  if (!copies(p.a) || !copies(p.b) || cudaGetDevice(&device) != cudaSuccess) return false;
+  if (p.slope_at.data != nullptr || !copies(p.a) || !copies(p.b) || cudaGetDevice(&device) != cudaSuccess)
+    return false;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   return major == 9 && minor == 0;

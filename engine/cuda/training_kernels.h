@@ -17,24 +17,11 @@ cudaError_t transpose(const Matrix& x, const Matrix& out, cudaStream_t stream);
 std::size_t column_sums_bytes(std::int64_t rows, std::int64_t columns);
 cudaError_t column_sums(const Matrix& x, float* sums, float* workspace, cudaStream_t stream);
 
-/// LayerNormBackwardArgs. `workspace`: layer_norm_backward_bytes(x.rows, x.columns).
-struct NormBackward {
-  Matrix x;
-  LayerNorm norm;
-  Matrix dout;  ///< any float dtype
-  Matrix dx;    ///< added to
-  float *dweight = nullptr, *dbias = nullptr;
-};
-std::size_t layer_norm_backward_bytes(std::int64_t rows, std::int64_t columns);
-cudaError_t layer_norm_backward(const NormBackward& args, float* workspace, cudaStream_t stream);
-
-/// dx *= activation'(x), activated = activation(x); all of one dtype, `activated` may be empty.
-cudaError_t activate_backward(const Matrix& x, Activation activation, const Matrix& dx,
-                              const Matrix& activated, cudaStream_t stream);
-
-/// DropoutArgs, any float dtypes of x and from.
+/// DropoutArgs, any float dtypes of x, from and normed.
 struct Dropout {
   Matrix x, from, residual;
+  LayerNorm norm;
+  Matrix normed;                             ///< or empty; then x is f32
   const std::int32_t* cu_seqlens = nullptr;  ///< (sequences + 1)
   int sequences = 0;
   std::uint32_t threshold = 0, offset = 0;  ///< keeps words from `threshold` on
@@ -42,6 +29,22 @@ struct Dropout {
   std::uint64_t seed = 0;
 };
 cudaError_t dropout(const Dropout& args, cudaStream_t stream);
+
+/// LayerNormBackwardArgs. `workspace`: layer_norm_backward_bytes(x.rows, x.columns).
+struct NormBackward {
+  Matrix x;
+  LayerNorm norm;
+  Matrix dout;  ///< any float dtype
+  Matrix dx;    ///< added to
+  float *dweight = nullptr, *dbias = nullptr;
+  Dropout branch;  ///< from dx; without an x: none
+};
+std::size_t layer_norm_backward_bytes(std::int64_t rows, std::int64_t columns);
+cudaError_t layer_norm_backward(const NormBackward& args, float* workspace, cudaStream_t stream);
+
+/// dx *= activation'(x), activated = activation(x); all of one dtype, `activated` may be empty.
+cudaError_t activate_backward(const Matrix& x, Activation activation, const Matrix& dx,
+                              const Matrix& activated, cudaStream_t stream);
 
 /// CrossEntropyArgs.
 cudaError_t cross_entropy(const Matrix& logits, const std::int32_t* targets, float scale, float* losses,

@@ -3,11 +3,12 @@
 
 #include "engine/cuda/activation.cuh"
 #include "engine/cuda/chain.cuh"
+#include "engine/cuda/dropout.cuh"
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/launch.cuh"
+#include "engine/cuda/norm.cuh"
 #include "engine/cuda/rows.cuh"
 #include "engine/cuda/training_kernels.h"
-#include "engine/philox.h"
 
 namespace inkling::cuda {
 namespace {
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kPieces)
 }
 
 template <class To, class From>
-__global__ void dropout_kernel(const Dropout a, bool fours) {
+__global__ void dropout_kernel(const __grid_constant__ Dropout a, bool fours) {
   start_next();
   wait_for_inputs();
   const std::int64_t row = blockIdx.x, n = a.x.columns,
@@ -103,24 +104,46 @@ __global__ void dropout_kernel(const Dropout a, bool fours) {
   float v[4], add[4] = {};
   read4(v, row_of<From>(a.from, row), c, n, fours);
   if (a.residual.data != nullptr) read4(add, row_of<float>(a.residual, row), c, n, fours);
-  if (a.threshold > 0) {
-    int low = 0, high = a.sequences;  // the sequence of the row: the last that begins at or before it
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (a.cu_seqlens[middle] <= row ? low : high) = middle;
-    }
-    while (low + 1 < a.sequences && a.cu_seqlens[low + 1] <= row) ++low;
-    const PhiloxWords words =
-        philox({static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(row - a.cu_seqlens[low]),
-                (std::uint32_t{1} << 31) + static_cast<std::uint32_t>(low), a.offset},
-               a.seed);
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      v[e] = words[static_cast<std::size_t>(e)] >= a.threshold ? v[e] * a.scale : 0.0f;
-  }
+  RowDropout(a, row)(c, v);
 #pragma unroll
   for (int e = 0; e < 4; ++e) v[e] += add[e];
   store4(mutable_row<To>(a.x, row) + c, v, static_cast<int>(n - c), fours);
+}
+
+/// dropout_kernel and the norm of its rows, which stay in registers: a warp per row, in fours. The same bits
+/// as norm_rows() of x.
+template <class From, class Normed, int kHeld>
+__global__ void __launch_bounds__(kBlock) dropout_norm_kernel(const __grid_constant__ Dropout a) {
+  start_next();
+  const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int n = static_cast<int>(a.x.columns);
+  using Row = RowNorm<float, kHeld>;
+  Row norm(a.norm, n);
+  wait_for_inputs();
+  if (row >= a.x.rows) return;
+  const From* const from = row_of<From>(a.from, row);
+  const float* const residual = a.residual.data != nullptr ? row_of<float>(a.residual, row) : nullptr;
+  float* const x = mutable_row<float>(a.x, row);
+  Normed* const normed = mutable_row<Normed>(a.normed, row);
+  const RowDropout drop(a, row);
+  norm.of(
+      [&](typename Row::Held& v) {
+        float add[kHeld][4] = {};
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) read_four(v[i], from, Row::column(i), n);
+        if (residual != nullptr) {
+#pragma unroll
+          for (int i = 0; i < kHeld; ++i) read_four(add[i], residual, Row::column(i), n);
+        }
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+          drop(Row::column(i), v[i]);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) v[i][e] += add[i][e];
+          if (Row::column(i) < n) store4(x + Row::column(i), v[i], 4, true);
+        }
+      },
+      n, [&](int c, const float(&v)[4]) { store4(normed + c, v, 4, true); });
 }
 
 constexpr int kTransposed = 32;
@@ -141,6 +164,17 @@ __global__ void transpose_kernel(const Matrix x, const Matrix out) {
     const std::int64_t j = column + r, i = row + threadIdx.x;
     if (j < out.rows && i < out.columns) mutable_row<Out>(out, j)[i] = from_float<Out>(tile[threadIdx.x][r]);
   }
+}
+
+/// dropout() without the norm.
+cudaError_t dropout_alone(const Dropout& a, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(a.x.rows), blocks_for(a.x.columns, 4 * kBlock));
+  const bool fours = in_fours(a.x) && in_fours(a.from) && in_fours(a.residual);
+  return with_type(a.x.dtype, [&](auto to) {
+    return with_type(a.from.dtype, [&](auto from) {
+      return launch_chained(dropout_kernel<decltype(to), decltype(from)>, grid, kBlock, 0, stream, a, fours);
+    });
+  });
 }
 
 }  // namespace
@@ -167,12 +201,22 @@ cudaError_t activate_backward(const Matrix& x, Activation activation, const Matr
 }
 
 cudaError_t dropout(const Dropout& a, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(a.x.rows), blocks_for(a.x.columns, 4 * kBlock));
-  const bool fours = in_fours(a.x) && in_fours(a.from) && in_fours(a.residual);
-  return with_type(a.x.dtype, [&](auto to) {
-    return with_type(a.from.dtype, [&](auto from) {
-      return launch_chained(dropout_kernel<decltype(to), decltype(from)>, grid, kBlock, 0, stream, a, fours);
-    });
+  if (a.normed.data == nullptr) return dropout_alone(a, stream);
+  const bool fours = in_fours(a.x) && in_fours(a.from) && in_fours(a.residual) && in_fours(a.normed);
+  return with_held(a.x, a.norm, [&](auto held) {
+    constexpr int kHeld = decltype(held)::value;
+    if constexpr (kHeld != 0) {
+      if (fours && (a.from.dtype == DType::f32 || a.from.dtype == a.normed.dtype)) {
+        return with_type(a.normed.dtype, [&](auto type) {
+          using Normed = decltype(type);
+          auto* const kernel = a.from.dtype == DType::f32 ? dropout_norm_kernel<float, Normed, kHeld>
+                                                          : dropout_norm_kernel<Normed, Normed, kHeld>;
+          return launch_chained(kernel, blocks_for(a.x.rows, kWarps), kBlock, 0, stream, a);
+        });
+      }
+    }
+    const cudaError_t error = dropout_alone(a, stream);
+    return error != cudaSuccess ? error : norm_rows({a.x, nullptr, a.norm, a.normed}, stream);
   });
 }
 

@@ -228,6 +228,96 @@ TEST_CASE("[cuda] linear adds what it is asked to, to f32 and to bf16") {
   }
 }
 
+TEST_CASE("[cuda] a product's activation and the gradient through it are the CPU's, before and after") {
+  if (!have_gpu()) return;
+  Random random(18);
+  for (const DType half : kHalves) {
+    for (const Shape s : kShapes) {
+      for (const Activation activation : {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu}) {
+        CAPTURE(s.m);
+        CAPTURE(s.k);
+        CAPTURE(s.n);
+        CAPTURE(static_cast<int>(activation));
+        const Floats x = random.normals(s.m * s.k), w = rounded(random.normals(s.k * s.n), half),
+                     bias = random.normals(s.n), dout = random.normals(s.m * s.n);
+        // A gradient is rounded as a product, and again behind the slope.
+        const double twice = half == DType::bf16 ? 0x1p-8 : 0.0;
+        compare(half, kSum + twice, [&](Operands& o) {
+          for (const bool biased : {false, true}) {
+            LinearArgs args;
+            args.x = o.half(x, s.m, s.k);
+            args.matrix = biased ? o.rows(w, s.k, s.n) : o.half(w, s.k, s.n);  // rounded before
+            args.matrix_format = o.format();
+            if (biased) args.bias = floats(o.vector(bias));
+            args.activation = activation;
+            args.pre_activation = o.half(Floats(dout.size()), s.m, s.n);
+            args.out = o.half(Floats(dout.size()), s.m, s.n);
+            linear(o.context(), args);
+            LinearBackwardArgs gradient;
+            gradient.weight = args.matrix;
+            gradient.dout = o.half(dout, s.m, s.n);
+            gradient.dx = o.half(Floats(x.size()), s.m, s.k);
+            gradient.format = o.format();
+            gradient.activation = activation;
+            gradient.pre_activation = o.half(x, s.m, s.k);
+            linear_backward(o.context(), gradient);
+          }
+        });
+      }
+    }
+  }
+}
+
+// Beside the largest numbers the two forms of GELU look alike: here each number stands alone.
+TEST_CASE("[cuda] GELU of a product in bf16 is the tanh form at every x, and so is its slope") {
+  if (!have_gpu()) return;
+  constexpr std::int64_t kSize = 64;
+  Floats x, identity(kSize * kSize);
+  for (std::int64_t i = 0; i < kSize; ++i) identity[static_cast<std::size_t>(i * (kSize + 1))] = 1.0f;
+  for (std::int64_t i = 0; i < kSize * kSize; ++i) {
+    x.push_back(static_cast<float>(bf16(8.0f * static_cast<float>(i) / (kSize * kSize) - 4.0f)));
+  }
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Operands o(context, DType::bf16);
+  LinearArgs args;
+  args.x = o.half(x, kSize, kSize);
+  args.matrix = o.half(identity, kSize, kSize);
+  args.matrix_format = o.format();
+  args.bias = floats(o.vector(Floats(kSize)));
+  args.activation = Activation::gelu_tanh;
+  args.pre_activation = o.half(Floats(x.size()), kSize, kSize);
+  args.out = o.half(Floats(x.size()), kSize, kSize);
+  linear(context, args);
+  LinearBackwardArgs gradient;
+  gradient.dx = o.half(Floats(x.size()), kSize, kSize);
+  gradient.format = o.format();
+  gradient.activation = Activation::gelu_tanh;
+  gradient.pre_activation = args.x;
+  gradient.dout = o.half(Floats(x.size(), 1.0f / kSize), kSize, kSize);
+  gradient.weight = o.half(Floats(x.size(), 1.0f), kSize, kSize);  // their product is 1 everywhere
+  linear_backward(context, gradient);
+  const std::vector<Floats> all = o.results();
+  const Floats &before = all[3], &after = all[4], &slopes = all[5];
+  CHECK(before == x);
+  // Beyond their rounding, half a unit in a last place of 2^-7. The erf form is off by up to 4.7e-4, where
+  // its own rounding is a tenth of that.
+  double value_off = 0.0, slope_off = 0.0, bias_of_tail = 0.0;
+  int tail = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double v = double{x[i]}, root = 0.7978845608028654, u = root * (v + 0.044715 * v * v * v),
+                 s = 0.5 * (1 + std::tanh(u)), value = v * s,
+                 slope = s + 2 * v * s * (1 - s) * root * (1 + 3 * 0.044715 * v * v);
+    value_off = std::max(value_off, std::fabs(after[i] - value) - 0x1p-8 * std::fabs(value));
+    slope_off = std::max(slope_off, std::fabs(slopes[i] - slope) - 0x1p-8 * std::fabs(slope));
+    if (v > -3.2 && v < -2.4) bias_of_tail += after[i] - value, ++tail;
+  }
+  MESSAGE("GELU is off by ", value_off, ", its slope by ", slope_off, ", between -3.2 and -2.4 by ",
+          bias_of_tail / tail, " on average, beyond their rounding");
+  CHECK(value_off <= 1e-4);
+  CHECK(slope_off <= 1e-4);
+  CHECK(std::fabs(bias_of_tail / tail) <= 5e-5);
+}
+
 TEST_CASE("[cuda] products leave what lies between rows of odd widths") {
   if (!have_gpu()) return;
   Random random(17);
@@ -312,6 +402,76 @@ TEST_CASE("[cuda] gradients of norm, activation and embedding are the CPU's") {
         });
       }
     }
+  }
+}
+
+TEST_CASE("[cuda] dropout with the norm behind it, and with a norm's gradient before it, is both in turn") {
+  if (!have_gpu()) return;
+  Random random(19);
+  const Ints cu = {0, 0, 1, 17, 17, 39, 40, 40};
+  constexpr std::int64_t rows = 40;
+  for (const std::int64_t width :
+       {std::int64_t{7}, std::int64_t{64}, std::int64_t{768}, std::int64_t{1280}, std::int64_t{1284}}) {
+    CAPTURE(width);
+    const Floats x = random.normals(rows * width), residual = random.normals(rows * width),
+                 gamma = random.normals(width), beta = random.normals(width),
+                 dout = random.normals(rows * width), dx = random.normals(rows * width);
+    const Floats nothing(x.size());
+    for (const DType half : kHalves) {
+      for (const float p : {0.0f, 0.3f}) {
+        const auto both = [&](Operands& o, bool together) {
+          const TensorView weight = o.vector(gamma), bias = o.vector(beta);
+          const LayerNorm norm{floats(weight), floats(bias), 1e-5f};
+          DropoutArgs args{o.rows(nothing, rows, width), o.list(cu), p, 77, 5, o.rows(residual, rows, width),
+                           o.half(x, rows, width)};
+          const TensorView normed = o.half(nothing, rows, width);
+          if (together) {
+            args.norm = norm;
+            args.normed = normed;
+          }
+          dropout(o.context(), args);
+          if (!together) layer_norm(o.context(), {args.x, {}, norm, normed});
+          LayerNormBackwardArgs gradient{o.rows(x, rows, width), norm, o.half(dout, rows, width),
+                                         o.rows(dx, rows, width)};
+          const DropoutArgs branch{o.half(nothing, rows, width), args.cu_seqlens, p, 78, 6};
+          if (together) gradient.branch = branch;
+          layer_norm_backward(o.context(), gradient);
+          if (together) return;
+          DropoutArgs after = branch;
+          after.from = gradient.dx;
+          dropout(o.context(), after);
+        };
+        compare(half, kSum, [&](Operands& o) { both(o, true); });
+        ExecContext context({.device = Device::cuda, .threads = 1});
+        Operands one(context, half), other(context, half);
+        both(one, true);
+        both(other, false);
+        CHECK(one.results() == other.results());
+      }
+    }
+  }
+}
+
+// Few enough for compute-sanitizer's racecheck (tests/gpu.sh): blocks of 44 rows, two widths held in
+// registers and one that is not.
+TEST_CASE("[cuda] few rows: a norm's gradient is the CPU's") {
+  if (!have_gpu()) return;
+  Random random(20);
+  constexpr std::int64_t rows = 90;
+  for (const std::int64_t width : {std::int64_t{64}, std::int64_t{768}, std::int64_t{1290}}) {
+    CAPTURE(width);
+    const Floats x = random.normals(rows * width), dout = random.normals(rows * width),
+                 gamma = random.normals(width);
+    const Ints cu = {0, 30, rows};
+    compare(DType::bf16, kSum, [&](Operands& o) {
+      const TensorView weight = o.vector(gamma), dweight = o.vector(Floats(gamma.size())),
+                       dbias = o.vector(Floats(gamma.size()));
+      LayerNormBackwardArgs args{o.rows(x, rows, width),    {floats(weight), nullptr, 1e-5f},
+                                 o.half(dout, rows, width), o.rows(x, rows, width),
+                                 floats(dweight),           floats(dbias)};
+      args.branch = {o.half(Floats(x.size()), rows, width), o.list(cu), 0.1f, 3, 4};
+      layer_norm_backward(o.context(), args);
+    });
   }
 }
 
