@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "attention/cuda/args.h"
 #include "attention/cuda/cuda_sdpa.h"
 #include "attention/sdpa_backward.h"
 #include "attention/sdpa_problem.h"
@@ -169,6 +170,15 @@ SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& 
 
 std::size_t sdpa_quadratic_bytes(ExecContext& context, SdpaBackend backend, const SdpaArgs& args) {
   return backend == SdpaBackend::math ? sdpa_math_bytes(context, SdpaProblem(args).sizes()) : 0;
+}
+
+std::size_t sdpa_drawn_bytes(std::int64_t heads, std::span<const std::int32_t> cu_q,
+                             std::span<const std::int32_t> cu_k) noexcept {
+  std::int64_t words = 0;
+  for (std::size_t b = 0; b + 1 < cu_q.size(); ++b) {
+    words += heads * cuda::drawn_words(cu_q[b + 1] - cu_q[b], cu_k[b + 1] - cu_k[b]);
+  }
+  return static_cast<std::size_t>(words) * sizeof(std::uint32_t);
 }
 
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {

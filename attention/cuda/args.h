@@ -60,7 +60,18 @@ struct DeviceDropout {
   std::uint64_t seed = 0;
   std::uint32_t offset = 0, threshold = 0;
   float scale = 1.0f;  ///< 1 / (1 − p)
+  /// Bits that say what is kept, or null: drawn where they are wanted. Of sequence b and head h, from word
+  /// drawn_begin[b] + h · drawn_words() on: for each query a row of drawn_row(Tk) words, bit j % 32 of word
+  /// j / 32 for key j; then for each key a row of drawn_row(Tq) words with a bit for each query.
+  std::uint32_t* drawn = nullptr;
+  const std::int64_t* drawn_begin = nullptr;  ///< (B)
 };
+constexpr std::int64_t drawn_row(std::int64_t columns) noexcept {
+  return (columns + 127) / 128 * 4;
+}
+constexpr std::int64_t drawn_words(std::int64_t queries, std::int64_t keys) noexcept {
+  return queries * drawn_row(keys) + keys * drawn_row(queries);
+}
 
 struct ForwardArgs {
   DType dtype = DType::bf16, out_dtype = DType::bf16;  ///< of q, k, v; of out (f32 or the same)

@@ -9,21 +9,26 @@
 namespace inkling::cuda {
 namespace {
 
-template <class T, bool kByKey, bool kDropout>
+template <class T, bool kByKey, Drawing kDrawing>
 cudaError_t run(const BackwardArgs& a, const BackwardMaps& maps, cudaStream_t stream) {
-  return launch(backward_hopper_kernel<T, kByKey, kDropout>,
+  return launch(backward_hopper_kernel<T, kByKey, kDrawing>,
                 dim3(kByKey ? a.key_tile_count : a.query_tile_count), 256, BackwardRing::kBytes, stream, a,
                 maps);
+}
+
+template <class T, Drawing kDrawing>
+cudaError_t run_both(const BackwardArgs& a, const BackwardMaps& by_key, const BackwardMaps& by_query,
+                     cudaStream_t stream) {
+  const cudaError_t error = run<T, true, kDrawing>(a, by_key, stream);
+  return error != cudaSuccess ? error : run<T, false, kDrawing>(a, by_query, stream);
 }
 
 template <class T>
 cudaError_t run(const BackwardArgs& a, const BackwardMaps& by_key, const BackwardMaps& by_query,
                 cudaStream_t stream) {
-  const bool dropout = a.forward.dropout.threshold != 0;
-  const cudaError_t error =
-      dropout ? run<T, true, true>(a, by_key, stream) : run<T, true, false>(a, by_key, stream);
-  if (error != cudaSuccess) return error;
-  return dropout ? run<T, false, true>(a, by_query, stream) : run<T, false, false>(a, by_query, stream);
+  if (a.forward.dropout.threshold == 0) return run_both<T, Drawing::none>(a, by_key, by_query, stream);
+  if (reads_drawn(a.forward)) return run_both<T, Drawing::before>(a, by_key, by_query, stream);
+  return run_both<T, Drawing::here>(a, by_key, by_query, stream);
 }
 
 }  // namespace

@@ -33,10 +33,15 @@ struct BackwardRing {
   static constexpr int kBytes =
       2 * kOwnBytes + 2 * kStages * kPassBytes + kStatFloats * 4 + (1 + 2 * kStages) * 8;
 
+  /// That share a processor: two sums, or Philox, take more than half of the registers.
+  static constexpr int blocks(bool by_key, Drawing drawing) {
+    return by_key || drawing == Drawing::here ? 1 : 2;
+  }
+
   unsigned char* tiles;  // of stage s: pass₁ at 2s, pass₂ at 2s + 1
   std::uint64_t *full, *empty;
-  int steps = 0, blocks = 0, first_row = 0;  // `blocks` of each head, heads in order
-  int produced = 0, head = 0, block = 0;     // what comes next
+  int steps = 0, per_head = 0, first_row = 0;  // blocks, of all heads in order, and of each
+  int produced = 0, head = 0, block = 0;       // what comes next
 
   __device__ unsigned char* tile(int n, int which) const {
     return tiles + (n % kStages * 2 + which) * kPassBytes;
@@ -53,7 +58,7 @@ struct BackwardRing {
     }
   }
   __device__ void next(int& at_block, int& at_head) const {
-    if (++at_block == blocks) at_block = 0, ++at_head;
+    if (++at_block == per_head) at_block = 0, ++at_head;
   }
   __device__ void wait(int n) const {
     barrier_wait(full + n % kStages, n / kStages & 1);
@@ -107,9 +112,10 @@ __device__ inline void store_sums(const HeadRows& to, bool as_f32, const float (
   }
 }
 
-template <class T, bool kByKey, bool kDropout>
-__global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_constant__ BackwardArgs a,
-                                                                 const __grid_constant__ BackwardMaps maps) {
+template <class T, bool kByKey, Drawing kDrawing>
+__global__ void __launch_bounds__(256, BackwardRing::blocks(kByKey, kDrawing))
+    backward_hopper_kernel(const __grid_constant__ BackwardArgs a,
+                           const __grid_constant__ BackwardMaps maps) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Ring = BackwardRing;
   constexpr int kOther = Ring::kOther;
@@ -135,8 +141,8 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
   const int first = tile.block * Ring::kRows, group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   const RowSpan span = meets(first, min(first + Ring::kRows, own_rows));
   const int block_begin = span.begin / kOther;
-  ring.blocks = span.count() == 0 ? 0 : (span.end + kOther - 1) / kOther - block_begin;
-  ring.steps = ring.blocks * (kByKey ? shared_by : 1);
+  ring.per_head = span.count() == 0 ? 0 : (span.end + kOther - 1) / kOther - block_begin;
+  ring.steps = ring.per_head * (kByKey ? shared_by : 1);
   ring.first_row = (kByKey ? q_begin : k_begin) + block_begin * kOther;
   ring.head = kByKey ? tile.head * shared_by : tile.head / shared_by;
   int head = kByKey ? tile.head * shared_by : tile.head, block = 0;  // of the query; of what passes
@@ -186,6 +192,11 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
     }
   }
 
+  DrawnBits bits;
+  DrawnRows<8> drawn;
+  if constexpr (kDrawing == Drawing::before) bits = {f.dropout, kByKey, b, head, queries, keys};
+  const std::int64_t next_head = kDrawing == Drawing::before ? drawn_words(queries, keys) : 0;
+
   float s[32] = {}, dp[32] = {}, sum_p[32] = {}, sum_ds[32] = {};
   std::uint32_t weights[4][4], values[4][4];
   barrier_wait(own_full, 0);
@@ -193,6 +204,10 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
   int other = 0, of_head = head;
   const auto prepare = [&](int n) {
     other = (block_begin + block) * kOther;
+    if constexpr (kDrawing == Drawing::before) {
+      if (head != of_head) bits.bits += next_head;
+      drawn.read(bits, row, other);
+    }
     of_head = head;
     if constexpr (kByKey) {
       ring.next(block, head);
@@ -257,21 +272,28 @@ __global__ void __launch_bounds__(256, 1) backward_hopper_kernel(const __grid_co
     hold(s);
     wgmma_wait<0>();
     hold(dp);
-    if constexpr (kDropout) {
+    if constexpr (kDrawing != Drawing::none) {
       const std::uint32_t stream = b * f.heads + of_head;
-      const auto drop = [&](const auto& kept) {
+      const auto drop = [&](const auto& factor) {
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
-          const float keep = kept(i / 4, i % 4) ? f.dropout.scale : 0.0f;
+          const float keep = factor(i / 4, i % 4);
           const float delta = kByKey ? stat[kOther + i / 4 * 8 + lane % 4 * 2 + i % 2] : row_delta[i % 4 / 2];
           dp[i] = s[i] * (dp[i] * keep - delta);
           s[i] *= keep;
         }
       };
-      if constexpr (kByKey) {
-        drop(KeptByKey<8>(f.dropout, stream, row, other));
+      const auto drop_drawn = [&](const auto& kept) {
+        drop([&](int n, int i) { return kept(n, i) ? f.dropout.scale : 0.0f; });
+      };
+      if constexpr (kDrawing == Drawing::before) {
+        drop([&](int n, int i) {
+          return __uint_as_float(drawn.element(n, i) & __float_as_uint(f.dropout.scale));
+        });
+      } else if constexpr (kByKey) {
+        drop_drawn(KeptByKey<8>(f.dropout, stream, row, other));
       } else {
-        drop(KeptByQuery<8>(f.dropout, stream, row, other));
+        drop_drawn(KeptByQuery<8>(f.dropout, stream, row, other));
       }
     } else {
 #pragma unroll

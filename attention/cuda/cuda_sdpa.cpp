@@ -26,7 +26,8 @@ class SdpaLists : public cuda::Lists {
     std::size_t at = 0;
     std::int32_t count = 0;
   };
-  std::size_t cu_q = 0, cu_k = 0, document_q = 0, document_k = 0;  // where each list begins
+  // Where each list begins.
+  std::size_t cu_q = 0, cu_k = 0, document_q = 0, document_k = 0, drawn = 0;
   Tiles queries, keys;
 
   /// All but the tiles.
@@ -54,6 +55,13 @@ class SdpaLists : public cuda::Lists {
 
   void add_tiles(const SdpaProblem& p, Work work) {
     if (work == Work::decode) return;
+    std::vector<std::int64_t> begins;
+    std::int64_t words = 0;
+    for (std::int64_t b = 0; b < p.batch; ++b) {
+      begins.push_back(words);
+      words += p.heads * cuda::drawn_words(p.q_length(b), p.k_length(b));
+    }
+    drawn = add<std::int64_t>(begins);
     const auto dim = static_cast<std::int32_t>(p.dim);
     cuda::WorkListShape shape;
     shape.cu_q = p.args.cu_q;
@@ -150,6 +158,10 @@ cuda::ForwardArgs forward_of(const SdpaProblem& p, const Kept& kept) {
   f.mask = mask_of(p, kept);
   const cpu::DropoutRule rule = p.dropout(0, 0);
   f.dropout = {rule.seed, rule.offset, rule.threshold, rule.scale};
+  if (rule.threshold != 0 && args.dropout.drawn != nullptr) {
+    f.dropout.drawn = static_cast<std::uint32_t*>(args.dropout.drawn);
+    f.dropout.drawn_begin = kept.at<std::int64_t>(kept.lists.drawn);
+  }
   f.tiles = kept.at<AttentionTile>(kept.lists.queries.at);
   f.tile_count = kept.lists.queries.count;
   return f;
@@ -193,6 +205,7 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
   }
   const cuda::DeviceTraits& traits = workspace.traits(gpu);
   const bool hopper = cuda::hopper_refusal(args, traits).empty();
+  if (hopper && cuda::reads_drawn(args)) check(cuda::draw_dropout(args, gpu.stream()), "dropout");
   check(hopper ? cuda::forward_hopper(args, traits, gpu.stream())
                : cuda::forward_mma(args, traits, gpu.stream()),
         "flash attention");

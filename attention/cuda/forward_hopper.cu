@@ -27,12 +27,14 @@ cudaError_t run(const ForwardArgs& a, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const bool wide_out = a.out_dtype == a.dtype && is_wide(a.out, a.dim, 2);
   const dim3 grid(a.tile_count);
-  if (a.dropout.threshold != 0) {
-    return launch_chained(forward_hopper_kernel<T, kDim, true>, grid, Shape::kThreads, Shape::kBytes, stream,
-                          a, maps, wide_out);
+  const auto start = [&](auto* kernel) {
+    return launch_chained(kernel, grid, Shape::kThreads, Shape::kBytes, stream, a, maps, wide_out);
+  };
+  if (a.dropout.threshold == 0) return start(forward_hopper_kernel<T, kDim, Drawing::none>);
+  if constexpr (kDim <= 64) {
+    if (reads_drawn(a)) return start(forward_hopper_kernel<T, kDim, Drawing::before>);
   }
-  return launch_chained(forward_hopper_kernel<T, kDim, false>, grid, Shape::kThreads, Shape::kBytes, stream,
-                        a, maps, wide_out);
+  return start(forward_hopper_kernel<T, kDim, Drawing::here>);
 }
 
 template <class T>

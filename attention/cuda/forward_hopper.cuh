@@ -187,22 +187,25 @@ __device__ inline void hide(float (&s)[kCount], const KeyWindow& window, int que
 }
 
 /// Rounds weights to left operands of the next product, without those that dropout takes.
-template <class T, bool kDropout, int kCount>
+template <class T, Drawing kDrawing, int kCount>
 __device__ inline void round_weights(std::uint32_t (&p)[kCount / 8][4], const float (&s)[kCount],
-                                     const DeviceDropout& rule, std::uint32_t stream, int query, int key) {
+                                     const DeviceDropout& rule, const DrawnRows<kCount / 4>& drawn,
+                                     std::uint32_t stream, int query, int key) {
 #pragma unroll
   for (int part = 0; part < kCount / 32; ++part) {
     float kept_s[32];
 #pragma unroll
     for (int i = 0; i < 32; ++i) kept_s[i] = s[part * 32 + i];
-    if constexpr (kDropout) {
+    if constexpr (kDrawing == Drawing::here) {
       const KeptByQuery<8> kept(rule, stream, query, key + part * 64);
 #pragma unroll
       for (int i = 0; i < 32; ++i) kept_s[i] = kept(i / 4, i % 4) ? kept_s[i] : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      p[part * 4 + i / 4][i % 4] = pack2<T>(kept_s[2 * i], kept_s[2 * i + 1]);
+      std::uint32_t& pair = p[part * 4 + i / 4][i % 4];
+      pair = pack2<T>(kept_s[2 * i], kept_s[2 * i + 1]);
+      if constexpr (kDrawing == Drawing::before) pair &= drawn.pair(part * 8 + i / 2, i % 2);
     }
   }
 }
@@ -269,7 +272,7 @@ __device__ inline void store_out(const ForwardArgs& a, const float (&o)[kDim / 2
   }
 }
 
-template <class T, int kDim, bool kDropout>
+template <class T, int kDim, Drawing kDrawing>
 __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
     forward_hopper_kernel(const __grid_constant__ ForwardArgs a, const __grid_constant__ HopperMaps maps,
                           bool wide_out) {
@@ -338,6 +341,12 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   barrier_wait(q_full, 0);
   if constexpr (!Shape::kQueriesShared) load_queries<kDim>(q, memory);
 
+  DrawnBits bits;
+  DrawnRows<kKeys / 8> drawn;
+  if constexpr (kDrawing == Drawing::before) bits = {a.dropout, false, b, head, queries, keys};
+  const auto fetch_drawn = [&](int n) {
+    if constexpr (kDrawing == Drawing::before) drawn.read(bits, query, (block_begin + n) * kKeys);
+  };
   const auto weigh = [&](int n) {  // s: scores to weights
     const int key = (block_begin + n) * kKeys;
     if (!all_visible(window, my_first, my_last, key, kKeys, keys)) hide(s, window, query, key, keys);
@@ -363,10 +372,11 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
       wgmma_fence();
       issue_scores<T, kDim>(s, q, q_tile, ring.k_tile(n));
       produce_behind(n);  // while the products run
+      fetch_drawn(n);
       wgmma_wait<0>();
       hold(s);
       if (weigh(n)) rescale_values();
-      round_weights<T, kDropout>(p, s, a.dropout, stream, query, (block_begin + n) * kKeys);
+      round_weights<T, kDrawing>(p, s, a.dropout, drawn, stream, query, (block_begin + n) * kKeys);
       hold(o);
       wgmma_fence();
       issue_values<T, kDim>(o, p, ring.v_tile(n));
@@ -379,10 +389,11 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
     wgmma_fence();
     issue_scores<T, kDim>(s, q, q_tile, ring.k_tile(begin));
     produce_behind(begin);
+    fetch_drawn(begin);
     wgmma_wait<0>();
     hold(s);
     weigh(begin);  // o is zero: nothing to rescale
-    round_weights<T, kDropout>(p, s, a.dropout, stream, query, (block_begin + begin) * kKeys);
+    round_weights<T, kDrawing>(p, s, a.dropout, drawn, stream, query, (block_begin + begin) * kKeys);
 #pragma unroll 1
     for (int n = begin + 1; n < end; ++n) {
       await(n);
@@ -392,6 +403,7 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
       issue_scores<T, kDim>(s, q, q_tile, ring.k_tile(n));
       issue_values<T, kDim>(o, p, ring.v_tile(n - 1));
       produce_behind(n);  // while the products run
+      fetch_drawn(n);
       wgmma_wait<1>();
       hold(s);
       const bool rose = weigh(n);
@@ -400,7 +412,7 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
       hold(o);
       ring.release(n - 1);
       if (rose) rescale_values();
-      round_weights<T, kDropout>(p, s, a.dropout, stream, query, (block_begin + n) * kKeys);
+      round_weights<T, kDrawing>(p, s, a.dropout, drawn, stream, query, (block_begin + n) * kKeys);
     }
     hold(o);
     wgmma_fence();

@@ -38,6 +38,14 @@ std::string hopper_refusal(const ForwardArgs& args, const DeviceTraits& traits);
 /// Flash attention by wgmma and the bulk tensor copy engine (compute capability 9.0).
 cudaError_t forward_hopper(const ForwardArgs& args, const DeviceTraits& traits, cudaStream_t stream);
 
+/// Whether the Hopper kernels, forward and backward, read what dropout keeps from its memory: once drawn it
+/// serves three times.
+inline bool reads_drawn(const ForwardArgs& args) noexcept {
+  return args.dropout.drawn != nullptr && args.dim <= 64;
+}
+/// Draws it, of the tiles of forward_hopper().
+cudaError_t draw_dropout(const ForwardArgs& args, cudaStream_t stream);
+
 /// Keys of one partial result of the decode kernel: part of the definition of its bits. A page.
 inline constexpr std::int32_t kDecodeChunk = 64;
 /// Most query rows (Tq · H / Hkv) of a sequence that decode takes.

@@ -51,6 +51,13 @@ struct ScoreRule {
   }
 };
 
+/// Where the Hopper kernels have it from which weights dropout keeps.
+enum class Drawing : std::uint8_t {
+  none,    ///< all are kept
+  here,    ///< KeptByQuery, KeptByKey
+  before,  ///< DrawnRows
+};
+
 /// Bit w of the result: whether dropout keeps key 4·group + w of a query.
 __device__ inline std::uint32_t kept_nibble(const DeviceDropout& rule, std::uint32_t stream,
                                             std::uint32_t query, std::uint32_t group) {
@@ -114,6 +121,63 @@ struct KeptByKey {
   }
   __device__ bool operator()(int n, int i) const {
     return (nibbles[i] >> (4 * n + bit)) & 1u;
+  }
+};
+
+/// The same for one head out of memory (draw.cu): rows are queries or keys, and `bits` those that lie so.
+struct DrawnBits {
+  const std::uint32_t* bits = nullptr;
+  std::int64_t stride = 0;  ///< words of a row
+  int rows = 0;
+
+  __device__ DrawnBits() = default;
+  __device__ DrawnBits(const DeviceDropout& rule, bool by_key, int sequence, int head, int queries, int keys)
+      : stride(drawn_row(by_key ? queries : keys)), rows(by_key ? keys : queries) {
+    bits = rule.drawn + rule.drawn_begin[sequence] + head * drawn_words(queries, keys) +
+           (by_key ? queries * drawn_row(keys) : 0);
+  }
+};
+
+/// Rows (row, row + 8 of this lane) × 8·kTiles columns of them in accumulator layout.
+template <int kTiles>
+struct DrawnRows {
+  static_assert(kTiles == 8 || kTiles == 16);
+  std::uint32_t words[2][kTiles / 4];
+
+  /// Rows beyond the last are as it is; columns are asked for from a multiple of 8·kTiles on.
+  __device__ void read(const DrawnBits& from, int row, int column) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const std::uint32_t* const at = from.bits + min(row + 8 * r, from.rows - 1) * from.stride + column / 32;
+      if constexpr (kTiles == 16) {
+        const uint4 all = *reinterpret_cast<const uint4*>(at);
+        words[r][0] = all.x, words[r][1] = all.y, words[r][2] = all.z, words[r][3] = all.w;
+      } else {
+        const uint2 both = *reinterpret_cast<const uint2*>(at);
+        words[r][0] = both.x, words[r][1] = both.y;
+      }
+    }
+  }
+  /// All ones where element i of tile n is kept, else zero.
+  __device__ std::uint32_t element(int n, int i) const {
+    const std::uint32_t from = placed(n, i / 2, i % 2);
+    return signs(from, from, (8 + n % 4) * 0x1111u);
+  }
+  /// The same in each half for elements 2·r and 2·r + 1.
+  __device__ std::uint32_t pair(int n, int r) const {
+    return signs(placed(n, r, 0), placed(n, r, 1), (8 + n % 4) * 0x11u + (12 + n % 4) * 0x1100u);
+  }
+
+ private:
+  /// The word of tile n with this lane's bit of each of its four tiles at the top of a byte.
+  __device__ std::uint32_t placed(int n, int r, int e) const {
+    return words[r][n / 4] << (7 - e - 2 * (threadIdx.x % 4));
+  }
+  /// Four bytes, each the sign of one of a's and b's.
+  static __device__ std::uint32_t signs(std::uint32_t a, std::uint32_t b, std::uint32_t which) {
+    std::uint32_t four;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(four) : "r"(a), "r"(b), "r"(which));
+    return four;
   }
 };
 

@@ -251,6 +251,42 @@ TEST_CASE("[cuda] sdpa: dropout draws the CPU's mask, bit for bit, forward and b
   }
 }
 
+TEST_CASE("[cuda] sdpa: dropout drawn once and read thrice gives the bits of dropout drawn thrice") {
+  if (!have_gpu()) return;
+  ExecContext gpu = make_gpu_context();
+  Random random(9);
+  for (const DType dtype : kTypes) {
+    for (const std::int64_t dim : {32, 64, 80}) {
+      for (const MaskKind kind : {MaskKind::none, MaskKind::causal_upper_left, MaskKind::causal_lower_right,
+                                  MaskKind::sliding_window}) {
+        INFO(dtype_name(dtype), " D=", dim, " ", mask_kind_name(kind));
+        Problem problem(random, dtype, 4, dim == 32 ? 2 : 4, dim,
+                        {{300, 300}, {0, 5}, {1, 1}, {4, 0}, {70, 265}, {130, 129}, {64, 64}});
+        problem.set_mask(random, kind, false);
+        problem.args.dropout = {0.3f, 0x123456789abcdefull, 42};
+        const Data dout(random, dtype, {problem.cu_q.back(), 4, dim});
+        const auto run = [&](void* drawn) {
+          GpuProblem there(gpu, problem);
+          there.args.dropout.drawn = drawn;
+          there.run(SdpaBackend::flash);
+          Gradients got(problem);
+          there.differentiate(dout, got);
+          std::vector<float> all;
+          for (const Data* data : {&problem.out, &problem.lse, &got.dq, &got.dk, &got.dv}) {
+            for (std::int64_t i = 0; i < data->size(); ++i) all.push_back(data->get(i));
+          }
+          return all;
+        };
+        const std::size_t bytes = sdpa_drawn_bytes(4, problem.args.cu_q, problem.args.cu_k);
+        const Buffer drawn = gpu.backend().allocate(bytes);
+        const std::vector<std::byte> garbage(bytes, std::byte{0xa5});  // what is not drawn is not looked at
+        gpu.backend().copy_in(drawn.data(), garbage.data(), bytes);
+        CHECK(run(drawn.data()) == run(nullptr));
+      }
+    }
+  }
+}
+
 TEST_CASE("[cuda] sdpa_backward: the CPU's math for every dtype, mask, head dim, layout and with dropout") {
   if (!have_gpu()) return;
   ExecContext gpu = make_gpu_context(), cpu = make_context(supported_isas().back(), 2);

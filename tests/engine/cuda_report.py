@@ -19,7 +19,8 @@ import sys
 KNOWN = [
     (r"forward_mma_kernel<\w+, 256, \w+>", 64, "D = 256 wants more than the 255 registers that there are"),
     (r"forward_mma_kernel<(__half|__nv_bfloat16), 64, false>", 96, "128 registers, so that two blocks share a processor"),
-    (r"forward_hopper_kernel<\w+, (32|64|128), true>", 80, "dropout: Philox beside the scores"),
+    (r"forward_hopper_kernel<\w+, (32|64|128), \(Drawing\)1>", 80, "dropout: Philox beside the scores"),
+    (r"forward_hopper_kernel<\w+, 64, \(Drawing\)2>", 24, "dropout: 128 registers, so that two blocks share a processor"),
     (r"backward_keys_kernel<(__half|__nv_bfloat16), (64|128|256), \w+>", 80, "128 registers for two blocks a processor; D = 256"),
     (r"backward_queries_kernel<float, 256, true>", 16, "D = 256"),
     (r"decode_kernel<float, 256, true>", 48, "D = 256"),
