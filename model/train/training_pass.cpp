@@ -35,6 +35,18 @@ TensorView rows_of(const TensorView& rows, std::int64_t begin, std::int64_t coun
   return view;
 }
 
+// The head's table with the rows of zeros behind it, of which the parameters know the number.
+TensorView whole_table(const Gpt2Tensors& of, const Gpt2Tensors& parameters) {
+  return rows_of(of.lm_head.data == nullptr ? of.wte : of.lm_head, 0, parameters.vocab_rows);
+}
+
+// Weight and bias of the norm at a joint.
+std::pair<TensorView, TensorView> norm_of(const Gpt2Tensors& of, std::size_t joint) {
+  if (joint / 2 == of.layers.size()) return {of.lnf_w, of.lnf_b};
+  const Gpt2Layer& l = of.layers[joint / 2];
+  return joint % 2 == 0 ? std::pair(l.ln1_w, l.ln1_b) : std::pair(l.ln2_w, l.ln2_b);
+}
+
 // A table of rows (V,C) as the matrix (C,V) that a head multiplies with.
 TensorView as_head(const TensorView& table) {
   TensorView view = table;
@@ -52,10 +64,15 @@ TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, cons
       parameters_(parameters),
       gradients_(gradients),
       compute_(compute),
-      half_(context.backend().activation_dtype(compute)) {
+      half_(context.backend().activation_dtype(compute)),
+      keeps_(context.device() != Device::cpu) {
   require(compute == WeightFormat::f32 || compute == WeightFormat::bf16, Code::usage, [&] {
     return "training_pass: compute: expected f32 or bf16, got " + std::string(weight_format_name(compute));
   });
+  for (const Gpt2Layer& l : parameters.layers) {
+    factors_.layers.push_back({l.attn_w, l.proj_w, l.fc_w, l.fcproj_w});
+  }
+  factors_.table = whole_table(parameters, parameters);
 }
 
 double TrainingPass::loss(const TrainingBatch& batch) {
@@ -71,7 +88,7 @@ double TrainingPass::run(const TrainingBatch& batch, float scale, const PassDrop
   if (batch.tokens() == 0) return 0.0;
   batch_ = &batch;
   dropout_ = dropout;
-  plan(batch.tokens(), scale != 0.0f);
+  plan(batch, scale != 0.0f);
   lists_ = {batch.ids, batch.positions, batch.targets, batch.cu_seqlens};
   placed_.place(context_.backend(), {&lists_.ids, &lists_.positions, &lists_.targets, &lists_.cu_seqlens});
   {
@@ -90,28 +107,38 @@ double TrainingPass::run(const TrainingBatch& batch, float scale, const PassDrop
   return total_loss();
 }
 
-// In evaluation every layer writes to the same memory.
-void TrainingPass::plan(std::int64_t tokens, bool backward) {
+// In evaluation every layer writes to the same memory, and so do those results that are computed again.
+void TrainingPass::plan(const TrainingBatch& batch, bool backward) {
+  const std::int64_t tokens = batch.tokens();
   const std::int64_t c = config_.n_embd, inner = config_.inner(), heads = config_.n_head;
   const std::int64_t kept = backward ? config_.n_layer : 1, gradients = backward ? tokens : 0;
   const std::int64_t rows =
       std::min(tokens, std::max(kFewestRows, most_logits(context_.device()) / parameters_.vocab_rows));
   const std::int64_t blocks = (tokens + rows - 1) / rows;
+  const bool draws = backward && keeps_ && half_ != DType::f32 && dropout_.p > 0.0f;
+  const std::size_t drawn_bytes = draws ? sdpa_drawn_bytes(heads, batch.cu_seqlens, batch.cu_seqlens) : 0;
+  const auto words = static_cast<std::int64_t>(drawn_bytes / sizeof(float));
 
   plan_.clear();
+  const std::size_t normed = plan_.add("normed", tokens, c, half_);
+  const std::size_t activated = plan_.add("activated", tokens, inner, half_);
   struct LayerEntries {
-    std::size_t x, qkv, attended, lse, middle, wide;
+    std::size_t x, normed, qkv, attended, lse, middle, middle_normed, wide, activated, drawn;
   };
   std::vector<LayerEntries> layers;
   for (std::int64_t i = 0; i < kept; ++i) {
-    layers.push_back({plan_.add("input of attention", tokens, c),
+    const auto again = [&](std::size_t shared, std::string_view name, std::int64_t columns) {
+      return keeps_ ? plan_.add(name, tokens, columns, half_) : shared;
+    };
+    layers.push_back({plan_.add("input of attention", tokens, c), again(normed, "normed for attention", c),
                       plan_.add("queries, keys, values", tokens, 3 * c, half_),
                       plan_.add("attention", tokens, c, half_), plan_.add("log-sum-exp", heads, tokens),
-                      plan_.add("input of the mlp", tokens, c), plan_.add("mlp", tokens, inner, half_)});
+                      plan_.add("input of the mlp", tokens, c), again(normed, "normed for the mlp", c),
+                      plan_.add("mlp", tokens, inner, half_), again(activated, "activated", inner),
+                      plan_.add("dropout of attention", 1, words)});
   }
   const std::size_t x = plan_.add("residual stream", tokens, c);
-  const std::size_t normed = plan_.add("normed", tokens, c, half_);
-  const std::size_t activated = plan_.add("activated", tokens, inner, half_);
+  const std::size_t branch = plan_.add("branch", rounds_branches() ? tokens : 0, c, half_);
   const std::size_t dx = plan_.add("gradient of the residual stream", gradients, c);
   const std::size_t dbranch = plan_.add("gradient of a branch", gradients, c, half_);
   const std::size_t dnormed = plan_.add("gradient of a norm's output", gradients, c, half_);
@@ -121,17 +148,25 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   const std::size_t logits =
       plan_.add("logits", (tokens + blocks - 1) / blocks, parameters_.vocab_rows, half_);
   const std::size_t losses = plan_.add("losses", 1, tokens);
+  std::vector<std::size_t> matrices;
+  if (half_ != DType::f32) {
+    for (const TensorView* m : all_of(factors_)) {
+      matrices.push_back(plan_.add("rounded matrix", m->shape[0], m->shape[1], half_));
+    }
+  }
   arena_.use(plan_, context_.backend());
 
   views_.layers.clear();
   for (std::int64_t i = 0; i < config_.n_layer; ++i) {
     const LayerEntries& l = layers[static_cast<std::size_t>(i % kept)];
-    views_.layers.push_back({arena_.view(l.x), arena_.view(l.qkv), arena_.view(l.attended),
-                             arena_.view(l.lse), arena_.view(l.middle), arena_.view(l.wide)});
+    views_.layers.push_back({arena_.view(l.x), arena_.view(l.normed), arena_.view(l.qkv),
+                             arena_.view(l.attended), arena_.view(l.lse), arena_.view(l.middle),
+                             arena_.view(l.middle_normed), arena_.view(l.wide), arena_.view(l.activated),
+                             draws ? arena_.view(l.drawn) : TensorView()});
   }
   views_.x = arena_.view(x);
   views_.normed = arena_.view(normed);
-  views_.activated = arena_.view(activated);
+  views_.branch = arena_.view(branch);
   views_.dx = arena_.view(dx);
   views_.dbranch = arena_.view(dbranch);
   views_.dnormed = arena_.view(dnormed);
@@ -140,18 +175,53 @@ void TrainingPass::plan(std::int64_t tokens, bool backward) {
   views_.dwide = arena_.view(dwide);
   views_.logits = arena_.view(logits);
   views_.losses = arena_.view(losses);
+  views_.factors = factors_;
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    *all_of(views_.factors)[i] = arena_.view(matrices[i]);
+  }
 }
 
-LayerNorm TrainingPass::norm_of(const TensorView& weight, const TensorView& bias) const {
+std::vector<TensorView*> TrainingPass::all_of(Factors& factors) {
+  std::vector<TensorView*> all = {&factors.table};
+  for (Factors::Layer& l : factors.layers) all.insert(all.end(), {&l.attn, &l.proj, &l.fc, &l.fcproj});
+  return all;
+}
+
+void TrainingPass::round_factors() {
+  if (half_ == DType::f32) return;
+  const auto from = all_of(factors_);
+  const auto to = all_of(views_.factors);
+  for (std::size_t i = 0; i < from.size(); ++i) layer_norm(context_, {*from[i], {}, {}, *to[i]});
+}
+
+const TensorView& TrainingPass::stream_at(std::size_t joint) const {
+  if (joint / 2 == views_.layers.size()) return views_.x;
+  const LayerViews& v = views_.layers[joint / 2];
+  return joint % 2 == 0 ? v.x : v.middle;
+}
+
+const TensorView& TrainingPass::normed_at(std::size_t joint) const {
+  if (joint / 2 == views_.layers.size()) return views_.normed;
+  const LayerViews& v = views_.layers[joint / 2];
+  return joint % 2 == 0 ? v.normed : v.middle_normed;
+}
+
+LayerNorm TrainingPass::norm_at(std::size_t joint) const {
+  const auto [weight, bias] = norm_of(parameters_, joint);
   return {numbers(weight), numbers(bias), config_.layer_norm_epsilon};
 }
 
-// norm(x) · weight + bias; what else is wanted, the caller fills in.
-LinearArgs TrainingPass::product(const TensorView& x, const LayerNorm& norm, const TensorView& weight,
-                                 const TensorView& bias, const TensorView& out) const {
+// The masks of a pass are numbered by the joint where what they drop from arrives.
+std::uint32_t TrainingPass::mask(std::size_t joint) const {
+  const std::size_t masks = 1 + 2 * views_.layers.size();
+  return static_cast<std::uint32_t>(dropout_.pass * masks + joint);
+}
+
+// x · weight + bias; what else is wanted, the caller fills in.
+LinearArgs TrainingPass::product(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                                 const TensorView& out) const {
   LinearArgs args;
   args.x = x;
-  args.norm = norm;
   args.matrix = weight;
   args.matrix_format = compute_;
   args.bias = numbers(bias);
@@ -159,42 +229,48 @@ LinearArgs TrainingPass::product(const TensorView& x, const LayerNorm& norm, con
   return args;
 }
 
-// stream + dropout(x · weight + bias), by the product itself where nothing is dropped.
+void TrainingPass::normalise(std::size_t joint) {
+  layer_norm(context_, {stream_at(joint), {}, norm_at(joint), normed_at(joint)});
+}
+
+// stream += dropout(x · weight + bias), then the norm. By the product itself where nothing is dropped and all
+// is f32: a branch in half is read and written faster than a stream that is read, written and read again.
 void TrainingPass::add_branch(const TensorView& x, const TensorView& weight, const TensorView& bias,
-                              const TensorView& stream, std::uint32_t mask, const TensorView& out) {
-  LinearArgs args = product(x, {}, weight, bias, out);
-  if (dropout_.p == 0.0f) args.residual = stream;
-  linear(context_, args);
-  if (dropout_.p > 0.0f) dropout(context_, dropout_args(out, mask, stream));
-}
-
-DropoutArgs TrainingPass::dropout_args(const TensorView& x, std::uint32_t mask,
-                                       const TensorView& residual) const {
-  return {x, lists_.cu_seqlens, dropout_.p, dropout_.seed, mask, residual};
-}
-
-// The gradient of a branch from that of the stream, as products want it: with p = 0 still rounded to half.
-TensorView TrainingPass::branch_gradient(std::uint32_t mask) {
-  if (dropout_.p == 0.0f && half_ == DType::f32) return views_.dx;
-  DropoutArgs args = dropout_args(views_.dbranch, mask, {});
-  args.from = views_.dx;
+                              std::size_t joint) {
+  const TensorView &before = stream_at(joint - 1), &after = stream_at(joint);
+  if (!rounds_branches()) {
+    LinearArgs args = product(x, weight, bias, after);
+    args.residual = before;
+    linear(context_, args);
+    return normalise(joint);
+  }
+  linear(context_, product(x, weight, bias, views_.branch));
+  DropoutArgs args = dropout_args(after, joint);
+  args.residual = before;
+  args.from = views_.branch;
+  args.norm = norm_at(joint);
+  args.normed = normed_at(joint);
   dropout(context_, args);
-  return views_.dbranch;
 }
 
-// Masks of a pass are numbered 0 … 2L: the embedding's, then each layer's two.
-std::uint32_t TrainingPass::mask(std::size_t index) const {
-  const std::size_t masks = 1 + 2 * views_.layers.size();
-  return static_cast<std::uint32_t>(dropout_.pass * masks + index);
+DropoutArgs TrainingPass::dropout_args(const TensorView& x, std::size_t joint) const {
+  return {x, lists_.cu_seqlens, dropout_.p, dropout_.seed, mask(joint)};
 }
 
 void TrainingPass::forward() {
-  const TensorView& first = views_.layers.front().x;
-  embed(context_, {lists_.ids, lists_.positions, nullptr, parameters_.wte, parameters_.wpe, first});
-  dropout(context_, dropout_args(first, mask(0), {}));
+  round_factors();
+  embed(context_, {lists_.ids, lists_.positions, nullptr, parameters_.wte, parameters_.wpe, stream_at(0)});
+  if (dropout_.p == 0.0f) {
+    normalise(0);
+  } else {
+    DropoutArgs first = dropout_args(stream_at(0), 0);
+    first.norm = norm_at(0);
+    first.normed = normed_at(0);
+    dropout(context_, first);
+  }
   for (std::size_t i = 0; i < views_.layers.size(); ++i) {
     attention_forward(i);
-    mlp_forward(i, i + 1 < views_.layers.size() ? views_.layers[i + 1].x : views_.x);
+    mlp_forward(i);
   }
 }
 
@@ -202,41 +278,40 @@ SdpaArgs TrainingPass::attention_args(std::size_t layer) const {
   const LayerViews& v = views_.layers[layer];
   SdpaArgs args = attention_of(v.qkv, config_.n_head, batch_->cu_seqlens, v.attended);
   args.lse = v.lse;
-  args.dropout = {dropout_.p, dropout_.seed, mask(1 + 2 * layer)};
+  args.dropout = {dropout_.p, dropout_.seed, mask(1 + 2 * layer), v.drawn.data};
   return args;
 }
 
 void TrainingPass::attention_forward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
   const Gpt2Layer& w = parameters_.layers[layer];
-  linear(context_, product(v.x, norm_of(w.ln1_w, w.ln1_b), w.attn_w, w.attn_b, v.qkv));
+  const Factors::Layer& f = views_.factors.layers[layer];
+  linear(context_, product(v.normed, f.attn, w.attn_b, v.qkv));
   sdpa(context_, attention_args(layer));
-  add_branch(v.attended, w.proj_w, w.proj_b, v.x, mask(1 + 2 * layer), v.middle);
+  add_branch(v.attended, f.proj, w.proj_b, 1 + 2 * layer);
 }
 
-void TrainingPass::mlp_forward(std::size_t layer, const TensorView& out) {
+void TrainingPass::mlp_forward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
   const Gpt2Layer& w = parameters_.layers[layer];
-  LinearArgs up = product(v.middle, norm_of(w.ln2_w, w.ln2_b), w.fc_w, w.fc_b, views_.activated);
+  const Factors::Layer& f = views_.factors.layers[layer];
+  LinearArgs up = product(v.middle_normed, f.fc, w.fc_b, v.activated);
   up.activation = config_.activation;
   up.pre_activation = v.wide;
   linear(context_, up);
-  add_branch(views_.activated, w.fcproj_w, w.fcproj_b, v.middle, mask(2 + 2 * layer), out);
+  add_branch(v.activated, f.fcproj, w.fcproj_b, 2 + 2 * layer);
 }
 
 // Losses, and with a scale the gradients of the head, of the last norm and of the stream. The logits of a
 // block of rows become their own gradient in place. Products take the rows of zeros behind the table as well
 // (parameters.h), the loss V columns: the others are zeros before and after it.
 void TrainingPass::head(std::int64_t tokens, float scale) {
-  const bool tied = parameters_.lm_head.data == nullptr;
-  const TensorView table = rows_of(tied ? parameters_.wte : parameters_.lm_head, 0, parameters_.vocab_rows),
-                   dtable = rows_of(tied ? gradients_.wte : gradients_.lm_head, 0, parameters_.vocab_rows);
-  layer_norm(context_, {views_.x, {}, norm_of(parameters_.lnf_w, parameters_.lnf_b), views_.normed});
+  const TensorView &table = views_.factors.table, dtable = whole_table(gradients_, parameters_);
   const std::int64_t most = views_.logits.shape[0];
   for (std::int64_t begin = 0; begin < tokens; begin += most) {
     const std::int64_t count = std::min(most, tokens - begin);
     const TensorView logits = rows_of(views_.logits, 0, count), normed = rows_of(views_.normed, begin, count);
-    linear(context_, product(normed, {}, as_head(table), {}, logits));
+    linear(context_, product(normed, as_head(table), {}, logits));
     const auto first = static_cast<std::size_t>(begin), rows = static_cast<std::size_t>(count);
     TensorView named = logits;
     named.shape[1] = config_.vocab_size;
@@ -260,7 +335,7 @@ void TrainingPass::head(std::int64_t tokens, float scale) {
   if (scale != 0.0f) {
     context_.backend().zero(
         views_.dx.data, static_cast<std::size_t>(views_.dx.shape[0] * views_.dx.stride[0]) * sizeof(float));
-    norm_backward(views_.x, parameters_.lnf_w, gradients_.lnf_w, gradients_.lnf_b);
+    norm_backward(2 * views_.layers.size());
   }
 }
 
@@ -279,15 +354,26 @@ void TrainingPass::backward() {
     mlp_backward(i);
     attention_backward(i);
   }
-  const TensorView dfirst = branch_gradient(mask(0));
-  embed_backward(context_, {lists_.ids, lists_.positions, dfirst, gradients_.wte, gradients_.wpe});
+  embed_backward(context_, {lists_.ids, lists_.positions, branch_gradient(), gradients_.wte, gradients_.wpe});
+}
+
+// Whether a branch and its gradient are kept apart from the stream's: with p = 0 still rounded to half.
+bool TrainingPass::rounds_branches() const {
+  return dropout_.p > 0.0f || half_ != DType::f32;
+}
+
+// That of the branch which arrives at the joint whose norm_backward() came last.
+TensorView TrainingPass::branch_gradient() const {
+  return rounds_branches() ? views_.dbranch : views_.dx;
 }
 
 // From dnormed, and adds to the stream's gradient.
-void TrainingPass::norm_backward(const TensorView& x, const TensorView& weight, const TensorView& dweight,
-                                 const TensorView& dbias) {
-  layer_norm_backward(context_, {x, norm_of(weight, {}), views_.dnormed, views_.dx, mutable_numbers(dweight),
-                                 mutable_numbers(dbias)});
+void TrainingPass::norm_backward(std::size_t joint) {
+  const auto [dweight, dbias] = norm_of(gradients_, joint);
+  LayerNormBackwardArgs args{stream_at(joint), norm_at(joint),           views_.dnormed,
+                             views_.dx,        mutable_numbers(dweight), mutable_numbers(dbias)};
+  if (rounds_branches()) args.branch = dropout_args(views_.dbranch, joint);
+  layer_norm_backward(context_, args);
 }
 
 void TrainingPass::linear_gradient(const TensorView& x, const TensorView& weight, const TensorView& dout,
@@ -297,25 +383,33 @@ void TrainingPass::linear_gradient(const TensorView& x, const TensorView& weight
 
 void TrainingPass::mlp_backward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
-  const Gpt2Layer &w = parameters_.layers[layer], &d = gradients_.layers[layer];
-  const TensorView dy = branch_gradient(mask(2 + 2 * layer));
-  linear_gradient({}, w.fcproj_w, dy, views_.dwide, {}, {});
-  activate_backward(context_, {v.wide, config_.activation, views_.dwide, views_.activated});
-  linear_gradient(views_.activated, {}, dy, {}, d.fcproj_w, d.fcproj_b);
-  layer_norm(context_, {v.middle, {}, norm_of(w.ln2_w, w.ln2_b), views_.normed});
-  linear_gradient(views_.normed, w.fc_w, views_.dwide, views_.dnormed, d.fc_w, d.fc_b);
-  norm_backward(v.middle, w.ln2_w, d.ln2_w, d.ln2_b);
+  const Factors::Layer& f = views_.factors.layers[layer];
+  const Gpt2Layer& d = gradients_.layers[layer];
+  const TensorView dy = branch_gradient();
+  LinearBackwardArgs down{{}, f.fcproj, dy, views_.dwide, {}, nullptr, compute_};
+  if (keeps_) {
+    down.activation = config_.activation;
+    down.pre_activation = v.wide;
+  }
+  linear_backward(context_, down);
+  if (!keeps_) {
+    activate_backward(context_, {v.wide, config_.activation, views_.dwide, v.activated});
+    normalise(1 + 2 * layer);
+  }
+  linear_gradient(v.activated, {}, dy, {}, d.fcproj_w, d.fcproj_b);
+  linear_gradient(v.middle_normed, f.fc, views_.dwide, views_.dnormed, d.fc_w, d.fc_b);
+  norm_backward(1 + 2 * layer);
 }
 
 void TrainingPass::attention_backward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
-  const Gpt2Layer &w = parameters_.layers[layer], &d = gradients_.layers[layer];
-  const TensorView dy = branch_gradient(mask(1 + 2 * layer));
-  linear_gradient(v.attended, w.proj_w, dy, views_.dattended, d.proj_w, d.proj_b);
+  const Factors::Layer& f = views_.factors.layers[layer];
+  const Gpt2Layer& d = gradients_.layers[layer];
+  linear_gradient(v.attended, f.proj, branch_gradient(), views_.dattended, d.proj_w, d.proj_b);
   sdpa_backward(context_, gradient_of(attention_args(layer), views_.dattended, views_.dqkv));
-  layer_norm(context_, {v.x, {}, norm_of(w.ln1_w, w.ln1_b), views_.normed});
-  linear_gradient(views_.normed, w.attn_w, views_.dqkv, views_.dnormed, d.attn_w, d.attn_b);
-  norm_backward(v.x, w.ln1_w, d.ln1_w, d.ln1_b);
+  if (!keeps_) normalise(2 * layer);
+  linear_gradient(v.normed, f.attn, views_.dqkv, views_.dnormed, d.attn_w, d.attn_b);
+  norm_backward(2 * layer);
 }
 
 }  // namespace inkling

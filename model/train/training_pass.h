@@ -4,12 +4,15 @@
 //
 // and back, by the ops of inference and their gradients (engine/ops.h, engine/training_ops.h) and the
 // attention of attention/sdpa.h. Per layer it keeps the two inputs of the norms, qkv, attention's output and
-// log-sum-exp, and the MLP before its activation; the rest is computed again. Logits exist for a block of
-// rows at a time. Matrices are packed for the kernels where they are used, into memory that the next one
-// reuses: a step is long beside that, and no second copy of the model is held.
+// log-sum-exp, and the MLP before its activation. A GPU, whose memory is large beside its time, keeps the
+// norms' results, the activation's and what dropout drew in attention too (bf16: 10 · C bytes more a token
+// and layer beside 34 · C, and 2 bits a weight of attention); elsewhere they are computed again. Logits exist
+// for a block of rows at a time.
 //
 // On a device that has 16-bit activations (Backend::activation_dtype), what lies between two matrices is kept
-// in bf16 when bf16 is computed with; the stream and its gradient are f32 everywhere.
+// in bf16 when bf16 is computed with, and the matrices are rounded once a pass; the stream and its gradient
+// are f32 everywhere. Elsewhere matrices are packed for the kernels where they are used, into memory that the
+// next one reuses: a step is long beside that, and no second copy of the model is held.
 //
 // Bits depend on the batch and on neither the threads nor the profiler. Without dropout a sequence's loss and
 // the gradient of its activations are those of the sequence alone, bit for bit; a weight's gradient is the
@@ -57,53 +60,71 @@ class TrainingPass {
 
  private:
   struct LayerViews {
-    TensorView x, qkv, attended, lse, middle, wide;
+    TensorView x, normed, qkv, attended, lse, middle, middle_normed, wide, activated;
+    TensorView drawn;  // in attention; empty: drawn again
   };
+  /// The matrices that products take.
+  struct Factors {
+    struct Layer {
+      TensorView attn, proj, fc, fcproj;
+    };
+    std::vector<Layer> layers;
+    TensorView table;  // of the head, with the rows of zeros behind it
+  };
+  static std::vector<TensorView*> all_of(Factors& factors);
   struct Views {
     std::vector<LayerViews> layers;
-    TensorView x;          // (N,C) after the last block
-    TensorView normed;     // (N,C) output of a norm
-    TensorView activated;  // (N,I)
+    TensorView x;       // (N,C) after the last block
+    TensorView normed;  // (N,C) output of the last norm
+    TensorView branch;  // (N,C) before its dropout
     TensorView dx, dbranch,
         dnormed;  // (N,C) gradients: the stream, a branch before its dropout, a norm's output
     TensorView dattended, dqkv, dwide;
+    Factors factors;    // the parameters, or rounded to half
     TensorView logits;  // (R,V), with the columns of zeros
     TensorView losses;  // (1,N)
   };
 
   double run(const TrainingBatch& batch, float scale, const PassDropout& dropout);
-  void plan(std::int64_t tokens, bool backward);
+  void plan(const TrainingBatch& batch, bool backward);
+  void round_factors();
   void forward();
   void attention_forward(std::size_t layer);
-  void mlp_forward(std::size_t layer, const TensorView& out);
+  void mlp_forward(std::size_t layer);
   void head(std::int64_t tokens, float scale);
   double total_loss();
   void backward();
   void mlp_backward(std::size_t layer);
   void attention_backward(std::size_t layer);
 
+  // Joints of the stream are numbered 0 … 2L: where the embedding, then each branch in turn, has been added,
+  // and a norm begins the next branch.
+  const TensorView& stream_at(std::size_t joint) const;
+  const TensorView& normed_at(std::size_t joint) const;
+  LayerNorm norm_at(std::size_t joint) const;
+  std::uint32_t mask(std::size_t joint) const;
   SdpaArgs attention_args(std::size_t layer) const;
-  std::uint32_t mask(std::size_t index) const;
-  LinearArgs product(const TensorView& x, const LayerNorm& norm, const TensorView& weight,
-                     const TensorView& bias, const TensorView& out) const;
-  void add_branch(const TensorView& x, const TensorView& weight, const TensorView& bias,
-                  const TensorView& stream, std::uint32_t mask, const TensorView& out);
-  DropoutArgs dropout_args(const TensorView& x, std::uint32_t mask, const TensorView& residual) const;
-  TensorView branch_gradient(std::uint32_t mask);
-  LayerNorm norm_of(const TensorView& weight, const TensorView& bias) const;
-  void norm_backward(const TensorView& x, const TensorView& weight, const TensorView& dweight,
-                     const TensorView& dbias);
+  LinearArgs product(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                     const TensorView& out) const;
+  void add_branch(const TensorView& x, const TensorView& weight, const TensorView& bias, std::size_t joint);
+  DropoutArgs dropout_args(const TensorView& x, std::size_t joint) const;
+  void normalise(std::size_t joint);
+  bool rounds_branches() const;
+  TensorView branch_gradient() const;
+  void norm_backward(std::size_t joint);
   void linear_gradient(const TensorView& x, const TensorView& weight, const TensorView& dout,
                        const TensorView& dx, const TensorView& dweight, const TensorView& dbias);
 
   ExecContext& context_;
   ModelConfig config_;
   Gpt2Tensors parameters_, gradients_;
+  Factors factors_;  // of the parameters
   WeightFormat compute_;
   ArenaPlan plan_;
   Arena arena_;
   Views views_;
   DType half_;  // of activations between matrices: f32, or narrower on a device that computes in bf16
+  bool keeps_;  // what could be computed again
   std::vector<float> losses_;
   PlacedLists placed_;
   struct {

@@ -79,6 +79,10 @@ TEST_CASE("[cuda] products of bf16 train as those of f32 do, to their rounding")
   if (!have_gpu()) return;
   const Case c(1);
   TrainOptions options = options_of(c.data);
+  // At the case's own rate of 0.03 roundings grow with the steps: bf16 on the CPU, whose activations stay
+  // f32, is 1.3% off by then, and 0.1% at this one.
+  options.learning_rate = 0.003;
+  options.min_lr = 0.0003;
   ExecContext context({.device = Device::cuda, .threads = 1});
   Trainer wide = Trainer::from_weights(context, c.source(), options);
   options.compute = WeightFormat::bf16;
@@ -86,7 +90,7 @@ TEST_CASE("[cuda] products of bf16 train as those of f32 do, to their rounding")
   const auto expected = losses_of(wide, c.batches(), 20), got = losses_of(narrow, c.batches(), 20);
   for (std::size_t i = 0; i < expected.size(); ++i) {
     CAPTURE(i);
-    CHECK(got[i] == doctest::Approx(expected[i]).epsilon(0x1p-7));  // an activation's rounding is 2^-9
+    CHECK(got[i] == doctest::Approx(expected[i]).epsilon(0x1p-8));  // an activation's rounding is 2^-9
   }
   CHECK(got.back() < got.front());
 }
