@@ -181,6 +181,12 @@ void adamw(ExecContext& context, const AdamWArgs& args) {
   check(args.epsilon >= 0.0, "adamw: epsilon: expected at least 0",
         [&] { return std::to_string(args.epsilon); });
   check(args.step >= 1, "adamw: step: expected at least 1", [&] { return std::to_string(args.step); });
+  if (args.rounded.data != nullptr) {
+    check_shape(args.rounded, 1, static_cast<std::int64_t>(args.parameter.size()), "adamw: rounded",
+                half(context));
+    check(args.rounded.dtype != DType::f32, "adamw: rounded: expected 16 bits",
+          [&] { return std::string(dtype_name(args.rounded.dtype)); });
+  }
   const ProfileRange range(context, "adamw", [&] {
     const auto n = static_cast<double>(args.parameter.size());
     return ProfileWork{28 * n, 16 * n, {}};

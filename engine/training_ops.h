@@ -29,6 +29,7 @@ struct LinearBackwardArgs {
   WeightFormat format = WeightFormat::f32;
   Activation activation = Activation::none;  ///< what x came out of;
   TensorView pre_activation{};               ///< (M, K) as dx, what went into it; only dx needs it
+  bool replaces = false;                     ///< dweight and dbias are written, not added to
 };
 void linear_backward(ExecContext& context, const LinearBackwardArgs& args);
 
@@ -60,6 +61,7 @@ struct LayerNormBackwardArgs {
   float* dweight = nullptr;  ///< (C), added to; or null
   float* dbias = nullptr;    ///< (C), added to; or null
   DropoutArgs branch{};      ///< or without an x: none
+  bool replaces = false;     ///< dweight and dbias are written, not added to
 };
 void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args);
 
@@ -110,6 +112,8 @@ struct AdamWArgs {
   double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
   float gradient_scale = 1.0f;  ///< of clipping
   std::int64_t step = 1;        ///< counts from 1
+  /// (1, n) in a 16-bit activation_dtype(), written: the new parameter as products take it; or empty.
+  TensorView rounded{};
 };
 void adamw(ExecContext& context, const AdamWArgs& args);
 

@@ -73,10 +73,13 @@ void CpuTraining::linear_backward(const LinearBackwardArgs& args) {
     product.x = args.format == WeightFormat::f32 && row_stride(args.x) <= cpu::kShortRow ? flipped(args.x)
                                                                                          : transpose(args.x);
     product.matrix = args.dout;
-    product.residual = product.out = args.dweight;
+    product.out = args.dweight;
+    if (!args.replaces) product.residual = args.dweight;
     linear(product);
   }
-  if (args.dbias != nullptr) add_column_sums(args.dout, args.dbias);
+  if (args.dbias == nullptr) return;
+  if (args.replaces) std::fill_n(args.dbias, n, 0.0f);
+  add_column_sums(args.dout, args.dbias);
 }
 
 // (M, K) → (K, M), rows an odd number of cache lines apart: they do not all fall into the same sets.
@@ -128,6 +131,9 @@ void CpuTraining::layer_norm_backward(const LayerNormBackwardArgs& args) {
       table_.layer_norm_backward(r);
     }
   });
+  for (float* const to : {args.dweight, args.dbias}) {
+    if (args.replaces && to != nullptr) std::fill_n(to, n, 0.0f);
+  }
   for (std::int64_t group = 0; group < groups; ++group) {
     const float* sums = partial + group * 2 * stride;
     if (args.dweight != nullptr) table_.add_row(sums, args.dweight, n);

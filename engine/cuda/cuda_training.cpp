@@ -169,13 +169,14 @@ void CudaBackend::linear_backward(const LinearBackwardArgs& args) {
     p.a = as_factor(Matrix(args.x), dtype, {}, rows_);
     p.b = dout;
     p.a_by_k = p.b_by_k = true;
-    p.out = p.residual = Matrix(args.dweight);
+    p.out = Matrix(args.dweight);
+    if (!args.replaces) p.residual = p.out;
     multiply(p, dtype);
   }
   if (args.dbias != nullptr) {
     const Matrix rows(args.dout);
     auto* const sums = reinterpret_cast<float*>(grown(sums_, column_sums_bytes(rows.rows, rows.columns)));
-    check(column_sums(rows, args.dbias, sums, stream()), "linear_backward");
+    check(column_sums(rows, args.dbias, args.replaces, sums, stream()), "linear_backward");
   }
 }
 
@@ -183,6 +184,7 @@ void CudaBackend::layer_norm_backward(const LayerNormBackwardArgs& args) {
   const std::size_t bytes = layer_norm_backward_bytes(args.x.shape[0], args.x.shape[1]);
   auto* const sums = reinterpret_cast<float*>(grown(sums_, bytes));
   NormBackward n{Matrix(args.x), args.norm, Matrix(args.dout), Matrix(args.dx), args.dweight, args.dbias};
+  n.replaces = args.replaces;
   if (args.branch.x.data != nullptr) {
     n.branch = dropout_of(args.branch);
     n.branch.from = n.dx;

@@ -228,10 +228,11 @@ __global__ void __launch_bounds__(kBlock)
 
 constexpr int kAdders = 1024;
 
-/// to[c] += the partial sums of its column: a lane per column, a warp per every 32nd of them, in order, then
-/// over warps. blockIdx.y says which sum.
-__global__ void __launch_bounds__(kAdders) add_partial_kernel(const float* partial, int blocks, int sums,
-                                                              std::int64_t n, float* first, float* second) {
+/// to[c] += (or =) the partial sums of its column: a lane per column, a warp per every 32nd of them, in
+/// order, then over warps. blockIdx.y says which sum.
+__global__ void __launch_bounds__(kAdders)
+    add_partial_kernel(const float* partial, int blocks, int sums, std::int64_t n, float* first,
+                       float* second, bool replaces) {
   start_next();
   wait_for_inputs();
   constexpr int kParts = kAdders / kWarp;
@@ -251,7 +252,7 @@ __global__ void __launch_bounds__(kAdders) add_partial_kernel(const float* parti
   sum = 0.0f;
 #pragma unroll
   for (int w = 0; w < kParts; ++w) sum += parts[w][lane];
-  to[c] += sum;
+  to[c] = replaces ? sum : to[c] + sum;
 }
 
 std::int64_t sum_blocks(std::int64_t rows) {
@@ -259,9 +260,9 @@ std::int64_t sum_blocks(std::int64_t rows) {
 }
 
 cudaError_t add_partial(const float* partial, std::int64_t blocks, int sums, std::int64_t n, float* first,
-                        float* second, cudaStream_t stream) {
+                        float* second, bool replaces, cudaStream_t stream) {
   return launch_chained(add_partial_kernel, dim3(blocks_for(n, kWarp), static_cast<unsigned>(sums)), kAdders,
-                        0, stream, partial, static_cast<int>(blocks), sums, n, first, second);
+                        0, stream, partial, static_cast<int>(blocks), sums, n, first, second, replaces);
 }
 
 /// The sums of `x`'s columns by blocks of rows; beside moments those of LayerNorm's weight.
@@ -279,12 +280,12 @@ std::size_t column_sums_bytes(std::int64_t rows, std::int64_t columns) {
   return static_cast<std::size_t>(sum_blocks(rows) * columns) * sizeof(float);
 }
 
-cudaError_t column_sums(const Matrix& x, float* sums, float* workspace, cudaStream_t stream) {
+cudaError_t column_sums(const Matrix& x, float* sums, bool replaces, float* workspace, cudaStream_t stream) {
   const cudaError_t error = with_type(x.dtype, [&](auto type) {
     return partial_sums<decltype(type), false>(x, Matrix(), nullptr, workspace, in_fours(x), stream);
   });
   if (error != cudaSuccess) return error;
-  return add_partial(workspace, sum_blocks(x.rows), 1, x.columns, sums, nullptr, stream);
+  return add_partial(workspace, sum_blocks(x.rows), 1, x.columns, sums, nullptr, replaces, stream);
 }
 
 // Two sums of each column by blocks of rows, the smaller of either way; behind the moments of a long row.
@@ -325,7 +326,7 @@ cudaError_t layer_norm_backward(const NormBackward& all, float* workspace, cudaS
   });
   if (error == cudaSuccess && all.branch.x.data != a.branch.x.data) error = dropout(all.branch, stream);
   if (error != cudaSuccess || !sums) return error;
-  return add_partial(partial, blocks, 2, a.x.columns, a.dbias, a.dweight, stream);
+  return add_partial(partial, blocks, 2, a.x.columns, a.dbias, a.dweight, a.replaces, stream);
 }
 
 }  // namespace inkling::cuda

@@ -66,8 +66,9 @@ __device__ inline void update(const Rates& s, float& parameter, float gradient, 
   parameter = fmaf(-s.rate, m / fmaf(sqrtf(v), s.inverse_root, s.epsilon), parameter * s.decay);
 }
 
-__global__ void __launch_bounds__(kBlock)
-    adamw_kernel(const Rates s, float* parameter, const float* gradient, float* m, float* v, std::int64_t n) {
+template <class Rounded>
+__global__ void __launch_bounds__(kBlock) adamw_kernel(const Rates s, float* parameter, const float* gradient,
+                                                       float* m, float* v, std::int64_t n, Rounded* rounded) {
   start_next();
   wait_for_inputs();
   const std::int64_t i = 4 * (std::int64_t{blockIdx.x} * kBlock + threadIdx.x);
@@ -82,9 +83,14 @@ __global__ void __launch_bounds__(kBlock)
     *reinterpret_cast<float4*>(parameter + i) = p4;
     *reinterpret_cast<float4*>(m + i) = m4;
     *reinterpret_cast<float4*>(v + i) = v4;
+    const float all[4] = {p4.x, p4.y, p4.z, p4.w};
+    if (rounded != nullptr) store4(rounded + i, all, 4, true);
     return;
   }
-  for (std::int64_t j = i; j < n; ++j) update(s, parameter[j], gradient[j], m[j], v[j]);
+  for (std::int64_t j = i; j < n; ++j) {
+    update(s, parameter[j], gradient[j], m[j], v[j]);
+    if (rounded != nullptr) rounded[j] = from_float<Rounded>(parameter[j]);
+  }
 }
 
 __global__ void count_up_kernel(std::int32_t* to, std::int64_t n) {
@@ -204,9 +210,12 @@ cudaError_t adamw(const AdamWArgs& args, cudaStream_t stream) {
                 static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(args.beta2, step))),
                 static_cast<float>(args.epsilon)};
   const auto n = static_cast<std::int64_t>(args.parameter.size());
-  return launch_chained(adamw_kernel, static_cast<unsigned>((n + 4 * kBlock - 1) / (4 * kBlock)), kBlock, 0,
-                        stream, s, args.parameter.data(), args.gradient.data(), args.m.data(), args.v.data(),
-                        n);
+  return with_type(args.rounded.dtype, [&](auto type) {
+    using Rounded = decltype(type);
+    return launch_chained(adamw_kernel<Rounded>, static_cast<unsigned>((n + 4 * kBlock - 1) / (4 * kBlock)),
+                          kBlock, 0, stream, s, args.parameter.data(), args.gradient.data(), args.m.data(),
+                          args.v.data(), n, static_cast<Rounded*>(args.rounded.data));
+  });
 }
 
 std::size_t gather_rows_bytes(std::int64_t rows, std::int64_t columns) {

@@ -13,9 +13,9 @@ namespace inkling::cuda {
 /// out[j][i] = x[i][j], zeros where out has more columns than x rows. Any float dtypes.
 cudaError_t transpose(const Matrix& x, const Matrix& out, cudaStream_t stream);
 
-/// sums[c] += Σ_m x[m][c]. `workspace`: column_sums_bytes(x.rows, x.columns).
+/// sums[c] += Σ_m x[m][c], or replaced by it. `workspace`: column_sums_bytes(x.rows, x.columns).
 std::size_t column_sums_bytes(std::int64_t rows, std::int64_t columns);
-cudaError_t column_sums(const Matrix& x, float* sums, float* workspace, cudaStream_t stream);
+cudaError_t column_sums(const Matrix& x, float* sums, bool replaces, float* workspace, cudaStream_t stream);
 
 /// DropoutArgs, any float dtypes of x, from and normed.
 struct Dropout {
@@ -37,7 +37,8 @@ struct NormBackward {
   Matrix dout;  ///< any float dtype
   Matrix dx;    ///< added to
   float *dweight = nullptr, *dbias = nullptr;
-  Dropout branch;  ///< from dx; without an x: none
+  Dropout branch;         ///< from dx; without an x: none
+  bool replaces = false;  ///< dweight and dbias
 };
 std::size_t layer_norm_backward_bytes(std::int64_t rows, std::int64_t columns);
 cudaError_t layer_norm_backward(const NormBackward& args, float* workspace, cudaStream_t stream);

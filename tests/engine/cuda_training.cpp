@@ -184,6 +184,10 @@ TEST_CASE("[cuda] linear_backward is the CPU's, and adds to what is there") {
         args.dbias = floats(o.vector(db));
         args.format = o.format();
         linear_backward(o.context(), args);
+        args.dweight = o.rows(dw, s.k, s.n);
+        args.dbias = floats(o.vector(db));
+        args.replaces = true;
+        linear_backward(o.context(), args);
       });
     }
   }
@@ -374,12 +378,17 @@ TEST_CASE("[cuda] gradients of norm, activation and embedding are the CPU's") {
       compare(half, kSum, [&](Operands& o) {
         const TensorView view = o.rows(x, m, c), weight = o.vector(gamma), dweight = o.vector(dgamma),
                          dbias = o.vector(dbeta);
-        layer_norm_backward(o.context(), {view,
-                                          {floats(weight), nullptr, 1e-5f},
-                                          o.half(dout, m, c),
-                                          o.rows(dx, m, c),
-                                          floats(dweight),
-                                          floats(dbias)});
+        LayerNormBackwardArgs args{view,
+                                   {floats(weight), nullptr, 1e-5f},
+                                   o.half(dout, m, c),
+                                   o.rows(dx, m, c),
+                                   floats(dweight),
+                                   floats(dbias)};
+        layer_norm_backward(o.context(), args);
+        args.dweight = floats(o.vector(dgamma));
+        args.dbias = floats(o.vector(dbeta));
+        args.replaces = true;
+        layer_norm_backward(o.context(), args);
       });
       for (const Activation activation :
            {Activation::none, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu}) {
@@ -561,6 +570,27 @@ TEST_CASE("[cuda] the loss and its gradient are those of f64") {
         CHECK(kept);
       }
     }
+  }
+}
+
+TEST_CASE("[cuda] the optimiser rounds what it writes") {
+  if (!have_gpu()) return;
+  Random random(21);
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  for (const std::size_t n : {std::size_t{1}, std::size_t{1023}, std::size_t{4096}}) {
+    const auto columns = static_cast<std::int64_t>(n);
+    const Floats w = random.normals(columns), g = random.normals(columns), nothing(n);
+    Operands o(context, DType::bf16);
+    AdamWArgs args;
+    args.parameter = {floats(o.vector(w)), n};
+    args.gradient = {floats(o.vector(g)), n};
+    args.m = {floats(o.vector(nothing)), n};
+    args.v = {floats(o.vector(nothing)), n};
+    args.rounded = o.half(nothing, 1, columns);
+    adamw(context, args);
+    const std::vector<Floats> all = o.results();
+    CHECK(all[0] != w);
+    CHECK(all[4] == rounded(all[0], DType::bf16));
   }
 }
 
