@@ -92,12 +92,14 @@ ParameterLayout::ParameterLayout(const ModelConfig& config) : config_(config) {
   }
 }
 
-Gpt2Tensors ParameterLayout::tensors(float* buffer) const {
+Gpt2Tensors ParameterLayout::tensors(void* buffer, DType dtype) const {
   Gpt2Tensors tensors;
   const std::vector<Slot> all = slots(tensors, config_);
   for (std::size_t i = 0; i < all.size(); ++i) {
     *all[i].view = entries_[i].layout;
-    all[i].view->data = buffer + entries_[i].offset;
+    all[i].view->dtype = dtype;
+    all[i].view->data =
+        static_cast<std::byte*>(buffer) + entries_[i].offset * static_cast<std::int64_t>(dtype_size(dtype));
   }
   tensors.vocab_rows = round_up(config_.vocab_size, kRows);
   return tensors;

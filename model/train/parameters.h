@@ -38,8 +38,9 @@ class ParameterLayout {
   /// The first of them: matrices, which weight decay applies to (as in nanoGPT, embeddings too).
   std::int64_t matrices() const noexcept { return matrices_; }
 
-  /// The tensors of a buffer of size() floats, by role. vocab_rows: of the tables, with the zeros behind V.
-  Gpt2Tensors tensors(float* buffer) const;
+  /// The tensors of a buffer of size() numbers of `dtype`, by role. vocab_rows: of the tables, with the zeros
+  /// behind V.
+  Gpt2Tensors tensors(void* buffer, DType dtype = DType::f32) const;
   /// The tensors of a buffer by name, each with `prefix`, for a file.
   std::vector<NamedTensor> named(float* buffer, std::string_view prefix = {}) const;
 

@@ -94,7 +94,10 @@ struct Trainer::State {
         gradient(zeros(exec.backend(), layout.size())),
         first(zeros(exec.backend(), layout.size())),
         second(zeros(exec.backend(), layout.size())),
-        pass(exec, model, layout.tensors(floats(weights)), layout.tensors(floats(gradient)), train.compute) {}
+        half(exec.backend().activation_dtype(train.compute)),
+        rounded(half == DType::f32 ? Buffer() : zeros(exec.backend(), (layout.size() + 1) / 2)),
+        pass(exec, model, layout.tensors(floats(weights)), layout.tensors(floats(gradient)), train.compute,
+             half == DType::f32 ? Gpt2Tensors() : layout.tensors(rounded.data(), half)) {}
 
   std::span<float> part(const Buffer& buffer, std::int64_t begin, std::int64_t end) const {
     return {floats(buffer) + begin, static_cast<std::size_t>(end - begin)};
@@ -107,6 +110,19 @@ struct Trainer::State {
     const Buffer host(weights.size());
     fill(floats(host));
     context.backend().copy_in(weights.data(), host.data(), host.size());
+    round_weights();
+  }
+  /// From then on the optimiser keeps them so.
+  void round_weights() {
+    if (half == DType::f32) return;
+    for (const ParameterLayout::Entry& entry : layout.entries()) {
+      if (entry.layout.rank != 2) continue;
+      TensorView from = entry.layout, to = entry.layout;
+      from.data = floats(weights) + entry.offset;
+      to.data = rounded.data() + static_cast<std::size_t>(entry.offset) * dtype_size(half);
+      to.dtype = half;
+      layer_norm(context, {from, {}, {}, to});
+    }
   }
   /// The buffer where the host can read it: itself, or what is copied to `host`.
   float* readable(const Buffer& buffer, Buffer& host) {
@@ -124,6 +140,8 @@ struct Trainer::State {
   Communicator* communicator;
   ParameterLayout layout;
   Buffer weights, gradient, first, second;
+  DType half;      // of the matrices in `rounded`, as products take them; f32: as they are
+  Buffer rounded;  // laid out as the weights
   Buffer host_weights, host_gradient, host_first, host_second;  // copies of a device's, made when asked for
   TrainingPass pass;
   std::int64_t iteration = 0;
@@ -191,6 +209,7 @@ Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const Safetensors
        checkpoint_tensors(s.layout, floats(s.weights), floats(s.first), floats(s.second))) {
     context.backend().copy_in(to.view.data, file.find(to.name)->view.data, to.view.nbytes());
   }
+  s.round_weights();
   s.iteration = *iteration;
   return trainer;
 }
@@ -203,7 +222,7 @@ Trainer::StepResult Trainer::step(std::span<const TrainingBatch> batches) {
   if (s.communicator != nullptr) s.communicator->sum(std::span(sums).subspan(1));
   require(sums[1] > 0, Code::usage, [] { return std::string("trainer: step: expected targets, got none"); });
 
-  s.context.backend().zero(s.gradient.data(), s.gradient.size());
+  if (batches.empty()) s.context.backend().zero(s.gradient.data(), s.gradient.size());
   const auto scale = static_cast<float>(1.0 / sums[1]);
   const int rank = s.communicator != nullptr ? s.communicator->rank() : 0;
   const int ranks = s.communicator != nullptr ? s.communicator->size() : 1;
@@ -213,7 +232,8 @@ Trainer::StepResult Trainer::step(std::span<const TrainingBatch> batches) {
                          batches.size();
   for (const TrainingBatch& batch : batches) {
     const PassDropout dropout{s.options.dropout, s.options.seed, static_cast<std::uint32_t>(number++)};
-    sums[0] += s.pass.accumulate(batch, scale, dropout);
+    const bool first = &batch == batches.data();
+    sums[0] += s.pass.accumulate(batch, scale, dropout, first ? Accumulation::replace : Accumulation::add);
   }
   if (s.communicator != nullptr) {
     s.communicator->sum(std::span(sums).first(1));
@@ -245,7 +265,7 @@ void Trainer::State::sum_gradients() {
 }
 
 void Trainer::State::update(double rate, double clip) {
-  const auto apply = [&](std::int64_t begin, std::int64_t end, double decay) {
+  const auto apply = [&](std::int64_t begin, std::int64_t end, double decay, const TensorView& to_rounded) {
     AdamWArgs args;
     args.parameter = part(weights, begin, end);
     args.gradient = part(gradient, begin, end);
@@ -258,10 +278,12 @@ void Trainer::State::update(double rate, double clip) {
     args.weight_decay = decay;
     args.gradient_scale = static_cast<float>(clip);
     args.step = iteration + 1;
+    args.rounded = to_rounded;
     adamw(context, args);
   };
-  apply(0, layout.matrices(), options.weight_decay);
-  apply(layout.matrices(), layout.size(), 0.0);
+  const TensorView matrices(rounded.data(), half, {1, layout.matrices()});
+  apply(0, layout.matrices(), options.weight_decay, half == DType::f32 ? TensorView() : matrices);
+  apply(layout.matrices(), layout.size(), 0.0, {});
 }
 
 double Trainer::loss(const TrainingBatch& batch) {
@@ -286,7 +308,7 @@ std::vector<NamedTensor> Trainer::gradients() const {
   return state_->layout.named(state_->readable(state_->gradient, state_->host_gradient));
 }
 std::size_t Trainer::nbytes() const noexcept {
-  return 4 * state_->weights.size() + state_->pass.nbytes();
+  return 4 * state_->weights.size() + state_->rounded.size() + state_->pass.nbytes();
 }
 
 Result<void> Trainer::save_model(const std::filesystem::path& folder, DType dtype) const {

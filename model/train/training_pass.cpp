@@ -58,7 +58,7 @@ TensorView as_head(const TensorView& table) {
 }  // namespace
 
 TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
-                           const Gpt2Tensors& gradients, WeightFormat compute)
+                           const Gpt2Tensors& gradients, WeightFormat compute, const Gpt2Tensors& rounded)
     : context_(context),
       config_(config),
       parameters_(parameters),
@@ -69,17 +69,21 @@ TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, cons
   require(compute == WeightFormat::f32 || compute == WeightFormat::bf16, Code::usage, [&] {
     return "training_pass: compute: expected f32 or bf16, got " + std::string(weight_format_name(compute));
   });
-  for (const Gpt2Layer& l : parameters.layers) {
-    factors_.layers.push_back({l.attn_w, l.proj_w, l.fc_w, l.fcproj_w});
-  }
-  factors_.table = whole_table(parameters, parameters);
+  factors_ = half_ == DType::f32 ? parameters : rounded;
+  require(factors_.wte.data != nullptr && factors_.wte.dtype == half_, Code::usage, [&] {
+    return "training_pass: rounded: expected the parameters in " + std::string(dtype_name(half_));
+  });
 }
 
 double TrainingPass::loss(const TrainingBatch& batch) {
+  replaces_ = false;
   return run(batch, 0.0f, {});
 }
 
-double TrainingPass::accumulate(const TrainingBatch& batch, float scale, const PassDropout& dropout) {
+double TrainingPass::accumulate(const TrainingBatch& batch, float scale, const PassDropout& dropout,
+                                Accumulation accumulation) {
+  replaces_ = accumulation == Accumulation::replace;
+  if (replaces_ && (batch.tokens() == 0 || scale == 0.0f)) zero_gradients();
   return run(batch, scale, dropout);
 }
 
@@ -148,12 +152,6 @@ void TrainingPass::plan(const TrainingBatch& batch, bool backward) {
   const std::size_t logits =
       plan_.add("logits", (tokens + blocks - 1) / blocks, parameters_.vocab_rows, half_);
   const std::size_t losses = plan_.add("losses", 1, tokens);
-  std::vector<std::size_t> matrices;
-  if (half_ != DType::f32) {
-    for (const TensorView* m : all_of(factors_)) {
-      matrices.push_back(plan_.add("rounded matrix", m->shape[0], m->shape[1], half_));
-    }
-  }
   arena_.use(plan_, context_.backend());
 
   views_.layers.clear();
@@ -175,23 +173,25 @@ void TrainingPass::plan(const TrainingBatch& batch, bool backward) {
   views_.dwide = arena_.view(dwide);
   views_.logits = arena_.view(logits);
   views_.losses = arena_.view(losses);
-  views_.factors = factors_;
-  for (std::size_t i = 0; i < matrices.size(); ++i) {
-    *all_of(views_.factors)[i] = arena_.view(matrices[i]);
+}
+
+void TrainingPass::zero(const TensorView& gradient) {
+  if (gradient.data != nullptr) context_.backend().zero(gradient.data, gradient.nbytes());
+}
+
+// Those that nothing is to replace.
+void TrainingPass::zero_gradients() {
+  for (const TensorView* d : {&gradients_.wte, &gradients_.wpe, &gradients_.lm_head}) zero(*d);
+  for (std::size_t joint = 0; joint <= 2 * gradients_.layers.size(); ++joint) {
+    const auto [dweight, dbias] = norm_of(gradients_, joint);
+    zero(dweight), zero(dbias);
   }
-}
-
-std::vector<TensorView*> TrainingPass::all_of(Factors& factors) {
-  std::vector<TensorView*> all = {&factors.table};
-  for (Factors::Layer& l : factors.layers) all.insert(all.end(), {&l.attn, &l.proj, &l.fc, &l.fcproj});
-  return all;
-}
-
-void TrainingPass::round_factors() {
-  if (half_ == DType::f32) return;
-  const auto from = all_of(factors_);
-  const auto to = all_of(views_.factors);
-  for (std::size_t i = 0; i < from.size(); ++i) layer_norm(context_, {*from[i], {}, {}, *to[i]});
+  for (const Gpt2Layer& d : gradients_.layers) {
+    for (const TensorView* each :
+         {&d.attn_w, &d.attn_b, &d.proj_w, &d.proj_b, &d.fc_w, &d.fc_b, &d.fcproj_w, &d.fcproj_b}) {
+      zero(*each);
+    }
+  }
 }
 
 const TensorView& TrainingPass::stream_at(std::size_t joint) const {
@@ -258,7 +258,6 @@ DropoutArgs TrainingPass::dropout_args(const TensorView& x, std::size_t joint) c
 }
 
 void TrainingPass::forward() {
-  round_factors();
   embed(context_, {lists_.ids, lists_.positions, nullptr, parameters_.wte, parameters_.wpe, stream_at(0)});
   if (dropout_.p == 0.0f) {
     normalise(0);
@@ -285,28 +284,28 @@ SdpaArgs TrainingPass::attention_args(std::size_t layer) const {
 void TrainingPass::attention_forward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
   const Gpt2Layer& w = parameters_.layers[layer];
-  const Factors::Layer& f = views_.factors.layers[layer];
-  linear(context_, product(v.normed, f.attn, w.attn_b, v.qkv));
+  const Gpt2Layer& f = factors_.layers[layer];
+  linear(context_, product(v.normed, f.attn_w, w.attn_b, v.qkv));
   sdpa(context_, attention_args(layer));
-  add_branch(v.attended, f.proj, w.proj_b, 1 + 2 * layer);
+  add_branch(v.attended, f.proj_w, w.proj_b, 1 + 2 * layer);
 }
 
 void TrainingPass::mlp_forward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
   const Gpt2Layer& w = parameters_.layers[layer];
-  const Factors::Layer& f = views_.factors.layers[layer];
-  LinearArgs up = product(v.middle_normed, f.fc, w.fc_b, v.activated);
+  const Gpt2Layer& f = factors_.layers[layer];
+  LinearArgs up = product(v.middle_normed, f.fc_w, w.fc_b, v.activated);
   up.activation = config_.activation;
   up.pre_activation = v.wide;
   linear(context_, up);
-  add_branch(v.activated, f.fcproj, w.fcproj_b, 2 + 2 * layer);
+  add_branch(v.activated, f.fcproj_w, w.fcproj_b, 2 + 2 * layer);
 }
 
 // Losses, and with a scale the gradients of the head, of the last norm and of the stream. The logits of a
 // block of rows become their own gradient in place. Products take the rows of zeros behind the table as well
 // (parameters.h), the loss V columns: the others are zeros before and after it.
 void TrainingPass::head(std::int64_t tokens, float scale) {
-  const TensorView &table = views_.factors.table, dtable = whole_table(gradients_, parameters_);
+  const TensorView table = whole_table(factors_, parameters_), dtable = whole_table(gradients_, parameters_);
   const std::int64_t most = views_.logits.shape[0];
   for (std::int64_t begin = 0; begin < tokens; begin += most) {
     const std::int64_t count = std::min(most, tokens - begin);
@@ -330,6 +329,7 @@ void TrainingPass::head(std::int64_t tokens, float scale) {
     weight.dout = normed;
     weight.dweight = dtable;
     weight.format = compute_;
+    weight.replaces = replaces_ && begin == 0;
     linear_backward(context_, weight);
   }
   if (scale != 0.0f) {
@@ -350,6 +350,10 @@ double TrainingPass::total_loss() {
 
 // views_.dx is the gradient of the stream, from its end to its beginning.
 void TrainingPass::backward() {
+  if (replaces_) {  // to which the embedding's gradient is added; a tied table has that of the head
+    zero(gradients_.wpe);
+    if (parameters_.lm_head.data != nullptr) zero(gradients_.wte);
+  }
   for (std::size_t i = views_.layers.size(); i-- > 0;) {
     mlp_backward(i);
     attention_backward(i);
@@ -373,20 +377,23 @@ void TrainingPass::norm_backward(std::size_t joint) {
   LayerNormBackwardArgs args{stream_at(joint), norm_at(joint),           views_.dnormed,
                              views_.dx,        mutable_numbers(dweight), mutable_numbers(dbias)};
   if (rounds_branches()) args.branch = dropout_args(views_.dbranch, joint);
+  args.replaces = replaces_;
   layer_norm_backward(context_, args);
 }
 
 void TrainingPass::linear_gradient(const TensorView& x, const TensorView& weight, const TensorView& dout,
                                    const TensorView& dx, const TensorView& dweight, const TensorView& dbias) {
-  linear_backward(context_, {x, weight, dout, dx, dweight, mutable_numbers(dbias), compute_});
+  LinearBackwardArgs args{x, weight, dout, dx, dweight, mutable_numbers(dbias), compute_};
+  args.replaces = replaces_;
+  linear_backward(context_, args);
 }
 
 void TrainingPass::mlp_backward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
-  const Factors::Layer& f = views_.factors.layers[layer];
+  const Gpt2Layer& f = factors_.layers[layer];
   const Gpt2Layer& d = gradients_.layers[layer];
   const TensorView dy = branch_gradient();
-  LinearBackwardArgs down{{}, f.fcproj, dy, views_.dwide, {}, nullptr, compute_};
+  LinearBackwardArgs down{{}, f.fcproj_w, dy, views_.dwide, {}, nullptr, compute_};
   if (keeps_) {
     down.activation = config_.activation;
     down.pre_activation = v.wide;
@@ -397,18 +404,18 @@ void TrainingPass::mlp_backward(std::size_t layer) {
     normalise(1 + 2 * layer);
   }
   linear_gradient(v.activated, {}, dy, {}, d.fcproj_w, d.fcproj_b);
-  linear_gradient(v.middle_normed, f.fc, views_.dwide, views_.dnormed, d.fc_w, d.fc_b);
+  linear_gradient(v.middle_normed, f.fc_w, views_.dwide, views_.dnormed, d.fc_w, d.fc_b);
   norm_backward(1 + 2 * layer);
 }
 
 void TrainingPass::attention_backward(std::size_t layer) {
   const LayerViews& v = views_.layers[layer];
-  const Factors::Layer& f = views_.factors.layers[layer];
+  const Gpt2Layer& f = factors_.layers[layer];
   const Gpt2Layer& d = gradients_.layers[layer];
-  linear_gradient(v.attended, f.proj, branch_gradient(), views_.dattended, d.proj_w, d.proj_b);
+  linear_gradient(v.attended, f.proj_w, branch_gradient(), views_.dattended, d.proj_w, d.proj_b);
   sdpa_backward(context_, gradient_of(attention_args(layer), views_.dattended, views_.dqkv));
   if (!keeps_) normalise(2 * layer);
-  linear_gradient(v.normed, f.attn, views_.dqkv, views_.dnormed, d.attn_w, d.attn_b);
+  linear_gradient(v.normed, f.attn_w, views_.dqkv, views_.dnormed, d.attn_w, d.attn_b);
   norm_backward(2 * layer);
 }
 

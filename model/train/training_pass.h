@@ -5,14 +5,14 @@
 // and back, by the ops of inference and their gradients (engine/ops.h, engine/training_ops.h) and the
 // attention of attention/sdpa.h. Per layer it keeps the two inputs of the norms, qkv, attention's output and
 // log-sum-exp, and the MLP before its activation. A GPU, whose memory is large beside its time, keeps the
-// norms' results, the activation's and what dropout drew in attention too (bf16: 10 · C bytes more a token
-// and layer beside 34 · C, and 2 bits a weight of attention); elsewhere they are computed again. Logits exist
+// norms' results, the activation's and what dropout drew in attention too (bf16: 12 · C bytes more a token
+// and layer beside 24 · C, and 2 bits a weight of attention); elsewhere they are computed again. Logits exist
 // for a block of rows at a time.
 //
 // On a device that has 16-bit activations (Backend::activation_dtype), what lies between two matrices is kept
-// in bf16 when bf16 is computed with, and the matrices are rounded once a pass; the stream and its gradient
-// are f32 everywhere. Elsewhere matrices are packed for the kernels where they are used, into memory that the
-// next one reuses: a step is long beside that, and no second copy of the model is held.
+// in bf16 when bf16 is computed with, and the matrices come rounded; the stream and its gradient are f32
+// everywhere. Elsewhere matrices are packed for the kernels where they are used, into memory that the next
+// one reuses: a step is long beside that, and no second copy of the model is held.
 //
 // Bits depend on the batch and on neither the threads nor the profiler. Without dropout a sequence's loss and
 // the gradient of its activations are those of the sequence alone, bit for bit; a weight's gradient is the
@@ -41,19 +41,25 @@ struct PassDropout {
   std::uint32_t pass = 0;  ///< differs per batch of a training run
 };
 
+/// What happens to gradients that are there already.
+enum class Accumulation : std::uint8_t { add, replace };
+
 class TrainingPass {
  public:
-  /// `compute`: f32, or bf16 for products of bf16 factors with f32 sums. All views are f32, in the memory of
-  /// the context's device, and outlive the pass; gradients have the shapes of parameters
-  /// (ParameterLayout::tensors()).
+  /// `compute`: f32, or bf16 for products of bf16 factors with f32 sums. All views lie in the memory of the
+  /// context's device and outlive the pass; parameters and gradients are f32, of the same shapes
+  /// (ParameterLayout::tensors()). `rounded`: the parameters in the activation_dtype() of `compute`, of which
+  /// the matrices are read; where that is f32, the parameters are.
   TrainingPass(ExecContext& context, const ModelConfig& config, const Gpt2Tensors& parameters,
-               const Gpt2Tensors& gradients, WeightFormat compute = WeightFormat::f32);
+               const Gpt2Tensors& gradients, WeightFormat compute = WeightFormat::f32,
+               const Gpt2Tensors& rounded = {});
 
   /// Σ over targets of −ln P(target), in f64 in the order of rows. Throws Error{usage} for a batch that does
   /// not validate().
   double loss(const TrainingBatch& batch);
-  /// The same with dropout, and adds scale × its gradient to the gradients.
-  double accumulate(const TrainingBatch& batch, float scale, const PassDropout& dropout = {});
+  /// The same with dropout, and adds scale × its gradient to the gradients, or replaces them.
+  double accumulate(const TrainingBatch& batch, float scale, const PassDropout& dropout = {},
+                    Accumulation accumulation = Accumulation::add);
 
   /// Bytes of activations held.
   std::size_t nbytes() const noexcept { return arena_.nbytes(); }
@@ -63,15 +69,6 @@ class TrainingPass {
     TensorView x, normed, qkv, attended, lse, middle, middle_normed, wide, activated;
     TensorView drawn;  // in attention; empty: drawn again
   };
-  /// The matrices that products take.
-  struct Factors {
-    struct Layer {
-      TensorView attn, proj, fc, fcproj;
-    };
-    std::vector<Layer> layers;
-    TensorView table;  // of the head, with the rows of zeros behind it
-  };
-  static std::vector<TensorView*> all_of(Factors& factors);
   struct Views {
     std::vector<LayerViews> layers;
     TensorView x;       // (N,C) after the last block
@@ -80,14 +77,14 @@ class TrainingPass {
     TensorView dx, dbranch,
         dnormed;  // (N,C) gradients: the stream, a branch before its dropout, a norm's output
     TensorView dattended, dqkv, dwide;
-    Factors factors;    // the parameters, or rounded to half
     TensorView logits;  // (R,V), with the columns of zeros
     TensorView losses;  // (1,N)
   };
 
   double run(const TrainingBatch& batch, float scale, const PassDropout& dropout);
   void plan(const TrainingBatch& batch, bool backward);
-  void round_factors();
+  void zero(const TensorView& gradient);
+  void zero_gradients();
   void forward();
   void attention_forward(std::size_t layer);
   void mlp_forward(std::size_t layer);
@@ -118,7 +115,7 @@ class TrainingPass {
   ExecContext& context_;
   ModelConfig config_;
   Gpt2Tensors parameters_, gradients_;
-  Factors factors_;  // of the parameters
+  Gpt2Tensors factors_;  // the parameters as products take them
   WeightFormat compute_;
   ArenaPlan plan_;
   Arena arena_;
@@ -133,6 +130,7 @@ class TrainingPass {
   // Of the pass that runs.
   const TrainingBatch* batch_ = nullptr;
   PassDropout dropout_;
+  bool replaces_ = false;  // gradients
 };
 
 }  // namespace inkling

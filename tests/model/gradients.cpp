@@ -121,6 +121,22 @@ TEST_CASE("packed sequences train as each of them alone") {
   CHECK(distance(whole.gradient(), parts.gradient()) <= 1e-6 * norm(whole.gradient()));
 }
 
+TEST_CASE("a gradient replaces what was there, if asked to, and that of no tokens is zero") {
+  for (std::size_t index = 0; index < golden()["cases"].size(); ++index) {
+    const Case c(index);
+    CAPTURE(index);
+    ExecContext context({.threads = 2});
+    Bench fresh(context, c), again(context, c);
+    const std::vector<TrainingBatch> batches = c.batches();
+    fresh.pass.accumulate(batches[0], 1.0f);
+    again.pass.accumulate(batches[1], 1.0f);
+    again.pass.accumulate(batches[0], 1.0f, {}, Accumulation::replace);
+    CHECK(again.gradient() == fresh.gradient());
+    CHECK(again.pass.accumulate({}, 1.0f, {}, Accumulation::replace) == 0.0);
+    CHECK(norm(again.gradient()) == 0.0);
+  }
+}
+
 TEST_CASE("a sequence's loss in a pack has the bits of its loss alone") {
   const Case c(1);
   ExecContext context({.threads = 2});
