@@ -6,10 +6,9 @@
 // left of 20 and 20. A warp draws 128 queries × 64 keys, a lane four queries, whose key parts are the same;
 // the bits of 32 queries × 32 keys are then turned in five steps of shuffles to lie by key.
 //
-// Bound by the integer products, a quarter of the rate of additions: some 70 cycles of a scheduler for 32
-// counters. B = 16, H = 12, T = 1024 causal: 26.7 million counters, 83 µs on an H200 in its first form, whose
-// additions with carry took the same units as the products. Oracle: philox() on the CPU, by
-// tests/attention/sdpa_cuda.cpp.
+// Bound by the integer products, a quarter of the rate of additions: some 65 cycles of a scheduler for 32
+// counters. B = 16, H = 12, T = 1024 causal: 26.7 million counters, 55 µs by that on an H200, measured 110
+// (attention/cuda/README.md). Oracle: philox() on the CPU, by tests/attention/sdpa_cuda.cpp.
 #include "attention/cuda/launch.cuh"
 #include "attention/cuda/visible.h"
 #include "engine/cuda/chain.cuh"
