@@ -84,7 +84,7 @@ Buffer::Buffer(std::size_t bytes) : size_(bytes) {
 
 void Buffer::release() noexcept {
   if (release_ != nullptr) {
-    release_(data_);
+    release_(owner_, data_);
   } else if (mapped_ != 0) {
     ::munmap(data_, mapped_);
   } else {

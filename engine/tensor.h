@@ -54,9 +54,11 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::size_t bytes);
-  /// Takes over memory that `give_back(data)` frees: a device's (Backend::allocate).
-  Buffer(std::byte* data, std::size_t bytes, void (*give_back)(std::byte* data) noexcept)
-      : data_(data), size_(bytes), release_(give_back) {}
+  /// Takes over memory that `give_back(owner, data)` frees: a device's (Backend::allocate). The owner
+  /// outlives it.
+  using GiveBack = void (*)(void* owner, std::byte* data) noexcept;
+  Buffer(std::byte* data, std::size_t bytes, GiveBack give_back, void* owner = nullptr)
+      : data_(data), size_(bytes), release_(give_back), owner_(owner) {}
   ~Buffer() { release(); }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept { return Buffer(std::move(other)).swap(*this), *this; }
@@ -73,13 +75,15 @@ class Buffer {
     std::swap(size_, other.size_);
     std::swap(mapped_, other.mapped_);
     std::swap(release_, other.release_);
+    std::swap(owner_, other.owner_);
   }
   void release() noexcept;
 
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
-  std::size_t mapped_ = 0;                          // bytes to unmap; 0 when the memory came from the heap
-  void (*release_)(std::byte*) noexcept = nullptr;  // of memory that came from elsewhere
+  std::size_t mapped_ = 0;      // bytes to unmap; 0 when the memory came from the heap
+  GiveBack release_ = nullptr;  // of memory that came from elsewhere
+  void* owner_ = nullptr;
 };
 
 /// A Buffer and its contiguous layout.

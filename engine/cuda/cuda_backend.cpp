@@ -23,10 +23,7 @@ DType dtype_of_format(WeightFormat format) noexcept {
   return format == WeightFormat::bf16 ? DType::bf16 : format == WeightFormat::f16 ? DType::f16 : DType::f32;
 }
 
-void free_device(std::byte* data) noexcept {
-  cudaFree(data);
-}
-void free_host(std::byte* data) noexcept {
+void free_host(void*, std::byte* data) noexcept {
   cudaFreeHost(data);
 }
 
@@ -57,21 +54,31 @@ CudaBackend::CudaBackend(int ordinal, Isa isa) : ordinal_(ordinal), isa_(isa) {
   const std::string reason = cuda_unavailable_reason(ordinal);
   require(reason.empty(), Code::device, [&] { return "device: " + reason; });
   check(cudaSetDevice(ordinal), "cudaSetDevice");
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  stream_.reset(stream);
+  memory_ = std::make_unique<DeviceMemory>(ordinal, stream);
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
   description_ = "cuda:" + std::to_string(ordinal) + ": " + properties.name + ", compute capability " +
                  std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  if (const std::string& no_pool = memory_->no_pool_reason(); !no_pool.empty()) {
+    description_ += ", memory by cudaMalloc(), since " + no_pool;
+  }
 }
 
 CudaBackend::~CudaBackend() {
-  cudaStreamSynchronize(stream_);
-  cudaStreamDestroy(stream_);
+  cudaStreamSynchronize(stream_.get());
+}
+
+void CudaBackend::DestroyStream::operator()(cudaStream_t stream) const noexcept {
+  cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
 }
 
 cudaStream_t CudaBackend::stream() const {
   check(cudaSetDevice(ordinal_), "cudaSetDevice");
-  return stream_;
+  return stream_.get();
 }
 
 DType CudaBackend::activation_dtype(WeightFormat format) const noexcept {
@@ -79,17 +86,10 @@ DType CudaBackend::activation_dtype(WeightFormat format) const noexcept {
 }
 
 Buffer CudaBackend::allocate(std::size_t bytes) {
-  if (bytes == 0) return {};
+  require(!recording_, Code::device,
+          [] { return std::string("cuda: a recorded chain of ops takes memory"); });
   check(cudaSetDevice(ordinal_), "cudaSetDevice");
-  void* data = nullptr;
-  if (const cudaError_t error = cudaMalloc(&data, bytes); error != cudaSuccess) {
-    cudaGetLastError();  // forgotten: it is reported here
-    std::size_t left = 0, total = 0;
-    cudaMemGetInfo(&left, &total);
-    throw Error(Code::out_of_memory, "cuda: " + std::to_string(bytes) + " bytes were needed, " +
-                                         std::to_string(left) + " of " + std::to_string(total) + " are free");
-  }
-  return {static_cast<std::byte*>(data), bytes, free_device};
+  return memory_->allocate(bytes);
 }
 
 Buffer CudaBackend::allocate_on_host(std::size_t bytes) {

@@ -1,8 +1,8 @@
 // CudaBackend: the ops of one context on one GPU, all in one stream. Seen by */cuda/ alone.
 //
-// Calls return when the work is enqueued; copy_out(), synchronise() and sum_of_squares() wait. Weights are
-// f32, f16 or bf16; x and out of linear() have the dtype of the weights or are f32. Bits: a row depends on
-// its own inputs alone, within one kind of device, dtype and build.
+// Calls return when the work is enqueued; copy_out(), synchronise() and sum_of_squares() wait.
+// Weights are f32, f16 or bf16; x and out of linear() have the dtype of the weights or are f32. Bits: a row
+// depends on its own inputs alone, within one kind of device, dtype and build.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,8 +10,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 
 #include "engine/backend.h"
+#include "engine/cuda/device_memory.h"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/product.h"
 
@@ -83,10 +85,16 @@ class CudaBackend final : public Backend {
   void multiply(const Product& product, DType dtype);
   bool multiply_by_library(Product product);
 
+  struct DestroyStream {
+    void operator()(cudaStream_t stream) const noexcept;
+  };
+  using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, DestroyStream>;
+
   int ordinal_;
   Isa isa_;
   std::string description_;
-  cudaStream_t stream_ = nullptr;
+  Stream stream_;  // before the memory that is given back in its order, and that before all who hold some
+  std::unique_ptr<DeviceMemory> memory_;
   std::uint64_t generation_ = 0;
   bool recording_ = false;
   Buffer rows_, source_;

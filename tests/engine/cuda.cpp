@@ -213,6 +213,29 @@ TEST_CASE("[cuda] top is the head of a stable sort") {
   });
 }
 
+TEST_CASE("[cuda] memory given back is taken again without the driver, and what is too much is refused") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Backend& backend = context.backend();
+  std::vector<float> ones(1 << 20, 1.0f), read(ones.size());
+  for (int round = 0; round < 50;
+       ++round) {  // each reuses what the one before gave back in the stream's order
+    OnDevice rows(context, ones, 1024, 1024);
+    activate(context, rows.view(), Activation::relu);
+    read = rows.values();
+    REQUIRE(read == ones);
+  }
+  try {
+    const Buffer all = backend.allocate(std::size_t{1} << 45);
+    FAIL("32 TiB were had");
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::out_of_memory);
+    CHECK(error.message().find(" bytes were needed, ") != std::string::npos);
+  }
+  OnDevice after(context, ones, 1024, 1024);
+  CHECK(after.values() == ones);
+}
+
 TEST_CASE("cuda: a GPU that cannot be used is refused with its reason") {
   const std::string reason = cuda_unavailable_reason(99);
   REQUIRE(!reason.empty());
