@@ -36,6 +36,7 @@ class Backend : public Memory {
   virtual void log_softmax(TensorView x) = 0;
   virtual void activate(TensorView x, Activation activation) = 0;
   virtual void top(const TopArgs& args) = 0;
+  virtual void draw(const DrawArgs& args) = 0;
 
   // Training: a device that only infers leaves these.
   virtual void linear_backward(const LinearBackwardArgs&) { refuse("linear_backward"); }

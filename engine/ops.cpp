@@ -1,7 +1,9 @@
 #include "engine/ops.h"
 
+#include <algorithm>
 #include <string>
 
+#include "engine/draw_rule.h"
 #include "engine/exec_context.h"
 #include "engine/op_checks.h"
 
@@ -139,6 +141,25 @@ void top(ExecContext& context, const TopArgs& args) {
         [&] { return args.values.shape_string() + " of " + args.x.shape_string(); });
   const ProfileRange range(context, "top", [&] { return elementwise(args.x, 1); });
   if (args.x.shape[0] > 0) context.backend().top(args);
+}
+
+void draw(ExecContext& context, const DrawArgs& args) {
+  check_rows(args.logits, "draw: logits");
+  check(args.logits.shape[1] >= 1 && args.logits.shape[1] <= kMostDrawn,
+        "draw: logits: expected rows of 1 to 2^22", [&] { return args.logits.shape_string(); });
+  check(args.count == 0 || (args.settings != nullptr && args.ids != nullptr),
+        "draw: settings: expected a list, and one of ids", [] { return "null"; });
+  if (context.device() == Device::cpu) {
+    for (std::int64_t i = 0; i < args.count; ++i) {
+      const DrawSettings& one = args.settings[i];
+      check(one.row >= 0 && one.row < args.logits.shape[0], "draw: row: expected one of the logits",
+            [&] { return std::to_string(one.row); });
+      check(one.top_k >= 0 && one.top_k <= std::min(kMostTop, args.logits.shape[1]),
+            "draw: top_k: expected 0 to min(V, 1024)", [&] { return std::to_string(one.top_k); });
+    }
+  }
+  const ProfileRange range(context, "draw", [&] { return elementwise(args.logits, 1); });
+  if (args.count > 0) context.backend().draw(args);
 }
 
 void activate(ExecContext& context, TensorView x, Activation activation) {

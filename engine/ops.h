@@ -22,6 +22,7 @@
 namespace inkling {
 
 class ExecContext;
+struct DrawSettings;
 
 /// Layer normalisation (Ba et al. 2016): (x − mean) / √(var + epsilon) · weight + bias, over a row of C.
 struct LayerNorm {
@@ -86,6 +87,16 @@ struct TopArgs {
 };
 inline constexpr std::int64_t kMostTop = 1024;
 void top(ExecContext& context, const TopArgs& args);
+
+/// One id for each draw, by the rule of draw_rule.h: the same on every device.
+struct DrawArgs {
+  TensorView logits;                       ///< (R, V) f32, no NaN
+  const DrawSettings* settings = nullptr;  ///< (M), each of a row below R
+  std::int64_t count = 0;                  ///< M
+  std::int32_t* ids = nullptr;             ///< (M)
+  std::int32_t* host_ids = nullptr;        ///< (M) the same in memory of allocate_on_host(), or null
+};
+void draw(ExecContext& context, const DrawArgs& args);
 
 /// A matrix as a file holds it: element (k, n) at data + (k·k_stride + n·n_stride) elements. f32, f16 or
 /// bf16. In host memory, or in the device's.

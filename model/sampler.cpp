@@ -6,7 +6,8 @@
 #include <cmath>
 #include <limits>
 
-#include "engine/philox.h"
+#include "engine/draw_rule.h"
+#include "engine/ops.h"
 
 namespace inkling {
 namespace {
@@ -36,39 +37,25 @@ float maximum(std::span<const float> row) {
   return best;
 }
 
-/// e^x for x ≤ 0, relative error 2e-7; 0 below −87. Cody–Waite reduction x = n ln2 + r and a polynomial of
-/// degree 6, as in engine/cpu/simd/math.h; plain arithmetic that the compiler turns into vectors.
-inline float exp_negative(float x) {
-  // The limit by the bits of |x| and without a comparison, which would keep the compiler from using vectors.
-  constexpr auto kLimit = std::bit_cast<std::int32_t>(87.0f);
-  const std::int32_t beyond = (std::bit_cast<std::int32_t>(x) & 0x7fffffff) - kLimit;
-  const std::int32_t keep = beyond >> 31;  // all ones within the limit
-  const float clamped = -std::bit_cast<float>(kLimit + (beyond & keep));
-  constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
-  const float shifted = clamped * 1.44269504088896341f + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  const auto exponent = (std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(kRound)) << 23;
-  return std::bit_cast<float>((std::bit_cast<std::uint32_t>(p) + exponent) &
-                              static_cast<std::uint32_t>(keep));
+/// e^((logit − top) · scale) of a block; zeros behind its end.
+std::array<float, kBlock> weights_of(std::span<const float> block, float top, float scale) {
+  std::array<float, kBlock> w;
+  for (std::size_t i = 0; i < block.size(); ++i) w[i] = exp_negative((block[i] - top) * scale);
+  for (std::size_t i = block.size(); i < kBlock; ++i) w[i] = 0.0f;
+  return w;
 }
 
-inline float weight_of(float logit, float top, float scale) {
-  return exp_negative((logit - top) * scale);
+/// Σ masses of a block.
+std::uint64_t block_mass(std::span<const float> block, float top, float scale) {
+  const auto w = weights_of(block, top, scale);
+  std::uint64_t sum = 0;
+  for (const float weight : w) sum += biased_mass(weight);
+  return sum - kBlock * kMassBias;
 }
 
 /// Σ weights of a block, in f64 on eight lanes.
-double block_weight(std::span<const float> block, float top, float scale) {
-  std::array<float, kBlock> w;
-  for (std::size_t i = 0; i < block.size(); ++i) w[i] = weight_of(block[i], top, scale);
-  for (std::size_t i = block.size(); i < kBlock; ++i) w[i] = 0.0f;
+double block_weight(std::span<const float> block, float top) {
+  const auto w = weights_of(block, top, 1.0f);
   std::array<double, 8> sums{};
   for (std::size_t i = 0; i < kBlock; i += 8) {
     for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += static_cast<double>(w[i + lane]);
@@ -101,7 +88,7 @@ double Sampler::log_sum_exp(std::span<const float> logits) {
   const float top = maximum(logits);
   double sum = 0.0;
   for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    sum += block_weight(block_of(logits, begin), top, 1.0f);
+    sum += block_weight(block_of(logits, begin), top);
   }
   return static_cast<double>(top) + std::log(sum);
 }
@@ -132,13 +119,8 @@ bool forbids(const GenerationConfig& config, std::optional<std::int64_t> eos) {
   return config.ignore_eos && eos.has_value();
 }
 
-double scale_of(const GenerationConfig& config) {
-  return std::min(1.0 / config.temperature, kMostScale);
-}
-
-double unit_of(const DrawKey& key) {
-  const PhiloxWords words = philox({key.position, key.sample, 0, 0}, key.seed);
-  return philox_unit(words[0], words[1]);
+float scale_of(const GenerationConfig& config) {
+  return static_cast<float>(std::min(1.0 / config.temperature, kMostScale));
 }
 
 }  // namespace
@@ -149,6 +131,29 @@ std::int64_t Sampler::top_wanted(std::size_t vocab, const GenerationConfig& conf
   const std::int64_t spare = forbids(config, eos) ? 1 : 0;
   if (config.temperature == 0.0) return std::min<std::int64_t>(1 + spare, static_cast<std::int64_t>(vocab));
   return config.top_k > 0 && static_cast<std::size_t>(config.top_k) < vocab ? config.top_k + spare : 0;
+}
+
+std::string_view Sampler::op_refusal(std::size_t vocab, const GenerationConfig& config) {
+  if (config.logprobs >= 0) return "log-probabilities are asked for";
+  if (adjusts(config)) return "a bias, a penalty or no_repeat_ngram_size changes the logits first";
+  if (config.temperature > 0.0 && config.typical_p < 1.0) return "typical_p is set";
+  const auto top_k = static_cast<std::size_t>(config.top_k);
+  if (config.temperature > 0.0 && config.top_k > kMostTop && top_k < vocab) return "top_k is large";
+  return {};
+}
+
+DrawSettings Sampler::settings(std::size_t vocab, const GenerationConfig& config, const DrawKey& key,
+                               std::optional<std::int64_t> eos) {
+  DrawSettings draw;
+  draw.seed = key.seed;
+  draw.position = key.position;
+  draw.sample = key.sample;
+  if (forbids(config, eos)) draw.forbidden = static_cast<std::int32_t>(*eos);
+  draw.scale = config.temperature == 0.0 ? 0.0f : scale_of(config);
+  if (static_cast<std::size_t>(config.top_k) < vocab) draw.top_k = static_cast<std::int32_t>(config.top_k);
+  draw.top_p = config.top_p;
+  draw.min_p = config.min_p;
+  return draw;
 }
 
 // The logits themselves when nothing asks for a change, else a changed copy.
@@ -205,7 +210,7 @@ void Sampler::select(std::span<const float> logits, std::size_t k) {
     const auto block = logits.subspan(begin, std::min(kStep, logits.size() - begin));
     if (candidates_.size() == k && !any_above(block, candidates_.front().rank)) continue;
     for (std::size_t i = 0; i < block.size(); ++i) {
-      const Candidate candidate{block[i], static_cast<std::int32_t>(begin + i), 0.0};
+      const Candidate candidate{block[i], static_cast<std::int32_t>(begin + i), 0};
       if (candidates_.size() < k) {
         candidates_.push_back(candidate);
         std::push_heap(candidates_.begin(), candidates_.end(), kBefore);  // the worst is in front
@@ -221,10 +226,10 @@ void Sampler::select(std::span<const float> logits, std::size_t k) {
 
 // All tokens that top-p and min-p could keep, by id. Those below (1 − top_p) · total / V have less than
 // 1 − top_p of the mass between them, so that the likeliest with top_p of it are all above.
-void Sampler::collect(std::span<const float> logits, const GenerationConfig& config, float top, double scale,
-                      double total) {
-  double least = config.top_p < 1.0 ? (1.0 - config.top_p) * total / static_cast<double>(logits.size()) : 0.0;
-  least = std::max(least, config.min_p);
+void Sampler::collect(std::span<const float> logits, const GenerationConfig& config, float top, float scale,
+                      std::uint64_t total) {
+  const double share = static_cast<double>(total) / static_cast<double>(kFullMass * logits.size());
+  const double least = std::max(config.top_p < 1.0 ? (1.0 - config.top_p) * share : 0.0, config.min_p);
   const double slack = 1e-4;  // wider than any rounding here; the cuts themselves come later
   const float floor =
       least > 0.0 ? std::nextafter(static_cast<float>(top + (std::log(least) - slack) / scale), kNever)
@@ -235,22 +240,27 @@ void Sampler::collect(std::span<const float> logits, const GenerationConfig& con
     if (!any_above(block, floor)) continue;
     for (std::size_t i = 0; i < block.size(); ++i) {
       if (!(block[i] > floor)) continue;
-      candidates_.push_back({block[i], static_cast<std::int32_t>(begin + i),
-                             weight_of(block[i], top, static_cast<float>(scale))});
+      candidates_.push_back({block[i], static_cast<std::int32_t>(begin + i), mass_of(block[i], top, scale)});
     }
   }
 }
 
-// Keeps the candidates of highest rank whose weights sum to `mass`, at least one: halves the range that holds
+std::uint64_t Sampler::candidates_mass() const {
+  std::uint64_t sum = 0;
+  for (const Candidate& c : candidates_) sum += c.mass;
+  return sum;
+}
+
+// Keeps the candidates of highest rank whose masses sum to `mass`, at least one: halves the range that holds
 // the last of them until it is short enough to sort. The order of candidates_ stays.
-void Sampler::keep_mass(double mass) {
+void Sampler::keep_mass(std::uint64_t mass) {
   pool_.assign(candidates_.begin(), candidates_.end());
   auto low = pool_.begin(), high = pool_.end();
   while (high - low > 32) {
     const auto middle = low + (high - low) / 2;
     std::nth_element(low, middle, high, kBefore);
-    double sum = 0.0;
-    for (auto it = low; it != middle; ++it) sum += it->weight;
+    std::uint64_t sum = 0;
+    for (auto it = low; it != middle; ++it) sum += it->mass;
     if (sum >= mass) {
       high = middle;
     } else {
@@ -259,123 +269,104 @@ void Sampler::keep_mass(double mass) {
     }
   }
   std::sort(low, high, kBefore);
-  while (high - low > 1 && (mass -= low->weight) > 0.0) ++low;
+  while (high - low > 1 && low->mass < mass) mass -= low++->mass;
   const Candidate last = *low;
   std::erase_if(candidates_, [&](const Candidate& c) { return kBefore(last, c); });
 }
 
-double Sampler::normalise() {
-  double total = 0.0, entropy = 0.0;
-  for (const Candidate& c : candidates_) total += c.weight;
-  for (Candidate& c : candidates_) {
-    c.weight /= total;
-    if (c.weight > 0.0) entropy -= c.weight * std::log(c.weight);
-  }
-  return entropy;
-}
-
 // Those whose information −log p lies nearest to the entropy, until their mass reaches typical_p.
 void Sampler::keep_typical(double typical_p) {
-  const double entropy = normalise();
-  std::erase_if(candidates_, [](const Candidate& c) { return !(c.weight > 0.0); });
-  for (Candidate& c : candidates_) c.rank = static_cast<float>(-std::fabs(std::log(c.weight) + entropy));
-  keep_mass(typical_p);
+  std::erase_if(candidates_, [](const Candidate& c) { return c.mass == 0; });
+  const std::uint64_t total = candidates_mass();
+  const auto log_share = [total](const Candidate& c) {
+    return std::log(static_cast<double>(c.mass) / static_cast<double>(total));
+  };
+  double entropy = 0.0;
+  for (const Candidate& c : candidates_) {
+    entropy -= static_cast<double>(c.mass) / static_cast<double>(total) * log_share(c);
+  }
+  for (Candidate& c : candidates_) c.rank = static_cast<float>(-std::fabs(log_share(c) + entropy));
+  keep_mass(mass_to_keep(typical_p, total));
 }
 
-std::int32_t Sampler::pick(double unit) const {
-  double total = 0.0;
-  for (const Candidate& c : candidates_) total += c.weight;
-  double left = unit * total;
-  // Rounding can leave a crumb behind the last candidate: it belongs to the last one with any weight.
-  std::int32_t last = candidates_.front().id;
-  for (const Candidate& c : candidates_) {
-    if (!(c.weight > 0.0)) continue;
-    last = c.id;
-    if ((left -= c.weight) < 0.0) break;
-  }
-  return last;
+std::int32_t Sampler::pick(const DrawSettings& draw) const {
+  std::uint64_t point = drawn_point(draw, candidates_mass());
+  auto it = candidates_.begin();
+  while (it + 1 != candidates_.end() && it->mass <= point) point -= it++->mass;
+  return it->id;
 }
 
 // pick() from the whole vocabulary: finds the block by the sums, then walks it.
-std::int32_t Sampler::pick_any(std::span<const float> logits, float top, float scale, double unit) {
-  double total = 0.0;
-  for (const double weight : blocks_) total += weight;
-  double left = unit * total;
-  std::size_t chosen = 0;
-  for (std::size_t b = 0; b < blocks_.size(); ++b) {
-    if (!(blocks_[b] > 0.0)) continue;
-    chosen = b;
-    if (left < blocks_[b]) break;
-    left -= blocks_[b];
+std::int32_t Sampler::pick_any(std::span<const float> logits, float top, std::uint64_t total,
+                               const DrawSettings& draw) {
+  std::uint64_t point = drawn_point(draw, total);
+  std::size_t at = 0;
+  while (blocks_[at] <= point) point -= blocks_[at++];
+  for (at *= kBlock;; ++at) {
+    const std::uint64_t mass = mass_of(logits[at], top, draw.scale);
+    if (mass > point) return static_cast<std::int32_t>(at);
+    point -= mass;
   }
-  candidates_.clear();
-  const auto block = block_of(logits, chosen * kBlock);
-  std::int32_t last = 0;
-  for (std::size_t i = 0; i < block.size(); ++i) {
-    const double weight = weight_of(block[i], top, scale);
-    if (!(weight > 0.0)) continue;
-    last = static_cast<std::int32_t>(chosen * kBlock + i);
-    if ((left -= weight) < 0.0) break;
-  }
-  return last;
 }
 
 std::int32_t Sampler::draw(std::span<const float> given, const GenerationConfig& config,
                            std::span<const std::int32_t> history, const DrawKey& key,
                            std::optional<std::int64_t> eos) {
   const auto logits = adjust(given, config, history, eos);
+  const DrawSettings draw = settings(logits.size(), config, key, eos);
   const float top = maximum(logits);
   if (!(top > kNever)) return 0;
-  if (config.temperature == 0.0) {
+  const auto likeliest = [&] {
     return static_cast<std::int32_t>(std::find(logits.begin(), logits.end(), top) - logits.begin());
+  };
+  if (draw.scale == 0.0f) return likeliest();
+  if (draw.top_k > 0) {
+    select(logits, static_cast<std::size_t>(draw.top_k));
+    return draw_candidates(config, draw);
   }
-  const double scale = scale_of(config);
-
-  if (config.top_k > 0 && static_cast<std::size_t>(config.top_k) < logits.size()) {
-    select(logits, static_cast<std::size_t>(config.top_k));
-    return draw_candidates(top, scale, config, key);
-  }
-  double total = 0.0;
+  std::uint64_t total = 0;
   blocks_.clear();
   for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    blocks_.push_back(block_weight(block_of(logits, begin), top, static_cast<float>(scale)));
+    blocks_.push_back(block_mass(block_of(logits, begin), top, draw.scale));
     total += blocks_.back();
   }
+  if (total == 0) return likeliest();  // +inf
   if (config.top_p >= 1.0 && config.min_p <= 0.0 && config.typical_p >= 1.0) {
-    return pick_any(logits, top, static_cast<float>(scale), unit_of(key));
+    return pick_any(logits, top, total, draw);
   }
-  collect(logits, config, top, scale, total);
-  return cut_and_pick(total, config, key);
+  collect(logits, config, top, draw.scale, total);
+  return cut_and_pick(total, config, draw);
 }
 
 std::int32_t Sampler::draw(const TopLogits& top, const GenerationConfig& config, const DrawKey& key,
                            std::optional<std::int64_t> eos) {
   candidates_.clear();
   for (std::size_t i = 0; i < top.ids.size(); ++i) {
-    if (!forbids(config, eos) || top.ids[i] != *eos) candidates_.push_back({top.logits[i], top.ids[i], 0.0});
+    if (!forbids(config, eos) || top.ids[i] != *eos) candidates_.push_back({top.logits[i], top.ids[i], 0});
   }
   if (candidates_.empty() || !(candidates_.front().rank > kNever)) return 0;
   if (config.temperature == 0.0) return candidates_.front().id;
   candidates_.resize(std::min(candidates_.size(), static_cast<std::size_t>(config.top_k)));
-  return draw_candidates(candidates_.front().rank, scale_of(config), config, key);
+  // More tokens than there are here, so that top_k counts.
+  return draw_candidates(config, settings(candidates_.size() + 1, config, key, eos));
 }
 
 // From candidates_, the top-k by falling logit.
-std::int32_t Sampler::draw_candidates(float top, double scale, const GenerationConfig& config,
-                                      const DrawKey& key) {
-  double total = 0.0;
-  for (Candidate& c : candidates_)
-    total += c.weight = std::exp((static_cast<double>(c.rank) - static_cast<double>(top)) * scale);
-  return cut_and_pick(total, config, key);
+std::int32_t Sampler::draw_candidates(const GenerationConfig& config, const DrawSettings& draw) {
+  const Candidate likeliest = candidates_.front();
+  for (Candidate& c : candidates_) c.mass = mass_of(c.rank, likeliest.rank, draw.scale);
+  const std::uint64_t total = candidates_mass();
+  return total == 0 ? likeliest.id : cut_and_pick(total, config, draw);  // +inf
 }
 
-// What the cuts leave of candidates_, whose weights sum to `total`, and one of those.
-std::int32_t Sampler::cut_and_pick(double total, const GenerationConfig& config, const DrawKey& key) {
-  if (config.top_p < 1.0) keep_mass(config.top_p * total);
-  if (config.min_p > 0.0)
-    std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < config.min_p; });
+// What the cuts leave of candidates_, whose masses sum to `total`, and one of those.
+std::int32_t Sampler::cut_and_pick(std::uint64_t total, const GenerationConfig& config,
+                                   const DrawSettings& draw) {
+  if (config.top_p < 1.0) keep_mass(mass_to_keep(config.top_p, total));
+  const std::uint64_t least = least_mass(config.min_p);
+  std::erase_if(candidates_, [least](const Candidate& c) { return c.mass < least; });
   if (config.typical_p < 1.0) keep_typical(config.typical_p);
-  return pick(unit_of(key));
+  return pick(draw);
 }
 
 }  // namespace inkling

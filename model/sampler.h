@@ -2,9 +2,9 @@
 //
 // Order (that of Hugging Face's generate()): logit bias; repetition, presence and frequency penalties;
 // no-repeat n-grams; ignore_eos; then greedy, or temperature, top-k, top-p, min-p, typical-p and one draw.
-// The draw is Philox keyed by the seed with counter (position, sample, 0, 0): the same seed gives the same
-// tokens in any batch and on any device that computes the same logits. It walks over what is left by id, or
-// by falling logit under top-k. e^x in f32 (relative error 2e-7), sums in f64 in a fixed order.
+// The draw is that of engine/draw_rule.h, keyed by the seed and the position: the same seed gives the same
+// tokens in any batch and on any device that computes the same logits. The op draw() (engine/ops.h) draws the
+// same where op_refusal() is empty.
 //
 // V = 50257 on one thread of a shared two-core EPYC, best of 20 rounds: greedy 12 µs, the defaults 30 µs, the
 // whole distribution 80 µs, top-p without top-k 260 µs, typical-p without either 1.8 ms. One thread at a
@@ -14,8 +14,10 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
+#include "engine/draw_rule.h"
 #include "model/generation_config.h"
 
 namespace inkling {
@@ -46,6 +48,11 @@ class Sampler {
   static std::int64_t top_wanted(std::size_t vocab, const GenerationConfig& config,
                                  std::optional<std::int64_t> eos);
 
+  /// Why the op draw() cannot stand for draw() with `config`; "" when it can, by settings().
+  static std::string_view op_refusal(std::size_t vocab, const GenerationConfig& config);
+  static DrawSettings settings(std::size_t vocab, const GenerationConfig& config, const DrawKey& key,
+                               std::optional<std::int64_t> eos);
+
   /// Takes the memory that draws with `config` need after up to `history` tokens, so that none allocates.
   void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);
 
@@ -70,27 +77,28 @@ class Sampler {
   struct Candidate {
     float rank;  // the logit; for typical-p, how typical
     std::int32_t id;
-    double weight;  // e^((logit − max) / temperature), or a share of 1
+    std::uint64_t mass;
   };
 
   std::span<const float> adjust(std::span<const float> logits, const GenerationConfig& config,
                                 std::span<const std::int32_t> history, std::optional<std::int64_t> eos);
-  std::int32_t draw_candidates(float top, double scale, const GenerationConfig& config, const DrawKey& key);
-  std::int32_t cut_and_pick(double total, const GenerationConfig& config, const DrawKey& key);
+  std::int32_t draw_candidates(const GenerationConfig& config, const DrawSettings& draw);
+  std::int32_t cut_and_pick(std::uint64_t total, const GenerationConfig& config, const DrawSettings& draw);
   void penalise(const GenerationConfig& config, std::span<const std::int32_t> history);
   void forbid_repeats(std::size_t n, std::span<const std::int32_t> history);
   void select(std::span<const float> logits, std::size_t k);
-  void collect(std::span<const float> logits, const GenerationConfig& config, float top, double scale,
-               double total);
-  void keep_mass(double mass);
+  void collect(std::span<const float> logits, const GenerationConfig& config, float top, float scale,
+               std::uint64_t total);
+  std::uint64_t candidates_mass() const;
+  void keep_mass(std::uint64_t mass);
   void keep_typical(double typical_p);
-  double normalise();
-  std::int32_t pick(double unit) const;
-  std::int32_t pick_any(std::span<const float> logits, float top, float scale, double unit);
+  std::int32_t pick(const DrawSettings& draw) const;
+  std::int32_t pick_any(std::span<const float> logits, float top, std::uint64_t total,
+                        const DrawSettings& draw);
 
   std::vector<float> adjusted_;               // (V) logits after bias, penalties and bans
   std::vector<Candidate> candidates_, pool_;  // what is left; scratch of keep_mass()
-  std::vector<double> blocks_;                // total weight of each block of the vocabulary
+  std::vector<std::uint64_t> blocks_;         // mass of each block of the vocabulary
   std::vector<std::int32_t> seen_;
   std::vector<TokenLogprob> top_;
 };

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/cpu/cpu_training.h"
+#include "engine/cpu/draw.h"
 
 namespace inkling {
 namespace {
@@ -169,6 +170,14 @@ class CpuBackend final : public CpuTraining {
       std::sort_heap(ids, end, before);
       std::transform(ids, end, static_cast<float*>(args.values.data) + m * k,
                      [row](std::int32_t id) { return row[id]; });
+    });
+  }
+  void draw(const DrawArgs& args) override {
+    pool_.run(args.count, [&](std::int64_t i, int) {
+      const DrawSettings& one = args.settings[i];
+      const float* row = args.logits.as<float>() + one.row * args.logits.stride[0];
+      args.ids[i] = draw_from({row, static_cast<std::size_t>(args.logits.shape[1])}, one);
+      if (args.host_ids != nullptr) args.host_ids[i] = args.ids[i];
     });
   }
   void log_softmax(TensorView x) override {

@@ -257,6 +257,11 @@ void CudaBackend::top(const TopArgs& args) {
   check(cuda::top(Matrix(args.x), args.values.shape[1], args.values.as<float>(), args.ids, stream()), "top");
 }
 
+void CudaBackend::draw(const DrawArgs& args) {
+  check(cuda::draw(Matrix(args.logits), args.settings, args.count, args.ids, args.host_ids, stream()),
+        "draw");
+}
+
 }  // namespace cuda
 
 std::string cuda_versions() {

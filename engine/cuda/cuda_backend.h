@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
   void log_softmax(TensorView x) override;
   void activate(TensorView x, Activation activation) override;
   void top(const TopArgs& args) override;
+  void draw(const DrawArgs& args) override;
 
   // cuda_training.cpp
   void linear_backward(const LinearBackwardArgs& args) override;

@@ -62,6 +62,11 @@ cudaError_t activate(const Matrix& x, Activation activation, cudaStream_t stream
 /// The k largest of each row, by falling value and rising index, to (M, k) of values and ids.
 cudaError_t top(const Matrix& x, std::int64_t k, float* values, std::int32_t* ids, cudaStream_t stream);
 
+/// An id for each of `count` draws by draw_rule.h; settings in device memory, host_ids in pinned host memory
+/// or null.
+cudaError_t draw(const Matrix& logits, const DrawSettings* settings, std::int64_t count, std::int32_t* ids,
+                 std::int32_t* host_ids, cudaStream_t stream);
+
 /// Element (k, n) of `source`, in device memory, to out[n][k]; zeros for k beyond source.k.
 cudaError_t pack(const MatrixSource& source, const Matrix& out, cudaStream_t stream);
 

@@ -9,9 +9,11 @@
 #include <cstring>
 #include <vector>
 
+#include "engine/cpu/draw.h"
 #include "engine/cpu/reference.h"
 #include "engine/exec_context.h"
 #include "engine/ops.h"
+#include "tests/draw_case.h"
 #include "tests/engine/on_device.h"
 #include "tests/engine/top_case.h"
 #include "tests/gpu.h"
@@ -30,6 +32,27 @@ float rounded(float x, WeightFormat format) {
   if (format == WeightFormat::bf16) return static_cast<float>(bf16(x));
   if (format == WeightFormat::f16) return static_cast<float>(f16(x));
   return x;
+}
+
+void check_device_draws(std::int64_t columns) {
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Backend& backend = context.backend();
+  const auto draw_of = [&](const std::vector<float>& rows, std::int64_t n,
+                           const std::vector<DrawSettings>& settings) {
+    const OnDevice logits(context, rows, static_cast<std::int64_t>(rows.size()) / n, n);
+    std::vector<std::int32_t> ids(settings.size());
+    const Buffer list = backend.allocate(settings.size() * sizeof(DrawSettings)),
+                 drawn = backend.allocate(ids.size() * sizeof(std::int32_t));
+    backend.copy_in(list.data(), settings.data(), list.size());
+    draw(context,
+         {logits.view(), reinterpret_cast<const DrawSettings*>(list.data()),
+          static_cast<std::int64_t>(settings.size()), reinterpret_cast<std::int32_t*>(drawn.data())});
+    backend.copy_out(ids.data(), drawn.data(), drawn.size());
+    return ids;
+  };
+  test::check_draws(columns, draw_of, [](const std::vector<float>& row, const DrawSettings& one) {
+    return draw_from(row, one);
+  });
 }
 
 }  // namespace
@@ -211,6 +234,16 @@ TEST_CASE("[cuda] top is the head of a stable sort") {
     context.backend().copy_out(ids.data(), list.data(), ids.size() * sizeof(std::int32_t));
     return std::pair(values.values(), ids);
   });
+}
+
+TEST_CASE("[cuda] a draw is the CPU's, on rows with ties, limits and every mix of cuts") {
+  if (!have_gpu()) return;
+  for (const std::int64_t n : {5000, 50257}) check_device_draws(n);
+}
+
+TEST_CASE("[cuda] a draw from short rows is the CPU's") {
+  if (!have_gpu()) return;
+  for (const std::int64_t n : {8, 1000, 1030}) check_device_draws(n);
 }
 
 TEST_CASE("[cuda] memory given back is taken again without the driver, and what is too much is refused") {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/cpu/reference.h"
+#include "engine/draw_rule.h"
 #include "engine/exec_context.h"
 #include "engine/ops.h"
 #include "tests/count_allocations.h"
@@ -165,4 +166,47 @@ TEST_CASE("top is the head of a stable sort") {
   const std::int64_t before = test::allocations;
   top(context, {view(x, 1, 4), view(values, 1, 3), ids.data()});
   CHECK(test::allocations == before);
+}
+
+TEST_CASE("a draw's masses are e^x in units of 2^-40, and its cuts and points are exact") {
+  for (float x = 0.0f; x > -100.0f; x -= 0.0371f) {
+    const double exact = std::exp(static_cast<double>(x)) * 0x1p40;
+    CHECK(std::fabs(static_cast<double>(mass_of(x + 3.0f, 3.0f, 1.0f)) - exact) <= 0.5 + 3e-6 * exact);
+  }
+  CHECK(mass_of(-1.5f, -1.5f, 1e30f) == kFullMass);
+  CHECK(mass_of(-INFINITY, 0.0f, 1e-4f) == 0);
+  CHECK(mass_to_keep(0.0, 10) == 1);
+  CHECK(mass_to_keep(0.5, 10) == 5);
+  CHECK(mass_to_keep(1.0 - 0x1p-53, std::uint64_t{1} << 62) <= std::uint64_t{1} << 62);
+  CHECK(least_mass(0.0) == 0);
+  CHECK(least_mass(1.0) == kFullMass);
+  CHECK(least_mass(1.5 * 0x1p-40) == 2);
+  DrawSettings draw;
+  draw.seed = 5, draw.position = 3, draw.sample = 2;
+  const PhiloxWords words = philox({3, 2, 0, 0}, 5);
+  const std::uint64_t random = std::uint64_t{words[0]} << 32 | words[1];
+  CHECK(drawn_point(draw, 0) == 0);
+  CHECK(drawn_point(draw, 1) == 0);
+  CHECK(drawn_point(draw, std::uint64_t{1} << 32) == words[0]);
+  CHECK(drawn_point(draw, std::uint64_t{1} << 62) == random >> 2);
+  // 3 · 2^61: a carry between the halves, by the identity 3r · 2^61 / 2^64 = (r + 2r) / 8.
+  CHECK(drawn_point(draw, std::uint64_t{3} << 61) ==
+        random / 8 + (random / 4) + (random % 8 + 2 * (random % 4)) / 8);
+}
+
+TEST_CASE("draw refuses rows, settings and vocabularies that it cannot draw from") {
+  ExecContext context({.device = Device::cpu, .threads = 2});
+  std::vector<float> x(10, 0.0f);
+  std::int32_t id = -1;
+  const auto drawn = [&](auto&& change) {
+    DrawSettings one;
+    change(one);
+    draw(context, {view(x, 2, 5), &one, 1, &id});
+  };
+  CHECK_THROWS_AS(drawn([](DrawSettings& d) { d.row = 2; }), Error);
+  CHECK_THROWS_AS(drawn([](DrawSettings& d) { d.top_k = 6; }), Error);
+  CHECK_THROWS_AS(draw(context, {view(x, 2, 5), nullptr, 1, &id}), Error);
+  CHECK_THROWS_AS(draw(context, {view(x, 10, 0), nullptr, 0, nullptr}), Error);
+  drawn([](DrawSettings& d) { d.row = 1, d.scale = 0.0f; });
+  CHECK(id == 0);
 }

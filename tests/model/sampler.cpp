@@ -10,8 +10,12 @@
 #include <map>
 #include <numeric>
 
+#include "engine/cpu/draw.h"
+#include "engine/exec_context.h"
+#include "engine/ops.h"
 #include "engine/philox.h"
 #include "model/option_table.h"
+#include "tests/draw_case.h"
 #include "tests/random.h"
 
 using namespace inkling;
@@ -271,6 +275,55 @@ TEST_CASE("a draw from the likeliest tokens is the draw from the row") {
   CHECK(Sampler::top_wanted(200, config, std::nullopt) == 40);
   config.logprobs = 0;
   CHECK(Sampler::top_wanted(200, config, std::nullopt) == 0);
+}
+
+TEST_CASE("the op's draw is the sampler's, on rows with ties, limits and every mix of cuts") {
+  ExecContext context({.device = Device::cpu, .threads = 2});
+  const auto draw_of = [&](const Logits& rows, std::int64_t n, const std::vector<DrawSettings>& settings) {
+    std::vector<std::int32_t> ids(settings.size());
+    const TensorView logits(const_cast<float*>(rows.data()), DType::f32,
+                            {static_cast<std::int64_t>(rows.size()) / n, n});
+    draw(context, {logits, settings.data(), static_cast<std::int64_t>(settings.size()), ids.data()});
+    return ids;
+  };
+  Sampler sampler;
+  for (const std::int64_t n : {8, 1000, 5000}) {
+    test::check_draws(n, draw_of, [&](const Logits& row, const DrawSettings& one) {
+      GenerationConfig config;
+      config.temperature = one.scale == 0.0f ? 0.0 : 1.0 / static_cast<double>(one.scale);
+      config.top_k = one.top_k, config.top_p = one.top_p, config.min_p = one.min_p;
+      config.ignore_eos = one.forbidden >= 0;
+      const DrawKey key{one.seed, one.position, one.sample};
+      REQUIRE(Sampler::op_refusal(row.size(), config).empty());
+      DrawSettings made = Sampler::settings(row.size(), config, key, one.forbidden);
+      made.row = one.row;
+      CHECK(draw_from(row, made) == draw_from(row, one));
+      return sampler.draw(row, config, {}, key, one.forbidden);
+    });
+  }
+}
+
+TEST_CASE("what the op cannot draw is told by name") {
+  const auto refusal = [](auto&& change) {
+    GenerationConfig config;
+    change(config);
+    return Sampler::op_refusal(5000, config);
+  };
+  CHECK(refusal([](GenerationConfig&) {}).empty());
+  CHECK(refusal([](GenerationConfig& c) { c.logprobs = 0; }) == "log-probabilities are asked for");
+  CHECK(refusal([](GenerationConfig& c) { c.typical_p = 0.5; }) == "typical_p is set");
+  CHECK(refusal([](GenerationConfig& c) { c.typical_p = 0.5, c.temperature = 0.0; }).empty());
+  CHECK(refusal([](GenerationConfig& c) { c.top_k = 1025; }) == "top_k is large");
+  CHECK(refusal([](GenerationConfig& c) { c.top_k = 5000; }).empty());
+  for (const auto& change : {+[](GenerationConfig& c) { c.repetition_penalty = 1.1; },
+                             +[](GenerationConfig& c) { c.frequency_penalty = 0.1; },
+                             +[](GenerationConfig& c) { c.presence_penalty = -0.1; },
+                             +[](GenerationConfig& c) { c.no_repeat_ngram_size = 2; },
+                             +[](GenerationConfig& c) {
+                               c.logit_bias = {{3, 1.0}};
+                             }}) {
+    CHECK(refusal(change).find("changes the logits") != std::string_view::npos);
+  }
 }
 
 TEST_CASE("a draw depends on seed, position and sample, and on nothing that came before") {
