@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "engine/device.h"
@@ -33,6 +34,11 @@ class Memory {
   virtual void zero(void* to, std::size_t bytes) { std::memset(to, 0, bytes); }
   /// Waits for every op begun.
   virtual void synchronise() {}
+  /// A point in the order of the ops: wait() for it returns once all that was begun before it is done. The
+  /// last kPoints are kept; to wait for one before those is to wait for a later one.
+  virtual std::uint64_t mark() { return 0; }
+  virtual void wait([[maybe_unused]] std::uint64_t point) {}
+  static constexpr std::uint64_t kPoints = 4;
 };
 
 }  // namespace inkling

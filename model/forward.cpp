@@ -134,8 +134,20 @@ void Forward::run(const PackedBatch& batch) {
 }
 
 void Forward::place_lists(const PackedBatch& batch) {
+  Backend& backend = context_.backend();
   lists_ = {batch.ids, batch.positions, wanted_rows_};
-  placed_.place(context_.backend(), {&lists_.ids, &lists_.positions, &lists_.wanted});
+  if (batch.drawn.size() == 1 && batch.drawn[0].count == batch.tokens()) {  // all of them, in order
+    placed_.place(backend, {&lists_.positions, &lists_.wanted});
+    lists_.ids = {batch.drawn[0].ids, batch.ids.size()};
+    return;
+  }
+  if (!batch.drawn.empty()) lists_.ids = ids_ = batch.ids;
+  placed_.place(backend, {&lists_.ids, &lists_.positions, &lists_.wanted});
+  for (const PackedBatch::Drawn& drawn : batch.drawn) {
+    // Ours to write, whether in placed_ or in ids_.
+    auto* const ids = const_cast<std::int32_t*>(lists_.ids.data()) + drawn.first;
+    backend.copy(ids, drawn.ids, static_cast<std::size_t>(drawn.count) * sizeof(std::int32_t));
+  }
 }
 
 void Forward::layers(const PackedBatch& batch, const Views& views) {

@@ -86,6 +86,7 @@ class Forward {
   Buffer host_rows_, host_top_, device_top_;
   std::unique_ptr<Recorder> recorder_;
   std::vector<std::int32_t> wanted_rows_;  // (R) rows of the batch whose logits are wanted
+  std::vector<std::int32_t> ids_;          // of a batch that does not know all of them
   PlacedLists placed_;
   struct {
     std::span<const std::int32_t> ids, positions, wanted;

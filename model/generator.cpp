@@ -1,3 +1,4 @@
+// Above 400 lines: admission, memory and draws are decisions over the same sequences.
 #include "model/generator.h"
 
 #include <algorithm>
@@ -20,12 +21,16 @@ struct Generator::Sequence {
   std::size_t forgotten = 0;         // tokens that overflow has cut off the front
   std::int64_t dropped = 0;
   std::int64_t made = 0;
-  TokenLogprob drawn;  // of the step
+  std::string_view op_refusal;           // why the device cannot draw for it
+  const std::int32_t* unseen = nullptr;  // on the device: the token behind `tokens`, drawn by the step before
+  TokenLogprob drawn;                    // of the step
   std::vector<TokenLogprob> top;
   bool finished = false;
 
   explicit Sequence(KvPool& pool) : kv(pool) {}
-  std::size_t pending() const { return tokens.size() - forgotten - static_cast<std::size_t>(kv.length()); }
+  /// Tokens that the model sees, and those of them that are not in the cache yet.
+  std::size_t held() const { return tokens.size() + (unseen != nullptr ? 1 : 0) - forgotten; }
+  std::size_t pending() const { return held() - static_cast<std::size_t>(kv.length()); }
 };
 
 namespace {
@@ -54,7 +59,12 @@ Generator::Generator(const Model& model, ExecContext& context, const GeneratorOp
       context_length_(inkling::context_length(model, options)),
       pool_(forward_.kv_shape(options.kv_dtype.value_or(forward_.default_kv_dtype())), options.kv_max_bytes,
             &context.backend()),
-      samplers_(static_cast<std::size_t>(context.pool().size())) {}
+      samplers_(static_cast<std::size_t>(context.pool().size())) {
+  const bool on_cpu = context.device() == Device::cpu;
+  if (options.draws == DrawPlace::device || (options.draws == DrawPlace::automatic && !on_cpu)) {
+    device_draws_.emplace(context, static_cast<std::size_t>(options.max_batch));
+  }
+}
 
 Generator::~Generator() = default;
 
@@ -122,6 +132,11 @@ std::uint64_t Generator::submit(GenerationRequest request) {
   }
   sequence->request = std::make_shared<const GenerationRequest>(std::move(request));
   const std::uint64_t id = sequence->id;
+  sequence->op_refusal = Sampler::op_refusal(static_cast<std::size_t>(vocab), sequence->request->config);
+  if (device_draws_ && !sequence->op_refusal.empty()) {
+    forward_.context().log().debug("request " + std::to_string(id) + ": drawn on the host, since " +
+                                   std::string(sequence->op_refusal));
+  }
   // Nothing to draw is nothing to do.
   if (sequence->request->config.max_tokens > 0) waiting_.push_back(std::move(sequence));
   return id;
@@ -132,7 +147,15 @@ void Generator::cancel(std::uint64_t request) {
   for (const auto& s : active_) {
     if (s->id == request) s->finished = true;
   }
-  if (!stepping_) std::erase_if(active_, [](const auto& s) { return s->finished; });
+  if (!stepping_) retire();
+}
+
+// Lets finished sequences go, with what the device has drawn for them since.
+void Generator::retire() {
+  for (Draw& draw : unseen_) {
+    if (draw.sequence != nullptr && draw.sequence->finished) draw.sequence = nullptr;
+  }
+  std::erase_if(active_, [](const auto& s) { return s->finished; });
 }
 
 // A request enters when there is a place for each of its samples.
@@ -148,7 +171,7 @@ void Generator::admit() {
 
 // slide: forget the older half and encode the rest anew, at positions from 0.
 void Generator::make_room(Sequence& s) {
-  const auto held = static_cast<std::int64_t>(s.tokens.size() - s.forgotten);
+  const auto held = static_cast<std::int64_t>(s.held());
   if (held <= context_length_) return;
   const std::int64_t keep = std::max<std::int64_t>(context_length_ / 2, 1);
   s.forgotten = s.tokens.size() - static_cast<std::size_t>(keep);
@@ -156,8 +179,8 @@ void Generator::make_room(Sequence& s) {
   s.kv.truncate(0);
 }
 
-// Room in the cache for `count` more tokens of active_[index]. False when it must wait for older sequences to
-// end: those after it have given back all they had.
+// Room in the cache for `count` more tokens of active_[index]. False when it must wait, for older sequences
+// to end or for its last token to be seen: those after it have given back all they had.
 bool Generator::reserve(std::size_t index, std::int64_t count) {
   for (std::size_t youngest = active_.size();;) {
     try {
@@ -168,7 +191,7 @@ bool Generator::reserve(std::size_t index, std::int64_t count) {
       while (youngest > index + 1 && active_[youngest - 1]->kv.pages().empty()) --youngest;
       if (youngest > index + 1) {
         active_[--youngest]->kv.truncate(0);
-      } else if (index > 0) {
+      } else if (index > 0 || active_[index]->unseen != nullptr) {
         return false;
       } else {
         throw;
@@ -177,20 +200,32 @@ bool Generator::reserve(std::size_t index, std::int64_t count) {
   }
 }
 
+// Whether a sequence can take its next step before its last token is seen: not when that ends it for certain,
+// or when there is more to do than feed it.
+bool Generator::goes_on(const Sequence& s) const {
+  return s.made + 1 < s.request->config.max_tokens && s.pending() == 1 &&
+         static_cast<std::int64_t>(s.held()) <= context_length_;
+}
+
 void Generator::fill_batch() {
   batch_.clear();
   stepped_.clear();
   for (std::size_t i = 0; i < active_.size(); ++i) {
     Sequence& s = *active_[i];
+    if (s.unseen != nullptr && !goes_on(s)) continue;
     make_room(s);
     std::size_t count = s.pending();
     const auto chunk = static_cast<std::size_t>(options_.prefill_chunk);
     if (chunk != 0) count = std::min(count, chunk);
     if (!reserve(i, static_cast<std::int64_t>(count))) continue;
+    stepped_.push_back(&s);
+    if (s.unseen != nullptr) {
+      batch_.add_drawn(s.kv, s.unseen);
+      continue;
+    }
     const auto tokens =
         std::span(s.tokens).subspan(s.forgotten + static_cast<std::size_t>(s.kv.length()), count);
     batch_.add(s.kv, tokens, count == s.pending() ? 1 : 0);
-    stepped_.push_back(&s);
   }
 }
 
@@ -200,11 +235,61 @@ bool Generator::step() {
   if (active_.empty()) return false;
   fill_batch();
   forward_.run(batch_);
-  draw_all();
+  list_draws();
+
   std::exception_ptr thrown;
-  stepping_ = true;
+  const bool on_device = device_draws();
+  const DeviceDraws::Drawn last = unseen_ids_;
+  for (const Draw& draw : unseen_) {  // seen below
+    if (draw.sequence != nullptr) draw.sequence->unseen = nullptr;
+  }
+  if (on_device) begin_draws();
+  if (!unseen_.empty()) see(last, thrown);
+  if (on_device) {
+    std::swap(unseen_, draws_);
+  } else if (!draws_.empty()) {
+    draw_on_host();
+    emit(draws_, thrown);
+  }
+  retire();
+  if (thrown) std::rethrow_exception(thrown);
+  return !active_.empty() || !waiting_.empty();
+}
+
+// Whether all draws of the step are the device's.
+bool Generator::device_draws() const {
+  return device_draws_ && !draws_.empty() &&
+         std::ranges::all_of(draws_, [](const Draw& draw) { return draw.sequence->op_refusal.empty(); });
+}
+
+// Begins draws_ on the device.
+void Generator::begin_draws() {
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+  settings_.clear();
   for (const Draw& draw : draws_) {
-    if (draw.sequence->finished) continue;  // a hook has cancelled it
+    settings_.push_back(
+        Sampler::settings(vocab, draw.sequence->request->config, draw.key, model_.config().eos_token_id));
+    settings_.back().row = static_cast<std::int32_t>(draw.row);
+  }
+  unseen_ids_ = device_draws_->begin(forward_.logits(), settings_);
+  for (std::size_t i = 0; i < draws_.size(); ++i) draws_[i].sequence->unseen = unseen_ids_.on_device + i;
+}
+
+// The ids of unseen_, by now on the way to the host or there: whatever is drawn from here on comes behind
+// them.
+void Generator::see(const DeviceDraws::Drawn& ids, std::exception_ptr& thrown) {
+  device_draws_->wait(ids);
+  for (std::size_t i = 0; i < unseen_.size(); ++i) {
+    if (unseen_[i].sequence != nullptr) unseen_[i].sequence->drawn.id = ids.on_host[i];
+  }
+  emit(unseen_, thrown);
+  unseen_.clear();
+}
+
+void Generator::emit(const Draws& draws, std::exception_ptr& thrown) {
+  stepping_ = true;
+  for (const Draw& draw : draws) {
+    if (draw.sequence == nullptr || draw.sequence->finished) continue;  // a hook has cancelled it
     try {
       emit(*draw.sequence);
     } catch (...) {
@@ -213,18 +298,16 @@ bool Generator::step() {
     }
   }
   stepping_ = false;
-  std::erase_if(active_, [](const auto& s) { return s->finished; });
-  if (thrown) std::rethrow_exception(thrown);
-  return !active_.empty() || !waiting_.empty();
 }
 
 // The other samples of a prompt that is now in the cache. They draw from the same logits.
-void Generator::fork(Sequence& s, std::int64_t row) {
+void Generator::fork(Sequence& s, const Draw& draw) {
   if (!std::exchange(s.forks_to_come, false)) return;
   for (std::uint32_t i = 1; i < s.request->samples; ++i) {
     auto other = std::make_unique<Sequence>(pool_);
     other->id = s.id;
     other->request = s.request;
+    other->op_refusal = s.op_refusal;
     other->sample = i;
     other->kv = s.kv.fork();
     other->tokens.reserve(s.tokens.capacity());
@@ -232,7 +315,7 @@ void Generator::fork(Sequence& s, std::int64_t row) {
     other->forgotten = s.forgotten;
     other->dropped = s.dropped;
     other->top.reserve(s.top.capacity());
-    draws_.push_back({other.get(), row});
+    draws_.push_back({other.get(), draw.row, {draw.key.seed, draw.key.position, i}});
     active_.push_back(std::move(other));
   }
 }
@@ -252,15 +335,21 @@ std::int64_t Generator::top_wanted() const {
   return most;
 }
 
-// Draws for all sequences whose tokens are all in the cache, side by side when there are several.
-void Generator::draw_all() {
+// A draw for each sequence whose tokens are all in the cache.
+void Generator::list_draws() {
   draws_.clear();
   for (std::size_t b = 0; b < stepped_.size(); ++b) {
     if (batch_.cu_wanted[b] == batch_.cu_wanted[b + 1]) continue;
-    draws_.push_back({stepped_[b], batch_.cu_wanted[b]});
-    fork(*stepped_[b], batch_.cu_wanted[b]);
+    Sequence& s = *stepped_[b];
+    const auto position = static_cast<std::uint32_t>(s.held() + s.forgotten);
+    const Draw draw{&s, batch_.cu_wanted[b], {s.request->seed, position, s.sample}};
+    draws_.push_back(draw);
+    fork(s, draw);
   }
-  if (draws_.empty()) return;
+}
+
+// draws_ side by side when there are several.
+void Generator::draw_on_host() {
   top_count_ = top_wanted();
   if (top_count_ > 0) {
     top_ = forward_.top(top_count_);
@@ -279,17 +368,16 @@ void Generator::draw(Sampler& sampler, const Draw& draw) const {
   Sequence& s = *draw.sequence;
   const GenerationConfig& config = s.request->config;
   const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
-  const DrawKey key{s.request->seed, static_cast<std::uint32_t>(s.tokens.size()), s.sample};
   if (top_count_ > 0) {
     const auto begin = static_cast<std::size_t>(draw.row * top_count_),
                count =
                    static_cast<std::size_t>(Sampler::top_wanted(vocab, config, model_.config().eos_token_id));
     s.drawn.id = sampler.draw({top_.logits.subspan(begin, count), top_.ids.subspan(begin, count)}, config,
-                              key, model_.config().eos_token_id);
+                              draw.key, model_.config().eos_token_id);
     return;
   }
   const std::span logits(logits_.as<float>() + draw.row * logits_.stride[0], vocab);
-  s.drawn.id = sampler.draw(logits, config, s.tokens, key, model_.config().eos_token_id);
+  s.drawn.id = sampler.draw(logits, config, s.tokens, draw.key, model_.config().eos_token_id);
   if (config.logprobs < 0) return;
   const double lse = Sampler::log_sum_exp(logits);
   s.drawn.logprob = static_cast<float>(logits[static_cast<std::size_t>(s.drawn.id)] - lse);

@@ -8,18 +8,24 @@
 // free place. A request's tokens depend on its prompt, config and seed alone: never on max_batch,
 // prefill_chunk, threads or company. One thread at a time; once warm, a decode step allocates nothing.
 //
+// Where ids are drawn on the device (DrawPlace) a step begins before the host has seen the ids of the one
+// before, which it looks at while the device works: events come one step later, with the same tokens. What a
+// sequence that then turns out to have ended has drawn too much is dropped.
+//
 // When kv_max_bytes is reached, the youngest sequences give their keys and values back and are encoded anew
 // once older ones have ended: slower, with the same tokens.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "model/device_draws.h"
 #include "model/forward.h"
 #include "model/generation_config.h"
 #include "model/sampler.h"
@@ -67,12 +73,17 @@ struct GenerationRequest {
   std::function<Continue(const TokenEvent&)> on_token;
 };
 
+/// Where ids are drawn. A step with a draw that the op draw() does not do (Sampler::op_refusal(), logged) is
+/// drawn on the host in any case.
+enum class DrawPlace : std::uint8_t { automatic, host, device };  ///< automatic: that of the model
+
 struct GeneratorOptions {
   std::int64_t max_batch = 8;        ///< sequences at a time
   std::int64_t prefill_chunk = 512;  ///< most prompt tokens of one sequence in a step; 0: all
   std::int64_t context = 0;          ///< positions to use; 0: all that the model has
   std::optional<DType> kv_dtype;     ///< default: Forward::default_kv_dtype()
   std::size_t kv_max_bytes = 0;      ///< 0: no limit
+  DrawPlace draws = DrawPlace::automatic;
 };
 
 class Generator {
@@ -87,8 +98,9 @@ class Generator {
   std::uint64_t submit(GenerationRequest request);
   /// Ends a request before its next token; its samples see no further event. Unknown ids are ignored.
   void cancel(std::uint64_t request);
-  /// Runs one packed step. False when there is nothing left to do. Throws Error{out_of_memory} when the
-  /// oldest sequence finds no memory; cancel() it and go on.
+  /// Runs one packed step, and tells of the tokens that it draws or, drawn on the device, of those of the
+  /// step before. False when there is nothing left to do. Throws Error{out_of_memory} when the oldest
+  /// sequence finds no memory; cancel() it and go on.
   bool step();
   /// Requests queued or under way.
   std::size_t pending() const noexcept;
@@ -101,17 +113,26 @@ class Generator {
   struct Draw {  // a token to draw from a row of logits, or from its likeliest alone
     Sequence* sequence;
     std::int64_t row;
+    DrawKey key;
   };
+  using Draws = std::vector<Draw>;
   void check_fit(GenerationRequest& request, std::int64_t& dropped) const;
   void admit();
   void make_room(Sequence& sequence);
   bool reserve(std::size_t index, std::int64_t count);
+  bool goes_on(const Sequence& sequence) const;
   void fill_batch();
-  void fork(Sequence& sequence, std::int64_t row);
+  void fork(Sequence& sequence, const Draw& draw);
+  void list_draws();
+  bool device_draws() const;
+  void begin_draws();
+  void see(const DeviceDraws::Drawn& ids, std::exception_ptr& thrown);
   std::int64_t top_wanted() const;
-  void draw_all();
+  void draw_on_host();
   void draw(Sampler& sampler, const Draw& draw) const;
+  void emit(const Draws& draws, std::exception_ptr& thrown);
   void emit(Sequence& sequence);
+  void retire();
 
   const Model& model_;
   Forward forward_;
@@ -123,8 +144,12 @@ class Generator {
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> active_;  // the oldest first
   std::vector<Sequence*> stepped_;                 // the sequences of batch_
-  std::vector<Draw> draws_;
-  TensorView logits_;  // of the step, on the host; or
+  Draws draws_;                                    // of the step
+  std::vector<DrawSettings> settings_;             // of draws_, for the device
+  std::optional<DeviceDraws> device_draws_;        // where there are any
+  Draws unseen_;                   // begun on the device and not looked at; a null sequence has ended
+  DeviceDraws::Drawn unseen_ids_;  // theirs
+  TensorView logits_;              // of the step, on the host; or
   Forward::TopRows top_;
   std::int64_t top_count_ = 0;  // per row of top_; 0: there are logits_
   bool stepping_ = false;       // sequences must stay where they are

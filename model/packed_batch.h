@@ -18,6 +18,12 @@ struct PackedBatch {
   std::vector<std::int32_t> cu_seqlens;  ///< (B+1) sequence b owns tokens cu_seqlens[b] … cu_seqlens[b+1]
   std::vector<std::int32_t> cu_wanted;   ///< (B+1) its wanted logits are rows cu_wanted[b] … cu_wanted[b+1]
   std::vector<KvSequence*> sequences;    ///< (B) each at most once
+  /// Tokens whose ids are in the memory of the step's device and not known here, where ids has zeros.
+  struct Drawn {
+    std::int64_t first = 0, count = 0;
+    const std::int32_t* ids = nullptr;
+  };
+  std::vector<Drawn> drawn;
 
   PackedBatch() { clear(); }
 
@@ -25,6 +31,7 @@ struct PackedBatch {
     ids.clear();
     positions.clear();
     sequences.clear();
+    drawn.clear();
     cu_seqlens.assign(1, 0);
     cu_wanted.assign(1, 0);
   }
@@ -39,6 +46,18 @@ struct PackedBatch {
     cu_seqlens.push_back(static_cast<std::int32_t>(ids.size()));
     cu_wanted.push_back(cu_wanted.back() + static_cast<std::int32_t>(wanted));
     sequences.push_back(&sequence);
+  }
+
+  /// Appends the token whose id the device has at `id`; its logits are wanted.
+  void add_drawn(KvSequence& sequence, const std::int32_t* id) {
+    const Drawn last = drawn.empty() ? Drawn() : drawn.back();
+    if (last.count > 0 && last.first + last.count == tokens() && last.ids + last.count == id) {
+      ++drawn.back().count;
+    } else {
+      drawn.push_back({tokens(), 1, id});
+    }
+    constexpr std::int32_t kUnknown[] = {0};
+    add(sequence, kUnknown, 1);
   }
 
   /// Throws Error{usage}, naming figure and limit, unless the lists agree in length, offsets rise, ids are

@@ -57,6 +57,11 @@ CudaBackend::CudaBackend(int ordinal, Isa isa) : ordinal_(ordinal), isa_(isa) {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   stream_.reset(stream);
+  for (Event& each : events_) {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+    each.reset(event);
+  }
   memory_ = std::make_unique<DeviceMemory>(ordinal, stream);
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
@@ -74,6 +79,9 @@ CudaBackend::~CudaBackend() {
 void CudaBackend::DestroyStream::operator()(cudaStream_t stream) const noexcept {
   cudaStreamSynchronize(stream);
   cudaStreamDestroy(stream);
+}
+void CudaBackend::DestroyEvent::operator()(cudaEvent_t event) const noexcept {
+  cudaEventDestroy(event);
 }
 
 cudaStream_t CudaBackend::stream() const {
@@ -118,6 +126,15 @@ void CudaBackend::zero(void* to, std::size_t bytes) {
 
 void CudaBackend::synchronise() {
   check(cudaStreamSynchronize(stream()), "kernels");
+}
+
+std::uint64_t CudaBackend::mark() {
+  check(cudaEventRecord(events_[++points_ % kPoints].get(), stream()), "cudaEventRecord");
+  return points_;
+}
+
+void CudaBackend::wait(std::uint64_t point) {
+  check(cudaEventSynchronize(events_[point % kPoints].get()), "kernels");
 }
 
 std::byte* CudaBackend::grown(Buffer& memory, std::size_t bytes) {

@@ -1,12 +1,13 @@
 // CudaBackend: the ops of one context on one GPU, all in one stream. Seen by */cuda/ alone.
 //
-// Calls return when the work is enqueued; copy_out(), synchronise() and sum_of_squares() wait.
+// Calls return when the work is enqueued; copy_out(), wait(), synchronise() and sum_of_squares() wait.
 // Weights are f32, f16 or bf16; x and out of linear() have the dtype of the weights or are f32. Bits: a row
 // depends on its own inputs alone, within one kind of device, dtype and build.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <memory>
 #include <span>
 #include <string>
@@ -37,6 +38,8 @@ class CudaBackend final : public Backend {
   void copy_out(void* to, const void* from, std::size_t bytes) override;
   void zero(void* to, std::size_t bytes) override;
   void synchronise() override;
+  std::uint64_t mark() override;
+  void wait(std::uint64_t point) override;
 
   std::unique_ptr<Recorder> recorder() override;
 
@@ -89,13 +92,19 @@ class CudaBackend final : public Backend {
   struct DestroyStream {
     void operator()(cudaStream_t stream) const noexcept;
   };
+  struct DestroyEvent {
+    void operator()(cudaEvent_t event) const noexcept;
+  };
   using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, DestroyStream>;
+  using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent>;
 
   int ordinal_;
   Isa isa_;
   std::string description_;
   Stream stream_;  // before the memory that is given back in its order, and that before all who hold some
   std::unique_ptr<DeviceMemory> memory_;
+  std::array<Event, kPoints> events_;  // point n is event n mod kPoints
+  std::uint64_t points_ = 0;
   std::uint64_t generation_ = 0;
   bool recording_ = false;
   Buffer rows_, source_;
