@@ -6,30 +6,13 @@
 // four runs of k (linear_tile.cuh) on its own. Empty rows of the matrix instructions read one row of zeros.
 #include "engine/cuda/linear_few.h"
 
-#include "engine/cuda/linear_tile.cuh"
+#include "engine/cuda/linear_few.cuh"
 #include "engine/cuda/norm.cuh"
 
 namespace inkling::cuda {
 namespace {
 
-constexpr int kMostRows = 16, kThreads = kRuns * kWarp;
-
-template <class T, int kN>
-struct FewTile {
-  using Element = T;
-  static constexpr int kRows = kMostRows, kColumns = kN;
-  static constexpr int kDepth = 128 / static_cast<int>(sizeof(T));  // k of a step
-  static constexpr int kPer = 16 / static_cast<int>(sizeof(T));     // elements of a copy
-  static constexpr int kSumStride = kN + 8;                         // floats
-
-  static constexpr int steps(std::int64_t k) { return static_cast<int>((k + kDepth - 1) / kDepth); }
-  /// Elements between rows of a tile: an odd number of 16 bytes, so that eight rows meet 32 banks.
-  static constexpr int stride(std::int64_t k) { return steps(k) * kDepth + kPer; }
-  static constexpr std::size_t bytes(std::int64_t rows, std::int64_t k) {
-    return sizeof(T) * static_cast<std::size_t>(stride(k)) * static_cast<std::size_t>(kN + rows + 1) +
-           sizeof(float) * kRuns * kRows * kSumStride;
-  }
-};
+constexpr int kThreads = kRuns * kWarp;
 
 /// The columns of a run of the weight, 16 bytes at a time, by one warp.
 template <class Tile>
@@ -47,41 +30,6 @@ __device__ inline void fetch_run(typename Tile::Element* tile, int stride, const
     copy16_async(tile + n * stride + k, left > 0 ? from + k : from, left * static_cast<int>(sizeof(T)));
   }
   copy_commit();
-}
-
-/// c += a run of x · w, whose rows lie `stride` apart; row `rows` of x is zeros.
-template <class Tile>
-__device__ inline void multiply_run(float (&c)[1][Tile::kColumns / 8][4], const typename Tile::Element* x,
-                                    int rows, const typename Tile::Element* w, int stride, Run run) {
-  using T = typename Tile::Element;
-  const int lane = threadIdx.x % kWarp;
-  const T *low, *high;  // where this lane reads the two halves of a block of x
-  if constexpr (sizeof(T) == 2) {
-    low = high = x + min(lane % 16, rows) * stride + lane / 16 * 8;
-  } else {
-    low = x + min(lane / 4, rows) * stride + lane % 4;
-    high = x + min(lane / 4 + 8, rows) * stride + lane % 4;
-  }
-#pragma unroll 2
-  for (int k0 = run.begin * Tile::kDepth; k0 < run.end * Tile::kDepth; k0 += Tile::kDepth) {
-#pragma unroll
-    for (int k = k0; k < k0 + Tile::kDepth; k += Mma<T>::kK) {
-      typename Mma<T>::A left;
-      if constexpr (sizeof(T) == 2) {
-        ldmatrix_x4(left.r, shared_address(low + k));
-      } else {
-        left = {{low[k], high[k], low[k + 4], high[k + 4]}};
-      }
-      typename Mma<T>::B right[2];
-      if constexpr (Tile::kColumns == 16) {
-        Mma<T>::load_b_rows(right, w, stride, 0, k);
-        accumulate<T>(c[0][1], left, right[1]);
-      } else {
-        Mma<T>::load_b_eight(right[0], w, stride, k);
-      }
-      accumulate<T>(c[0][0], left, right[0]);
-    }
-  }
 }
 
 /// Brings x into shared memory, and a row of zeros behind it.
@@ -139,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constan
   copy_wait<0>();
   __syncthreads();
   float product[1][Tile::kColumns / 8][4] = {};
-  multiply_run<Tile>(product, x, rows, w, stride, run);
+  RunProduct<Tile>(x, rows, w, stride, run).add_to(product);
   put_sums<Tile>(sums + warp * Tile::kRows * Tile::kSumStride, product, 0, 0);
   __syncthreads();
   if (!mine) return;
@@ -179,7 +127,7 @@ std::size_t bytes_of(const Linear& a) {
 bool takes_few(const Linear& a) {
   // So many blocks (a head over the vocabulary) that each would norm the rows again, turn after turn.
   constexpr std::int64_t kMostNorms = 8192;  // columns
-  if (a.out.rows > kMostRows || (a.norm.weight != nullptr && a.out.columns > kMostNorms)) return false;
+  if (a.out.rows > kMostFewRows || (a.norm.weight != nullptr && a.out.columns > kMostNorms)) return false;
   int device = 0, most = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {

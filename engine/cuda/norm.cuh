@@ -33,8 +33,8 @@ __device__ inline void read_four(float (&v)[4], const In* row, int c, int width)
 }
 
 /// kHeld: fours of the row that a lane keeps in registers, where with_held() finds them fit; 0: any rows,
-/// read three times.
-template <class In, int kHeld>
+/// read three times. kNear: gain and shift are in shared memory, which spares the registers for them.
+template <class In, int kHeld, bool kNear = false>
 class RowNorm {
  public:
   static constexpr int kCount = kHeld == 0 ? 1 : kHeld;
@@ -43,7 +43,7 @@ class RowNorm {
   static __device__ int column(int i) { return 4 * (static_cast<int>(threadIdx.x) % kWarp + i * kWarp); }
   /// Reads gain and shift, which are the same for every row. Without a norm rows are copied.
   __device__ RowNorm(const LayerNorm& norm, int width) : norm_(norm), width_(width) {
-    if constexpr (kHeld != 0) {
+    if constexpr (kHeld != 0 && !kNear) {
       fill(gain_, 1.0f);
       fill(shift_, 0.0f);
       if (norm.weight != nullptr) read_held(gain_, norm.weight);
@@ -61,6 +61,8 @@ class RowNorm {
   /// not looked at. Held rows alone.
   template <class Make, class Put>
   __device__ void of(const Make& make, int columns, const Put& put, const In* x = nullptr) {
+    // Rows that are held consist of fours.
+    const auto inside = [&](int c, int e) { return (kHeld != 0 ? c : c + e) < width_; };
     const auto each = [&](const auto& body) {
       if constexpr (kHeld == 0) {
         for (int c = column(0); c < columns; c += 4 * kWarp) read_any(x, c), body(0, c);
@@ -73,7 +75,7 @@ class RowNorm {
       make(value_);
       each([&](int i, int c) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) value_[i][e] = c < width_ ? value_[i][e] : 0.0f;
+        for (int e = 0; e < 4; ++e) value_[i][e] = inside(c, e) ? value_[i][e] : 0.0f;
       });
     }
     float mean = 0.0f, scale = 1.0f;
@@ -87,17 +89,24 @@ class RowNorm {
       each([&](int i, int c) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float d = c + e < width_ ? value_[i][e] - mean : 0.0f;
-          squares += d * d;
+          const float d = inside(c, e) ? value_[i][e] - mean : 0.0f;
+          squares = fmaf(d, d, squares);
         }
       });
       scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width_) + norm_.epsilon);
     }
     each([&](int i, int c) {
       float result[4];
+      if constexpr (kNear) {
+        read_four(gain_[0], norm_.weight, c, width_);
+        read_four(shift_[0], norm_.bias, c, width_);
+      }
+      constexpr int kEach = kNear ? 0 : 1;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        result[e] = c + e < width_ ? (value_[i][e] - mean) * scale * gain_[i][e] + shift_[i][e] : 0.0f;
+        result[e] = inside(c, e)
+                        ? fmaf((value_[i][e] - mean) * scale, gain_[i * kEach][e], shift_[i * kEach][e])
+                        : 0.0f;
       }
       if (c < columns) put(c, result);
     });

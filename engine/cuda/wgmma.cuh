@@ -142,6 +142,11 @@ __device__ inline void barrier_wait(std::uint64_t* barrier, int parity) {
       "r"(parity)
       : "memory");
 }
+/// One thread, after it has initialised barriers: for the copy engine and the other blocks of a cluster to
+/// see.
+__device__ inline void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 /// Ordinary writes to shared memory, before the tensor cores or the copy engine read them.
 __device__ inline void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -174,6 +179,14 @@ __device__ inline float4 read_cluster(const float* p, int rank) {
 /// A barrier of one warpgroup.
 __device__ inline void group_sync(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+}
+/// `bytes` side by side, a multiple of 16 as both addresses are, into shared memory; completes on `barrier`.
+__device__ inline void copy_bulk(void* to, const void* from, int bytes, std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
 }
 /// A box of a (rows, heads, D) tensor, from (column, head, row) on, into shared memory; completes on
 /// `barrier`.
