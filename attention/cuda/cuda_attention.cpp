@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/cuda/gpu_state.h"
+#include "attention/cuda/paged_step.h"
 #include "attention/cuda/work_list.h"
 #include "attention/sdpa_problem.h"
 #include "engine/profiler.h"
@@ -118,7 +119,31 @@ const Kept& prepare(ExecContext& context, CudaBackend& backend, const CachedStep
   return kept;
 }
 
+/// Where keys and values of a layer are.
+cuda::KvPages pages_of(const Kept& kept, const KvShape& shape, int layer) {
+  cuda::KvPages pages;
+  pages.table = kept.at<const std::byte*>(kept.lists.table);
+  pages.table_stride = static_cast<std::int64_t>(kept.lists.pages);
+  pages.k_offset = static_cast<std::int64_t>(shape.offset(layer, 0));
+  pages.v_offset = pages.k_offset + static_cast<std::int64_t>(shape.k_bytes());
+  pages.token = shape.head_dim;
+  pages.head = static_cast<std::int64_t>(shape.head_bytes() / dtype_size(shape.dtype));
+  return pages;
+}
+
 }  // namespace
+
+cuda::PagedStep cuda::paged_step(ExecContext& context, const CachedStepArgs& args) {
+  const Kept& kept = prepare(context, static_cast<CudaBackend&>(context.backend()), args);
+  const KvShape& shape = args.sequences[0]->pool().shape();
+  PagedStep step;
+  step.pages = pages_of(kept, shape, 0);
+  step.layer_bytes = shape.offset(1, 0);
+  step.length = kept.at<std::int32_t>(kept.lists.length);
+  step.most_keys = static_cast<std::int32_t>(kept.lists.most_keys);
+  step.decode = kept.lists.all_few;
+  return step;
+}
 
 CachedStep begin_cached_step_on_cuda(ExecContext& context, const CachedStepArgs& args) {
   const StepLists& lists = prepare(context, static_cast<CudaBackend&>(context.backend()), args).lists;
@@ -136,13 +161,7 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   GpuWorkspace& workspace = GpuWorkspace::of(context);
   const cuda::DeviceTraits& traits = workspace.traits(backend);
 
-  cuda::KvPages pages;
-  pages.table = kept.at<const std::byte*>(lists.table);
-  pages.table_stride = static_cast<std::int64_t>(lists.pages);
-  pages.k_offset = static_cast<std::int64_t>(shape.offset(args.layer, 0));
-  pages.v_offset = pages.k_offset + static_cast<std::int64_t>(shape.k_bytes());
-  pages.token = shape.head_dim;
-  pages.head = static_cast<std::int64_t>(shape.head_bytes() / dtype_size(shape.dtype));
+  const cuda::KvPages pages = pages_of(kept, shape, args.layer);
 
   cuda::AppendArgs append;
   append.dtype = shape.dtype;

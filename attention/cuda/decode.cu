@@ -11,7 +11,7 @@
 // f64. Measured: attention/cuda/README.md.
 #include <algorithm>
 
-#include "attention/cuda/decode_tile.cuh"
+#include "attention/cuda/decode_chunk.cuh"
 #include "attention/cuda/launch.cuh"
 #include "engine/cuda/chain.cuh"
 
@@ -47,145 +47,72 @@ __device__ inline void write_lse(const ForwardArgs& a, const DecodeUnit& unit, i
       sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
 }
 
-/// Scores to base 2, hidden ones to −inf.
-template <bool kGeneral, int kTiles>
-__device__ inline void mask_rows(float (&s)[kTiles][4], const ForwardArgs& a, const DecodeUnit& unit) {
-  const int key = unit.chunk * kDecodeChunk, column = key + threadIdx.x % 4 * 2;
-  const KeyWindow window = key_window(a.mask.kind, a.mask.left, a.mask.right, unit.queries, unit.keys);
-  const bool whole = all_visible(window, 0, unit.queries, key, kDecodeChunk, unit.keys);
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) s[n][i] *= a.scale * kLog2E;
-  }
-  if (!kGeneral && whole) return;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = threadIdx.x % kWarp / 4 + 8 * r, query = unit.query(row);
-    if constexpr (kGeneral) {
-      const ScoreRule rule(a, unit.sequence, unit.head(row), unit.queries, unit.keys);
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) s[n][2 * r + e] = rule.apply(s[n][2 * r + e], query, column + n * 8 + e);
-      }
-    } else {
-      const int low = query + window.from - column, high = min(query + window.until, unit.keys) - column;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int at = n * 8 + e;
-          s[n][2 * r + e] = at >= low && at < high ? s[n][2 * r + e] : -INFINITY;
-        }
-      }
-    }
-  }
-}
-
 /// Leaves the partial results of the warp's keys, or with one chunk the results.
 template <class T, int kDim, bool kGeneral, class LoadKeys>
 __device__ inline void attend_chunk(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
                                     const T* q, const T* k, const T* v, const LoadKeys& load_next_keys) {
-  constexpr int kStride = DecodeTile<T, kDim>::kStride;
-  float s[kDecodeChunk / 8][4] = {}, out[kDim / 8][4] = {}, rescale[2];
-  SoftmaxRows state;
-  copy_wait<1>();  // Q and K are here
-  __syncwarp();
-  multiply_rows<T, kDim>(s, q, 0, k, kStride);
-  __syncwarp();
-  load_next_keys();
-  mask_rows<kGeneral>(s, a, unit);
-  online_softmax(s, state, rescale);
-  copy_wait<1>();  // V, too
-  __syncwarp();
-  multiply_weights<T>(out, s, v, kStride, 0);
+  ChunkRows<kDim> rows;
+  read_chunk<T, kDim, kGeneral>(rows, a, unit, q, k, v, load_next_keys);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = threadIdx.x % kWarp / 4 + 8 * r, t = threadIdx.x % 4;
-    float sum = state.sum[r];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     if (row >= unit.rows) continue;
     const std::int64_t at = unit.partial + static_cast<std::int64_t>(row) * plan.chunks + unit.chunk;
     if (unit.chunks > 1) {
-      if (t == 0) plan.stats[at] = make_float2(state.top[r], sum);
+      if (t == 0) plan.stats[at] = make_float2(rows.top[r], rows.sum[r]);
     } else if (t == 0) {
-      write_lse(a, unit, row, state.top[r], sum);
+      write_lse(a, unit, row, rows.top[r], rows.sum[r]);
     }
     if (unit.chunks > 1) {
       float* values = plan.values + at * kDim + 2 * t;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        *reinterpret_cast<float2*>(values + n * 8) = make_float2(out[n][2 * r], out[n][2 * r + 1]);
+        *reinterpret_cast<float2*>(values + n * 8) =
+            make_float2(rows.value[n][2 * r], rows.value[n][2 * r + 1]);
       }
       continue;
     }
-    const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float factor = rows.factor(r);
     const bool as_f32 = a.out_dtype == DType::f32;
     char* const to = row_address(a.out, unit.q_begin + unit.query(row), unit.head(row),
                                  as_f32 ? sizeof(float) : sizeof(T));
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      store_pair<T>(to, as_f32, n * 8 + 2 * t, a.dim, plan.paired, out[n][2 * r] * factor,
-                    out[n][2 * r + 1] * factor);
+      store_pair<T>(to, as_f32, n * 8 + 2 * t, a.dim, plan.paired, rows.value[n][2 * r] * factor,
+                    rows.value[n][2 * r + 1] * factor);
     }
   }
 }
 
-/// The result of one row from all its partial results: 32 chunks at a time, a lane for the weight of each.
+/// The partial results of a row in device memory.
+struct Partials {
+  static constexpr int kTogether = 4;
+  const float2* stats;
+  const float* values;
+  int stride;  // of values, between chunks
+  float4 asked[kTogether];
+
+  __device__ float2 stat(int chunk) const { return __ldcg(stats + chunk); }
+  __device__ void ask(int j, int chunk, int d) {
+    asked[j] =
+        __ldcg(reinterpret_cast<const float4*>(values + static_cast<std::int64_t>(chunk) * stride + d));
+  }
+  __device__ void wait() const {}
+  __device__ float4 value(int j) const { return asked[j]; }
+};
+
+/// The result of one row from all its partial results.
 template <int kDim>
 __device__ inline void fold_row(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
                                 int row) {
-  constexpr int kRowLanes = kDim / 4 < kWarp ? kDim / 4 : kWarp, kPieces = kDim / 4 / kRowLanes;
-  constexpr int kGroups = kWarp / kRowLanes;
-  const int lane = threadIdx.x % kWarp, part = lane % kRowLanes, group = lane / kRowLanes;
   const std::int64_t at = unit.partial + static_cast<std::int64_t>(row) * plan.chunks;
-  const float2* stats = plan.stats + at;
-  float sum = 0.0f, value[kPieces][4] = {};
-  const float2 nothing = make_float2(-INFINITY, 0.0f),
-               early = lane < unit.chunks ? __ldcg(stats + lane) : nothing;
-  float top = early.x;
-  for (int i = lane + kWarp; i < unit.chunks; i += kWarp) top = fmaxf(top, __ldcg(stats + i).x);
+  Partials partials{plan.stats + at, plan.values + at * kDim, kDim, {}};
+  const float2 total =
+      fold_chunks<kDim, Partials::kTogether>(unit.chunks, partials, [&](int d, const float(&v)[4]) {
 #pragma unroll
-  for (int d = 1; d < kWarp; d *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
-  const float reference = top == -INFINITY ? 0.0f : top;
-  for (int first = 0; first < unit.chunks; first += kWarp) {
-    const int count = min(kWarp, unit.chunks - first);
-    const float2 stat = first == 0 ? early : lane < count ? __ldcg(stats + first + lane) : nothing;
-    const float weight = exp2_approx(stat.x - reference);
-    sum = fmaf(stat.y, weight, sum);
-#pragma unroll 4
-    for (int i = 0; i < count; i += kGroups) {
-      const float w = __shfl_sync(0xffffffffu, weight, i + group);  // zero beyond the last chunk
-      const bool valid = i + group < count;
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-        const float* from =
-            plan.values + (at + first + (valid ? i + group : i)) * kDim + (p * kRowLanes + part) * 4;
-        const float4 x = __ldcg(reinterpret_cast<const float4*>(from));
-        value[p][0] = fmaf(w, x.x, value[p][0]);
-        value[p][1] = fmaf(w, x.y, value[p][1]);
-        value[p][2] = fmaf(w, x.z, value[p][2]);
-        value[p][3] = fmaf(w, x.w, value[p][3]);
-      }
-    }
-  }
-#pragma unroll
-  for (int d = 1; d < kWarp; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-  if (lane == 0) write_lse(a, unit, row, top, sum);
-  const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-#pragma unroll
-      for (int shift = kRowLanes; shift < kWarp; shift *= 2) {
-        value[p][e] += __shfl_xor_sync(0xffffffffu, value[p][e], shift);
-      }
-      if (group == 0) write_value(a, unit, row, (p * kRowLanes + part) * 4 + e, value[p][e] * inverse);
-    }
-  }
+        for (int e = 0; e < 4; ++e) write_value(a, unit, row, d + e, v[e]);
+      });
+  if (threadIdx.x % kWarp == 0) write_lse(a, unit, row, total.x, total.y);
 }
 
 /// kGeneral: masks of single scores, or rows that are not aligned. Apart, because the plain kernel must fit
