@@ -10,6 +10,7 @@
 #include "attention/heads.h"
 #include "engine/ops.h"
 #include "engine/profiler.h"
+#include "model/fused_layers.h"
 
 namespace inkling {
 namespace {
@@ -108,8 +109,8 @@ void Forward::run(const PackedBatch& batch) {
   plan(batch.tokens(), wanted_, views);
   place_lists(batch);
   const auto ops = [&] { layers(batch, views); };
-  // A step of decoding comes back with the same shapes; whoever watches single ops wants to see them begin.
-  if (wanted_ == batch.tokens() && !observer_ && context_.profiler() == nullptr) {
+  // A step of decoding comes back with the same shapes.
+  if (is_decoding(batch)) {
     const CachedStep step = begin_cached_step(
         context_, {model_.config().n_head, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
     const std::array key{static_cast<std::uint64_t>(wanted_),
@@ -133,6 +134,11 @@ void Forward::run(const PackedBatch& batch) {
   }
 }
 
+// Whoever watches single ops wants to see them begin, one by one.
+bool Forward::is_decoding(const PackedBatch& batch) const {
+  return wanted_ == batch.tokens() && !observer_ && context_.profiler() == nullptr;
+}
+
 void Forward::place_lists(const PackedBatch& batch) {
   Backend& backend = context_.backend();
   lists_ = {batch.ids, batch.positions, wanted_rows_};
@@ -154,6 +160,10 @@ void Forward::layers(const PackedBatch& batch, const Views& views) {
   embed(context_,
         {lists_.ids, lists_.positions, &model_.embedding(), {}, model_.positions().view(), views.x});
   show("embedding", -1, views.x);
+  if (is_decoding(batch)) {
+    const FusedLayersArgs fused{model_, batch, views.x, views.chosen};
+    if (fused_layers_refusal(context_, fused).empty()) return fused_layers(context_, fused);
+  }
   for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
   last_layer(batch, views);
 }

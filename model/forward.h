@@ -71,6 +71,7 @@ class Forward {
   struct Views;
   void plan(std::int64_t tokens, std::int64_t wanted, Views& views);
   void place_lists(const PackedBatch& batch);
+  bool is_decoding(const PackedBatch& batch) const;
   void layers(const PackedBatch& batch, const Views& views);
   void layer(int index, const PackedBatch& batch, const Views& views);
   void last_layer(const PackedBatch& batch, const Views& views);

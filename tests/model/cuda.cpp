@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/sdpa.h"
+#include "model/fused_layers.h"
 #include "tests/gpu.h"
 #include "tests/model/run_model.h"
 #include "tests/model/small_world.h"
@@ -129,6 +130,90 @@ TEST_CASE("[cuda] a sequence's bits do not depend on its batch; with flash alone
         CHECK(std::memcmp(got.data(), whole.data(), whole.size() * sizeof(float)) == 0);
       }
     }
+  }
+}
+
+namespace {
+
+/// Sequences of one model in company: their prompts, and then a token each a step.
+class Company {
+ public:
+  Company(Running& running, const std::vector<std::size_t>& lengths) : running_(running) {
+    for (const std::size_t length : lengths) {
+      KvSequence& sequence = sequences_.emplace_back(running.pool);
+      sequence.reserve(static_cast<std::int64_t>(length));
+      PackedBatch prompt;
+      prompt.add(sequence, random_ids(length, length), 0);
+      running.forward.run(prompt);
+    }
+  }
+  const PackedBatch& next(std::uint64_t step) {
+    batch_.clear();
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      sequences_[i].reserve(1);
+      batch_.add(sequences_[i], random_ids(1, 1000 * step + i), 1);
+    }
+    return batch_;
+  }
+  std::vector<float> logits(std::uint64_t step) {
+    running_.forward.run(next(step));
+    const TensorView rows = running_.forward.on_host(running_.forward.logits());
+    std::vector<float> all;
+    for (std::int64_t r = 0; r < rows.shape[0]; ++r) {
+      const float* const row = rows.as<float>() + r * rows.stride[0];
+      all.insert(all.end(), row, row + rows.shape[1]);
+    }
+    return all;
+  }
+  std::string_view refusal() {
+    const ModelConfig& c = running_.model.config();
+    FusedLayersArgs args{running_.model, next(0), {}, {}};
+    args.x = args.out = TensorView(nullptr, DType::f32, {args.batch.tokens(), c.n_embd});
+    return fused_layers_refusal(running_.context, args);
+  }
+
+ private:
+  Running& running_;
+  std::vector<KvSequence> sequences_;
+  PackedBatch batch_;
+};
+
+}  // namespace
+
+TEST_CASE("[cuda] all layers of a decode step in one kernel: the bits of the layers one by one") {
+  if (!have_gpu()) return;
+  ModelConfig config = config_of(768, 12);
+  config.n_positions = 1100;
+  const TemporaryFolder folder;
+  RandomGpt2(config, 9).save(folder.path());
+  for (const Format& format : {kFormats[1], kFormats[2]}) {
+    CAPTURE(format.name);
+    Running fused(folder.path(), Device::cuda, format), plain(folder.path(), Device::cuda, format);
+    plain.forward.observe([](std::string_view, std::int64_t, const TensorView&) {});
+    for (const std::vector<std::size_t>& lengths :
+         {std::vector<std::size_t>{130}, {1}, {64}, {1000}, {63, 500}, {1000, 7}}) {
+      CAPTURE(lengths[0]);
+      CAPTURE(lengths.size());
+      Company one(fused, lengths), other(plain, lengths);
+      if (const auto reason = one.refusal(); reason == "a GPU of other than compute capability 9") {
+        MESSAGE("not run: " << reason);
+        return;
+      }
+      REQUIRE(one.refusal() == "");
+      // Run, recorded, repeated; keys cross into a new chunk meanwhile.
+      for (std::uint64_t step = 1; step <= 6; ++step) {
+        const auto got = one.logits(step), expected = other.logits(step);
+        REQUIRE(got.size() == expected.size());
+        CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+      }
+    }
+    // The first of nine, by one kernel an op, beside itself alone.
+    Company alone(fused, {130}), nine(fused, {130, 1, 7, 64, 1, 65, 2, 3, 4});
+    for (std::uint64_t step = 1; step <= 3; ++step) {
+      const auto got = alone.logits(step), all = nine.logits(step);
+      CHECK(std::memcmp(got.data(), all.data(), got.size() * sizeof(float)) == 0);
+    }
+    CHECK(Company(fused, {1, 1, 1}).refusal() == "more than 2 sequences");
   }
 }
 
