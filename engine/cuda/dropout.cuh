@@ -9,8 +9,9 @@ namespace inkling::cuda {
 /// Of one row: which counters its elements draw from.
 class RowDropout {
  public:
-  __device__ RowDropout(const Dropout& rule, std::int64_t row) : rule_(rule) {
-    if (rule.threshold == 0) return;
+  /// Unless it `draws`, not to be called.
+  __device__ RowDropout(const Dropout& rule, std::int64_t row, bool draws = true) : rule_(rule) {
+    if (!draws || rule.threshold == 0) return;
     int low = 0, high = rule.sequences;  // the sequence of the row: the last that begins at or before it
     while (high - low > 1) {
       const int middle = (low + high) / 2;

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kNormBlock, kHeld * sizeof(T) <= 16 ? 3 : 2)
 
     const bool branches = kBranches<kHeld> && a.branch.x.data != nullptr;
     T* const branch = branches ? mutable_row<T>(a.branch.x, row) : nullptr;
-    const RowDropout drop(a.branch, row);
+    const RowDropout drop(a.branch, row, kBranches<kHeld>);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       float d[4], w[4], to[4];

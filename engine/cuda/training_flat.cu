@@ -66,6 +66,7 @@ __device__ inline void update(const Rates& s, float& parameter, float gradient, 
   parameter = fmaf(-s.rate, m / fmaf(sqrtf(v), s.inverse_root, s.epsilon), parameter * s.decay);
 }
 
+/// Rounded: the 16-bit type that the parameter is written in as well; float: none.
 template <class Rounded>
 __global__ void __launch_bounds__(kBlock) adamw_kernel(const Rates s, float* parameter, const float* gradient,
                                                        float* m, float* v, std::int64_t n, Rounded* rounded) {
@@ -83,13 +84,15 @@ __global__ void __launch_bounds__(kBlock) adamw_kernel(const Rates s, float* par
     *reinterpret_cast<float4*>(parameter + i) = p4;
     *reinterpret_cast<float4*>(m + i) = m4;
     *reinterpret_cast<float4*>(v + i) = v4;
-    const float all[4] = {p4.x, p4.y, p4.z, p4.w};
-    if (rounded != nullptr) store4(rounded + i, all, 4, true);
+    if constexpr (sizeof(Rounded) == 2) {
+      *reinterpret_cast<uint2*>(rounded + i) =
+          make_uint2(pack2<Rounded>(p4.x, p4.y), pack2<Rounded>(p4.z, p4.w));
+    }
     return;
   }
   for (std::int64_t j = i; j < n; ++j) {
     update(s, parameter[j], gradient[j], m[j], v[j]);
-    if (rounded != nullptr) rounded[j] = from_float<Rounded>(parameter[j]);
+    if constexpr (sizeof(Rounded) == 2) rounded[j] = from_float<Rounded>(parameter[j]);
   }
 }
 
@@ -210,7 +213,7 @@ cudaError_t adamw(const AdamWArgs& args, cudaStream_t stream) {
                 static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(args.beta2, step))),
                 static_cast<float>(args.epsilon)};
   const auto n = static_cast<std::int64_t>(args.parameter.size());
-  return with_type(args.rounded.dtype, [&](auto type) {
+  return with_type(args.rounded.data != nullptr ? args.rounded.dtype : DType::f32, [&](auto type) {
     using Rounded = decltype(type);
     return launch_chained(adamw_kernel<Rounded>, static_cast<unsigned>((n + 4 * kBlock - 1) / (4 * kBlock)),
                           kBlock, 0, stream, s, args.parameter.data(), args.gradient.data(), args.m.data(),
