@@ -116,7 +116,7 @@ void add_weight_options(Options& options, ModelOptions& model) {
               backends(model.attn));
   options.add("--verify", "HASH", "sha256:HEX or a sha256sum manifest that the weights must match",
               text(model.verify));
-  options.add("--cache-dir", "DIR", "packed weights for the next start, or none [~/.cache/inkling]",
+  options.add("--cache-dir", "DIR", "what the next start can map, or none [~/.cache/inkling]",
               text(model.cache_dir));
   options.add("--max-memory", "SIZE", "most bytes of weights, keys and values, e.g. 2G",
               bytes(model.max_memory));
@@ -191,8 +191,8 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
 Workspace::~Workspace() {
   if (!model_ || std::uncaught_exceptions() > 0) return;
   try {
+    if (tokenizer_ && *tokenizer_) tokenizer_cache_.keep(**tokenizer_);  // the smaller first
     keep_packed_weights();
-    if (tokenizer_ && *tokenizer_) tokenizer_cache_.keep(**tokenizer_);
   } catch (const std::exception& error) {
     console_.log().warn(std::string("for the next start: ") + error.what());
   }

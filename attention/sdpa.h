@@ -68,8 +68,9 @@ struct Dropout {
   float p = 0.0f;  ///< in [0, 1)
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;  ///< differs per layer and step
-  /// Memory of sdpa_drawn_bytes() where sdpa() may leave what it drew, for sdpa_backward() of the same
-  /// arguments to read: drawing costs a GPU more than attention itself. Or null. The results are the same.
+  /// Memory of sdpa_drawn_bytes(), at a multiple of 16 bytes, where sdpa() may leave what it drew, for
+  /// sdpa_backward() of the same arguments to read: drawing costs a GPU more than attention itself. Or null.
+  /// The results are the same.
   void* drawn = nullptr;
 };
 /// 2 bits per query, key and head, in rows of whole 16 bytes.

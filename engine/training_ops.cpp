@@ -65,8 +65,9 @@ void linear_backward(ExecContext& context, const LinearBackwardArgs& args) {
     const bool type = args.weight.dtype == DType::f32 ||
                       args.weight.dtype == context.backend().activation_dtype(args.format);
     require(args.weight.rank == 2 && type && args.weight.shape[1] == n, Code::usage, [&] {
-      return "linear_backward: weight: expected f32 (K, " + std::to_string(n) + "), got " +
-             args.weight.shape_string();
+      return "linear_backward: weight: expected (K, " + std::to_string(n) +
+             ") in f32 or as activations are, got " + args.weight.shape_string() + " in " +
+             std::string(dtype_name(args.weight.dtype));
     });
     check_shape(args.dx, m, args.weight.shape[0], "linear_backward: dx", half(context));
     if (args.activation != Activation::none) {

@@ -29,7 +29,7 @@ struct LinearBackwardArgs {
   WeightFormat format = WeightFormat::f32;
   Activation activation = Activation::none;  ///< what x came out of;
   TensorView pre_activation{};               ///< (M, K) as dx, what went into it; only dx needs it
-  bool replaces = false;                     ///< dweight and dbias are written, not added to
+  bool replaces = false;                     ///< with rows, dweight and dbias are written, not added to
 };
 void linear_backward(ExecContext& context, const LinearBackwardArgs& args);
 
@@ -61,7 +61,7 @@ struct LayerNormBackwardArgs {
   float* dweight = nullptr;  ///< (C), added to; or null
   float* dbias = nullptr;    ///< (C), added to; or null
   DropoutArgs branch{};      ///< or without an x: none
-  bool replaces = false;     ///< dweight and dbias are written, not added to
+  bool replaces = false;     ///< with rows, dweight and dbias are written, not added to
 };
 void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args);
 

@@ -19,8 +19,11 @@ bool read_flag(ImageReader& image) {
 // Their texts are the bytes of their tokens.
 std::vector<AddedTokens::Entry> read_added(ImageReader& image, const Vocabulary& vocabulary) {
   std::vector<AddedTokens::Entry> entries;
+  std::vector<bool> seen(vocabulary.bytes().size());
   for (const std::int32_t id : image.take<std::int32_t>()) {
     ImageReader::check(vocabulary.has(id), "an added token outside the vocabulary");
+    ImageReader::check(!seen[static_cast<std::size_t>(id)], "an added token twice");
+    seen[static_cast<std::size_t>(id)] = true;
     const TokenView token = vocabulary[id];
     ImageReader::check(!token.bytes.empty() && token.bytes.size() <= AddedTokens::kMaxLength,
                        "an added token of another length");

@@ -7,7 +7,8 @@
 namespace inkling {
 namespace {
 
-// To be raised, in the last digit, whenever the arrays, their order or the hash of string_index.h changes.
+// To be raised, in the last digit, whenever the arrays, their order, the hash of string_index.h or what is
+// made of the same vocabulary files changes.
 constexpr std::uint64_t kMagic = 0x314B'4F54'4C4B'4E49;  // "INKLTOK1" in little-endian order
 constexpr std::size_t kWord = sizeof(std::uint64_t);
 constexpr std::size_t kHeader = 2 * kWord;  // kMagic, checksum

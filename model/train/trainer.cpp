@@ -106,10 +106,13 @@ struct Trainer::State {
   /// Calls fill(floats) with where the weights are to be written, and brings them to the device.
   template <class Fill>
   void fill_weights(const Fill& fill) {
-    if (context.device() == Device::cpu) return fill(floats(weights));
-    const Buffer host(weights.size());
-    fill(floats(host));
-    context.backend().copy_in(weights.data(), host.data(), host.size());
+    if (context.device() == Device::cpu) {
+      fill(floats(weights));
+    } else {
+      const Buffer host(weights.size());
+      fill(floats(host));
+      context.backend().copy_in(weights.data(), host.data(), host.size());
+    }
     round_weights();
   }
   /// From then on the optimiser keeps them so.

@@ -1,3 +1,4 @@
+// Above 400 lines: forward and backward of one pass over the same views.
 #include "model/train/training_pass.h"
 
 #include <algorithm>
