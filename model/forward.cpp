@@ -113,13 +113,15 @@ void Forward::run(const PackedBatch& batch) {
   if (is_decoding(batch)) {
     const CachedStep step = begin_cached_step(
         context_, {model_.config().n_head, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
-    const std::array key{static_cast<std::uint64_t>(wanted_),
-                         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(views.x.data)),
-                         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.ids.data())),
-                         step.key[0],
-                         step.key[1],
-                         step.key[2],
-                         step.key[3]};
+    const std::array key{
+        static_cast<std::uint64_t>(wanted_),
+        static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(views.x.data)),
+        static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.ids.data())),
+        static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.positions.data())),
+        step.key[0],
+        step.key[1],
+        step.key[2],
+        step.key[3]};
     if (step.repeats) {
       recorder_->run(key, std::ref(ops));
     } else {

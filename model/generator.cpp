@@ -235,9 +235,36 @@ bool Generator::step() {
   if (active_.empty()) return false;
   fill_batch();
   forward_.run(batch_);
-  list_draws();
-
   std::exception_ptr thrown;
+  try {
+    draw_all(thrown);
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  retire();
+  if (thrown) std::rethrow_exception(thrown);
+  return !active_.empty() || !waiting_.empty();
+}
+
+// A failure between a step and its tokens: the caches are ahead of the tokens, so what took part ends.
+void Generator::abandon() {
+  stepping_ = false;
+  for (Sequence* s : stepped_) s->finished = true;
+  for (const Draws* draws : {&draws_, &unseen_}) {
+    for (const Draw& draw : *draws) {
+      if (draw.sequence != nullptr) draw.sequence->finished = true;
+    }
+  }
+  draws_.clear();
+  unseen_.clear();
+  retire();
+}
+
+// Draws for the step, on the device or on the host, and tells of the tokens that are seen by now. `thrown`:
+// what a hook threw.
+void Generator::draw_all(std::exception_ptr& thrown) {
+  list_draws();
   const bool on_device = device_draws();
   const DeviceDraws::Drawn last = unseen_ids_;
   for (const Draw& draw : unseen_) {  // seen below
@@ -251,9 +278,6 @@ bool Generator::step() {
     draw_on_host();
     emit(draws_, thrown);
   }
-  retire();
-  if (thrown) std::rethrow_exception(thrown);
-  return !active_.empty() || !waiting_.empty();
 }
 
 // Whether all draws of the step are the device's.

@@ -6,7 +6,8 @@
 //
 // A step mixes chunks of prompts with single tokens of sequences under way; nothing waits for anything but a
 // free place. A request's tokens depend on its prompt, config and seed alone: never on max_batch,
-// prefill_chunk, threads or company. One thread at a time; once warm, a decode step allocates nothing.
+// prefill_chunk, threads or company. One thread at a time; once warm, a decode step
+// allocates nothing (but for draws that DrawPlace::device sends to a CPU's op).
 //
 // Where ids are drawn on the device (DrawPlace) a step begins before the host has seen the ids of the one
 // before, which it looks at while the device works: events come one step later, with the same tokens. What a
@@ -100,7 +101,8 @@ class Generator {
   void cancel(std::uint64_t request);
   /// Runs one packed step, and tells of the tokens that it draws or, drawn on the device, of those of the
   /// step before. False when there is nothing left to do. Throws Error{out_of_memory} when the oldest
-  /// sequence finds no memory; cancel() it and go on.
+  /// sequence finds no memory; cancel() it and go on. A failure of the device after the forward pass ends the
+  /// requests that took part, without further events.
   bool step();
   /// Requests queued or under way.
   std::size_t pending() const noexcept;
@@ -123,6 +125,8 @@ class Generator {
   bool goes_on(const Sequence& sequence) const;
   void fill_batch();
   void fork(Sequence& sequence, const Draw& draw);
+  void draw_all(std::exception_ptr& thrown);
+  void abandon();
   void list_draws();
   bool device_draws() const;
   void begin_draws();

@@ -1,5 +1,6 @@
 // Model: a GPT-2's weights, packed for the kernels of one device. Immutable once loaded; any number of
-// threads and generators may share it, each with an ExecContext of the same instruction set.
+// threads and generators may share it, each with an ExecContext of the same instruction set. On a GPU the
+// context that it was loaded with outlives it.
 //
 //   ExecContext context;
 //   Result<Model> model = Model::load("weights/sample", context);

@@ -54,6 +54,12 @@ void PackedBatch::validate(std::int64_t vocab_size, std::int64_t n_positions) co
              " positions, got a token at position " + std::to_string(positions[i]);
     });
   }
+  for (const Drawn& d : drawn) {
+    require(d.ids != nullptr && d.first >= 0 && d.count > 0 && d.first + d.count <= n, Code::usage, [&] {
+      return "forward: drawn: expected ids for tokens within the batch's " + std::to_string(n) + ", got " +
+             std::to_string(d.count) + " from " + std::to_string(d.first);
+    });
+  }
   for (std::size_t b = 0; b < sequences.size(); ++b) {
     validate_sequence(*this, b);
     const auto first = std::ranges::find(sequences, sequences[b]) - sequences.begin();

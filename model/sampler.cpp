@@ -150,7 +150,8 @@ DrawSettings Sampler::settings(std::size_t vocab, const GenerationConfig& config
   draw.sample = key.sample;
   if (forbids(config, eos)) draw.forbidden = static_cast<std::int32_t>(*eos);
   draw.scale = config.temperature == 0.0 ? 0.0f : scale_of(config);
-  if (static_cast<std::size_t>(config.top_k) < vocab) draw.top_k = static_cast<std::int32_t>(config.top_k);
+  if (draw.scale != 0.0f && static_cast<std::size_t>(config.top_k) < vocab)
+    draw.top_k = static_cast<std::int32_t>(config.top_k);
   draw.top_p = config.top_p;
   draw.min_p = config.min_p;
   return draw;

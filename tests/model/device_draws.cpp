@@ -183,3 +183,31 @@ TEST_CASE("[cuda] device draws: every request is told the same, with all that ca
   if (!test::have_gpu()) return;
   check_all(Device::cuda);
 }
+
+TEST_CASE("a greedy draw has no top-k for the op, however large the one that was asked for") {
+  GenerationConfig config;
+  config.temperature = 0.0;
+  config.top_k = kMostTop + 1;
+  REQUIRE(Sampler::op_refusal(50257, config).empty());
+  CHECK(Sampler::settings(50257, config, {}, std::nullopt).top_k == 0);
+  config.temperature = 1.0;
+  CHECK(!Sampler::op_refusal(50257, config).empty());
+}
+
+TEST_CASE("a batch whose drawn ids are not there, or not for its tokens, is refused") {
+  const World world;
+  ExecContext context;
+  const Model model = Model::load(world.folder.path(), context).value();
+  Forward forward(model, context);
+  KvPool pool(forward.kv_shape(DType::f32), 0, &context.backend());
+  KvSequence sequence(pool);
+  const std::int32_t id = 3;
+  for (const PackedBatch::Drawn& drawn :
+       {PackedBatch::Drawn{0, 1, nullptr}, {0, 2, &id}, {-1, 1, &id}, {0, 0, &id}}) {
+    PackedBatch batch;
+    batch.add(sequence, std::span(&id, 1), 1);
+    batch.drawn.push_back(drawn);
+    CHECK_THROWS_AS(forward.run(batch), Error);
+  }
+  CHECK(sequence.length() == 0);
+}
