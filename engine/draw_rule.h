@@ -2,8 +2,7 @@
 // equal ids everywhere.
 //
 //   greedy                       the largest logit, of equals the lowest id
-//   else                         the top_k by falling logit, equals by rising id; of those, in the same
-//   order,
+//   else                         the top_k by falling logit, equals by rising id; of those, in that order,
 //                                as many as have top_p of their mass; of those, those with at least min_p of
 //                                the largest mass; of those, by falling logit under top_k and by rising id
 //                                without, the one at which the sum of masses passes the point drawn

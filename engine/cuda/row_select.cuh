@@ -1,5 +1,6 @@
 // One row of logits by one block: its likeliest tokens in order, and the token at which a sum over them, from
-// the likeliest down, passes a point. No row is sorted.
+// the likeliest down, passes a point. No row is sorted. Longer than a header: the stages share one layout of
+// shared memory and are read in order.
 //
 // The row is read once; where it fits beside the rest it stays in shared memory. The k likeliest: the k-th of
 // the largest of each thread's share is a bound that at least k elements reach, and hardly more do; those

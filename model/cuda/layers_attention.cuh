@@ -1,4 +1,4 @@
-// The warps that attend.
+// The warps that attend. Longer than a header: a unit from its first load to the fold, read as one.
 #pragma once
 
 #include "attention/cuda/decode_chunk.cuh"

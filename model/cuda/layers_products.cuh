@@ -1,4 +1,5 @@
-// The warps that multiply, and the one that asks for their weights.
+// The warps that multiply, and the one that asks for their weights. Longer than a header: both keep to one
+// order of regions.
 #pragma once
 
 #include "engine/cuda/norm.cuh"

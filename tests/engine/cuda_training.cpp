@@ -1,5 +1,6 @@
 // The training ops on a GPU against those on the CPU, whose oracles are in training_ops.cpp and backward.cpp.
 // Where no GPU can be used each case says so and checks nothing.
+// Above 400 lines: one case an op, all over the same random operands and comparison.
 #include <doctest/doctest.h>
 
 #include <algorithm>
