@@ -57,7 +57,7 @@ class Sampler {
   void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);
 
   /// Draws from `logits` (V). `history` is the sequence so far, prompt included. `eos` is what ignore_eos
-  /// forbids. A row without a finite logit gives id 0.
+  /// forbids. A row without a logit above −inf gives id 0.
   std::int32_t draw(std::span<const float> logits, const GenerationConfig& config,
                     std::span<const std::int32_t> history, const DrawKey& key,
                     std::optional<std::int64_t> eos = std::nullopt);
