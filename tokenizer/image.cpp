@@ -55,8 +55,9 @@ void ImageWriter::add_bytes(std::span<const std::byte> bytes, std::size_t count)
 std::vector<std::byte> ImageWriter::finish() const {
   const std::array<std::uint64_t, 2> header{kMagic, image_checksum(arrays_)};
   const auto begin = std::as_bytes(std::span(header));
-  std::vector<std::byte> image(begin.begin(), begin.end());
-  image.insert(image.end(), arrays_.begin(), arrays_.end());
+  std::vector<std::byte> image(kHeader + arrays_.size());
+  std::ranges::copy(begin, image.begin());
+  std::ranges::copy(arrays_, image.begin() + kHeader);
   return image;
 }
 
