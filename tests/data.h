@@ -1,5 +1,5 @@
-// Where tests find reference data that is not part of the project. Absent data skips a test by name, never
-// silently.
+// Where tests find reference data that is not part of the project. A case without its data is reported as
+// skipped, never as passed; "SKIPPED: " is what tests/CMakeLists.txt looks for.
 #pragma once
 
 #include <doctest/doctest.h>

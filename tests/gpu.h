@@ -1,4 +1,4 @@
-// For cases that want a GPU: where none can be used they say so and check nothing.
+// For cases that want a GPU: where none can be used they report themselves skipped.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -11,7 +11,7 @@ namespace inkling::test {
 
 inline bool have_gpu() {
   const std::string reason = cuda_unavailable_reason();
-  if (!reason.empty()) MESSAGE("not run: " << reason);
+  if (!reason.empty()) MESSAGE("SKIPPED: " << reason);
   return reason.empty();
 }
 

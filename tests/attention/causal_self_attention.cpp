@@ -235,7 +235,7 @@ TEST_CASE("a sequence's output and dx have the same bits alone and in a batch, o
   }
 }
 
-TEST_CASE("evaluation knows no dropout and stays causal; training is neither the same nor less causal") {
+TEST_CASE("evaluation knows no dropout and stays causal, training is neither the same nor less causal") {
   constexpr std::int64_t kWidth = 32, kTokens = 20;
   const std::vector<std::int32_t> cu{0, kTokens};
   Random random(4);

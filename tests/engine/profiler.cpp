@@ -63,7 +63,7 @@ TEST_CASE("a range's self time is its total less the ranges inside") {
   CHECK(outer.total_seconds >= outer.self_seconds + 0.020);
 }
 
-TEST_CASE("ops report their shapes, bytes and flops; without a profiler nothing is asked") {
+TEST_CASE("ops report their shapes, bytes and flops, and without a profiler nothing is asked") {
   Profiler profiler;
   ExecContext context({.threads = 1, .profiler = &profiler});
   std::vector<float> w(24, 1.0f), x(30, 1.0f), y(20);

@@ -56,7 +56,7 @@ TEST_CASE("layer_norm equals the oracle, also far from zero") {
   }
 }
 
-TEST_CASE("softmax and log_softmax equal the oracle; −inf and ±1e4 do no harm") {
+TEST_CASE("softmax and log_softmax equal the oracle, and −inf and ±1e4 do no harm") {
   const float inf = std::numeric_limits<float>::infinity();
   for (const Isa isa : supported_isas()) {
     ExecContext context({.threads = 2, .isa = isa});

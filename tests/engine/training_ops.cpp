@@ -263,7 +263,7 @@ TEST_CASE("embed_backward adds rows in order to tokens and positions") {
   }
 }
 
-TEST_CASE("cross_entropy equals the oracle; ±1e4 does no harm, and −1 has neither loss nor gradient") {
+TEST_CASE("cross_entropy equals the oracle, ±1e4 does no harm, and −1 has neither loss nor gradient") {
   for (const Isa isa : supported_isas()) {
     ExecContext context({.threads = 2, .isa = isa});
     for (const std::int64_t n : {1, 2, 15, 16, 17, 65, 1000, 50257}) {
@@ -323,7 +323,7 @@ TEST_CASE("every training op has the same bits on any number of threads") {
   }
 }
 
-TEST_CASE("no rows are no work; wrong arguments are refused by name") {
+TEST_CASE("no rows are no work, and wrong arguments are refused by name") {
   ExecContext context({.threads = 1});
   Floats a(12), b(12), losses(3);
   const TensorView none(a.data(), DType::f32, {0, 4}), x = view(a, 3, 4), y = view(b, 3, 4),

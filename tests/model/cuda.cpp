@@ -85,7 +85,7 @@ TEST_CASE("[cuda] logits are the CPU's: f32 within 1e-3, 16 bits to their roundi
   }
 }
 
-TEST_CASE("[cuda] a sequence's bits do not depend on its batch; with flash alone not on chunks either") {
+TEST_CASE("[cuda] a sequence's bits do not depend on its batch, with flash alone not on chunks either") {
   if (!have_gpu()) return;
   for (const Shape shape : kShapes) {
     const TemporaryFolder folder;
@@ -196,7 +196,7 @@ TEST_CASE("[cuda] all layers of a decode step in one kernel: the bits of the lay
       CAPTURE(lengths.size());
       Company one(fused, lengths), other(plain, lengths);
       if (const auto reason = one.refusal(); reason == "a GPU of other than compute capability 9") {
-        MESSAGE("not run: " << reason);
+        MESSAGE("SKIPPED: " << reason);
         return;
       }
       REQUIRE(one.refusal() == "");

@@ -259,7 +259,7 @@ TEST_CASE("a hook may cancel, submit and throw") {
   CHECK(generator.kv_pool().used_pages() == 0);
 }
 
-TEST_CASE("slide encodes the newer half anew; what follows is what that half alone would give") {
+TEST_CASE("slide encodes the newer half anew, and what follows is what that half alone would give") {
   const World world;
   ExecContext context({.threads = 2});
   const Model model = Model::load(world.folder.path(), context).value();
@@ -316,7 +316,7 @@ TEST_CASE("events carry the model's own log-probabilities") {
   }
 }
 
-TEST_CASE("scores have the same bits in any batch and chunking; perplexity counts every token once") {
+TEST_CASE("scores have the same bits in any batch and chunking, and perplexity counts every token once") {
   const World world;
   Random random(21);
   std::vector<Ids> sequences;

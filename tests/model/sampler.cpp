@@ -212,7 +212,7 @@ TEST_CASE("extreme temperatures, cuts and logits leave a token that may be drawn
   }
 }
 
-TEST_CASE("greedy takes the largest, ties the lowest id; a temperature near 0 agrees") {
+TEST_CASE("greedy takes the largest, of equals the lowest id, and a temperature near 0 agrees") {
   Random random(2);
   Sampler sampler;
   GenerationConfig config = plain();

@@ -199,7 +199,7 @@ TEST_CASE("bad files: their words neither drive a terminal nor fill a log") {
   }
 }
 
-TEST_CASE("bad files: ids that are huge, negative, twice, with holes; unusable tokens and merges") {
+TEST_CASE("bad files: ids that are huge, negative, twice, with holes, and unusable tokens and merges") {
   for (const char* id : {"262", "-1", "2147483648", "4294967296", "9223372036854775807",
                          "18446744073709551615", "99999999999999999999999", "1e2", "256.0", "null", "257"}) {
     std::string bad = tiny_vocab().dump();

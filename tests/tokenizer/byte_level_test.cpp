@@ -66,7 +66,8 @@ TEST_CASE("[golden] byte-level: ids are those of tokenizers and tiktoken") {
                   text);
   }
   for (const auto& [name, summary] : expected["files"].items()) {
-    if (have_data(name)) check_summary(summary, tokenizer.encode(read_file(data_dir() / name)).value());
+    CAPTURE(name);
+    check_summary(summary, tokenizer.encode(read_file(data_dir() / name)).value());
   }
   for (const auto& run : expected["generated"]) {
     const std::string text = generated_text(run["seed"], run["runs"]);
@@ -142,7 +143,7 @@ TEST_CASE("byte-level: merges, special tokens and the prefix space") {
         std::vector<TokenSpan>{{' ', 0, 0}, {'h', 0, 1}, {'w', 1, 2}});
 }
 
-TEST_CASE("byte-level: merges may be strings or arrays; added tokens may lie beyond the vocabulary") {
+TEST_CASE("byte-level: merges may be strings or arrays, and added tokens may lie beyond the vocabulary") {
   Json json = tiny_tokenizer();
   json["model"]["merges"] = Json::array();
   for (const auto& [left, right] :

@@ -54,7 +54,7 @@ TEST_CASE("hostile: one-word texts take near-linear time") {
   check_hostile(tiny(), 1'000'000);
 }
 
-TEST_CASE("[golden] hostile: also with GPT-2's merges; 8 MB of one letter, a million spaces") {
+TEST_CASE("[golden] hostile: also with GPT-2's merges, 8 MB of one letter, a million spaces") {
   if (!have_data("gpt2-tokenizer/tokenizer.json")) return;
   const Tokenizer tokenizer = Tokenizer::load(data_dir() / "gpt2-tokenizer").value();
   check_hostile(tokenizer, 1'000'000);
@@ -62,7 +62,7 @@ TEST_CASE("[golden] hostile: also with GPT-2's merges; 8 MB of one letter, a mil
   CHECK(tokenizer.encode(std::string(1'000'000, ' ')).value().size() == 1'000'000);
 }
 
-TEST_CASE("[golden] speed: English through GPT-2's merges; the figure is for people, not a check") {
+TEST_CASE("[golden] speed: English through GPT-2's merges (the figure is for people, not a check)") {
   if (!have_data("text/kjv.txt")) return;
   const Tokenizer tokenizer = Tokenizer::load(data_dir() / "gpt2-tokenizer").value();
   const std::string text = read_file(data_dir() / "text/kjv.txt");

@@ -100,7 +100,7 @@ TEST_CASE("sentencepiece: random ids stream to the repaired whole") {
   CHECK(tokenizer.decode(tokenizer.encode("ab é").value()).value() == "ab é");
 }
 
-TEST_CASE("sentencepiece: a tiny model; the rule A → a; bad UTF-8 is Code::input") {
+TEST_CASE("sentencepiece: a tiny model, the rule A → a, and bad UTF-8 is Code::input") {
   const Tokenizer tokenizer = Tokenizer::from_sentencepiece(TinyModel().str(), "tiny.model").value();
   CHECK(tokenizer.encode("ab").value() == Ids{7});
   CHECK(tokenizer.encode("Ab").value() == Ids{7});
