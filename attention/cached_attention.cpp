@@ -1,8 +1,11 @@
 #include "attention/cached_attention.h"
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <string>
 
+#include "attention/checks.h"
 #include "attention/cpu/kernels.h"
 #include "attention/cuda/cuda_attention.h"
 #include "attention/in_order.h"
@@ -18,31 +21,19 @@ using cpu::kQueryRows;
 // A sequence that brings no more tokens than this is appended and attended by the same task.
 constexpr std::int64_t kFewTokens = 64;
 
-// `text` is a callable: a check that passes builds no string.
-template <class Text>
-void check(bool ok, const char* argument, Text&& text) {
-  require(ok, Code::usage, [&] { return std::string("cached_attention: ") + argument + ": " + text(); });
-}
+constexpr ArgumentChecks check{"cached_attention"};
 
 void check_rows(const TensorView& view, DType dtype, const char* name, std::int64_t heads, std::int64_t dim) {
-  check(view.rank == 3 && view.dtype == dtype, name, [&] {
-    return "expected a tensor of rank 3 in " + std::string(dtype_name(dtype)) + ", got " +
-           std::string(dtype_name(view.dtype)) + ' ' + view.shape_string();
+  check(view.dtype == dtype, name, [&] {
+    return "expected " + std::string(dtype_name(dtype)) + ", got " + std::string(dtype_name(view.dtype));
   });
-  check(view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1), name, [&] {
-    return "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
-           ") with unit last stride, got " + view.shape_string();
-  });
-}
-
-void check_cu(std::span<const std::int32_t> cu, const char* name, std::size_t sequences) {
-  check(cu.size() == sequences + 1 && cu.front() == 0 && std::ranges::is_sorted(cu), name,
-        [&] { return "expected " + std::to_string(sequences + 1) + " offsets rising from 0"; });
+  check.heads(view, name, heads, dim);
+  check.memory(view, name);
 }
 
 // The CPU computes in f32 whatever the cache holds; a GPU in the dtype of the cache.
 void check_arguments(const ExecContext& context, const CachedAttentionArgs& args) {
-  check(!args.sequences.empty(), "sequences", [&] { return std::string("expected at least one"); });
+  check(!args.sequences.empty(), "sequences", "expected at least one, got none");
   const std::size_t batch = args.sequences.size();
   const KvShape& shape = args.sequences[0]->pool().shape();
   const Device device = args.sequences[0]->pool().device();
@@ -61,11 +52,13 @@ void check_arguments(const ExecContext& context, const CachedAttentionArgs& args
   check_rows(args.q, dtype, "q", args.q.shape[1], shape.head_dim);
   check_rows(args.k, dtype, "k", shape.heads, shape.head_dim);
   check_rows(args.v, dtype, "v", shape.heads, shape.head_dim);
-  check_cu(args.cu_new, "cu_new", batch);
-  check_cu(args.cu_q, "cu_q", batch);
+  check.offsets(args.cu_new, "cu_new", std::ssize(args.sequences));
+  check.offsets(args.cu_q, "cu_q", std::ssize(args.sequences));
   const std::int64_t rows = args.cu_new.back(), queries = args.cu_q.back();
-  check(args.k.shape[0] == rows && args.v.shape[0] == rows, "k, v",
-        [&] { return "expected " + std::to_string(rows) + " rows"; });
+  check(args.k.shape[0] == rows && args.v.shape[0] == rows, "k, v", [&] {
+    return "expected " + std::to_string(rows) + " rows, got " + std::to_string(args.k.shape[0]) + " and " +
+           std::to_string(args.v.shape[0]);
+  });
   check(args.q.shape[0] == rows || args.q.shape[0] == queries, "q", [&] {
     return "expected " + std::to_string(rows) + " or " + std::to_string(queries) + " rows, got " +
            args.q.shape_string();
@@ -74,17 +67,23 @@ void check_arguments(const ExecContext& context, const CachedAttentionArgs& args
             args.out.shape[1] == args.q.shape[1] * shape.head_dim && args.out.stride[1] == 1,
         "out", [&] {
           return "expected (ΣTq, H·D) in " + std::string(dtype_name(dtype)) + ", got " +
-                 args.out.shape_string();
+                 std::string(dtype_name(args.out.dtype)) + ' ' + args.out.shape_string();
         });
+  check.memory(args.out, "out");
+  check(std::isfinite(args.scale), "scale",
+        [&] { return "expected a finite one, got " + std::to_string(args.scale); });
   for (std::size_t b = 0; b < batch; ++b) {
     const std::int64_t fresh = args.cu_new[b + 1] - args.cu_new[b], wanted = args.cu_q[b + 1] - args.cu_q[b];
-    check(wanted <= fresh, "cu_q",
-          [&] { return "sequence " + std::to_string(b) + " has more queries than new tokens"; });
-    check(args.sequences[b]->room() >= fresh && &args.sequences[b]->pool() == &args.sequences[0]->pool(),
-          "sequences", [&] {
-            return "sequence " + std::to_string(b) + " needs room for " + std::to_string(fresh) +
-                   " tokens, has " + std::to_string(args.sequences[b]->room());
-          });
+    check(wanted <= fresh, "cu_q", [&] {
+      return "expected at most the " + std::to_string(fresh) + " new tokens of sequence " +
+             std::to_string(b) + ", got " + std::to_string(wanted) + " queries";
+    });
+    check(&args.sequences[b]->pool() == &args.sequences[0]->pool(), "sequences",
+          [&] { return "expected those of one pool, got sequence " + std::to_string(b) + " of another"; });
+    check(args.sequences[b]->room() >= fresh, "sequences", [&] {
+      return "expected room for " + std::to_string(fresh) + " tokens in sequence " + std::to_string(b) +
+             ", got " + std::to_string(args.sequences[b]->room());
+    });
   }
 }
 

@@ -26,10 +26,11 @@ class CausalBias {
   bool sees(std::int64_t i, std::int64_t j) const noexcept {
     return j <= i + (kind_ == MaskKind::causal_lower_right ? k_length_ - q_length_ : 0);
   }
-  /// As SdpaArgs::mask.
+  /// As SdpaArgs::mask, which then takes sequences of these lengths alone.
   Mask mask() const {
     Mask mask;
     mask.kind = kind_;
+    mask.lengths = {q_length_, k_length_};
     return mask;
   }
   /// A row of 0 and 1 per query.

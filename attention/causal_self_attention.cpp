@@ -1,11 +1,13 @@
 #include "attention/causal_self_attention.h"
 
-#include <algorithm>
 #include <array>
 #include <charconv>
+#include <iterator>
 #include <span>
 #include <utility>
 
+#include "attention/checks.h"
+#include "attention/cpu/kernels.h"
 #include "attention/qkv.h"
 #include "engine/exec_context.h"
 #include "engine/profiler.h"
@@ -17,16 +19,14 @@ namespace {
 
 enum : std::size_t { kAttnWeight, kProjWeight, kAttnBias, kProjBias };
 
-// `got` is a callable: a check that passes builds no string.
-template <class Got>
-void check(bool ok, const char* what, Got&& got) {
-  require(ok, Code::usage,
-          [&] { return std::string("causal_self_attention: ") + what + ", got " + std::string(got()); });
-}
+constexpr ArgumentChecks check{"causal_self_attention"};
 
-void check_rows(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* what) {
-  check(x.rank == 2 && x.dtype == DType::f32 && x.shape[0] == rows && x.shape[1] == columns, what,
-        [&] { return std::string(dtype_name(x.dtype)) + ' ' + x.shape_string(); });
+void check_rows(const TensorView& x, std::int64_t rows, std::int64_t columns, const char* argument) {
+  check(x.rank == 2 && x.dtype == DType::f32 && x.shape[0] == rows && x.shape[1] == columns, argument, [&] {
+    return "expected f32 (" + std::to_string(rows) + ", " + std::to_string(columns) + "), got " +
+           std::string(dtype_name(x.dtype)) + ' ' + x.shape_string();
+  });
+  check.memory(x, argument);
 }
 
 constexpr double kDeviation = 0.02;  // of fresh weights
@@ -51,19 +51,26 @@ struct CausalSelfAttention::Views {
 CausalSelfAttention::CausalSelfAttention(ExecContext& context, const CausalSelfAttentionConfig& config,
                                          std::uint64_t seed)
     : context_(context), config_(config) {
-  check(config.n_embd > 0, "n_embd: expected at least 1", [&] { return std::to_string(config.n_embd); });
-  check(config.n_head > 0 && config.n_embd % config.n_head == 0, "n_head: expected a divisor of n_embd",
-        [&] { return std::to_string(config.n_head) + " for " + std::to_string(config.n_embd); });
-  check(config.n_embd / config.n_head <= 256, "n_head: expected heads of at most 256",
-        [&] { return std::to_string(config.n_embd / config.n_head); });
-  const auto check_rate = [](float p, const char* what) {
-    check(p >= 0.0f && p < 1.0f, what, [&] { return std::to_string(p); });
+  check(config.n_embd > 0, "n_embd",
+        [&] { return "expected at least 1, got " + std::to_string(config.n_embd); });
+  check(config.n_head > 0 && config.n_embd % config.n_head == 0, "n_head", [&] {
+    return "expected a divisor of n_embd = " + std::to_string(config.n_embd) + ", got " +
+           std::to_string(config.n_head);
+  });
+  check(config.n_embd / config.n_head <= cpu::kMaxHeadDim, "n_head", [&] {
+    return "expected heads of at most " + std::to_string(cpu::kMaxHeadDim) + ", got " +
+           std::to_string(config.n_embd / config.n_head);
+  });
+  const auto check_rate = [](float p, const char* argument) {
+    check(p >= 0.0f && p < 1.0f, argument,
+          [&] { return "expected a rate in [0, 1), got " + std::to_string(p); });
   };
-  check_rate(config.attention_dropout, "attention_dropout: expected a rate in [0, 1)");
-  check_rate(config.residual_dropout, "residual_dropout: expected a rate in [0, 1)");
+  check_rate(config.attention_dropout, "attention_dropout");
+  check_rate(config.residual_dropout, "residual_dropout");
   check(config.mask == MaskKind::none || config.mask == MaskKind::causal_lower_right ||
             config.mask == MaskKind::causal_upper_left,
-        "mask: expected none or a causal one", [&] { return std::string(mask_kind_name(config.mask)); });
+        "mask",
+        [&] { return "expected none or a causal one, got " + std::string(mask_kind_name(config.mask)); });
   const std::int64_t c = config.n_embd;
   draw(context, add("c_attn.weight", {c, 3 * c}).value, 0, seed);
   draw(context, add("c_proj.weight", {c, c}).value, 1, seed);
@@ -143,12 +150,11 @@ SdpaArgs CausalSelfAttention::attention(const Views& v, const Input& input) cons
 void CausalSelfAttention::forward(const Input& input, const TensorView& out) {
   const ProfileRange range(context_, "causal_self_attention");
   const std::int64_t tokens = input.x.shape[0], c = config_.n_embd;
-  check_rows(input.x, tokens, c, "x: expected f32 (N, C)");
-  check_rows(out, tokens, c, "out: expected the shape of x");
+  check_rows(input.x, tokens, c, "x");
+  check_rows(out, tokens, c, "out");
   const auto& cu = input.cu_seqlens;
-  check(!cu.empty() && cu.front() == 0 && cu.back() == tokens && std::ranges::is_sorted(cu),
-        "cu_seqlens: expected offsets rising from 0 to N",
-        [&] { return std::to_string(cu.size()) + " of them for N = " + std::to_string(tokens); });
+  check(!cu.empty(), "cu_seqlens", "expected B + 1 offsets, got none");
+  check.offsets(cu, "cu_seqlens", std::ssize(cu) - 1, tokens);
   last_ = {};  // what an earlier pass left is overwritten from here on, and this one may fail
   pack_weights();
   const Views v = plan(tokens, input.phase);
@@ -162,12 +168,11 @@ void CausalSelfAttention::forward(const Input& input, const TensorView& out) {
 }
 
 void CausalSelfAttention::backward(const TensorView& dout, const TensorView& dx) {
-  check(last_.phase == Phase::training, "backward: expected a forward pass in training before",
-        [] { return std::string("none"); });
+  check(last_.phase == Phase::training, "backward", "expected a forward pass in training before, got none");
   const ProfileRange range(context_, "causal_self_attention backward");
   const std::int64_t tokens = last_.x.shape[0], c = config_.n_embd;
-  check_rows(dout, tokens, c, "dout: expected the shape of x");
-  if (dx.data != nullptr) check_rows(dx, tokens, c, "dx: expected the shape of x");
+  check_rows(dout, tokens, c, "dout");
+  if (dx.data != nullptr) check_rows(dx, tokens, c, "dx");
   const Views v = plan(tokens, Phase::training);  // the same plan over the same memory
 
   TensorView dy = dout;

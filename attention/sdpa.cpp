@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "attention/checks.h"
 #include "attention/cuda/args.h"
 #include "attention/cuda/cuda_sdpa.h"
 #include "attention/sdpa_backward.h"
@@ -101,26 +102,33 @@ SdpaChoice choose_for(ExecContext& context, const SdpaSizes& sizes, SdpaPass pas
   return choice;
 }
 
+// Of sdpa_backward() alone; SdpaProblem has checked what it shares with sdpa().
 void check_backward(const SdpaProblem& p, const SdpaBackwardArgs& args) {
-  const auto check = [](bool ok, const char* argument, const char* text) {
-    require(ok, Code::usage, [&] { return std::string("sdpa_backward: ") + argument + ": " + text; });
-  };
-  const auto like = [&](const TensorView& view, const TensorView& model) {
-    return view.rank == 3 && view.shape == model.shape && (p.dim == 1 || view.stride[2] == 1) &&
-           (view.dtype == DType::f32 || view.dtype == model.dtype);
+  constexpr ArgumentChecks check{"sdpa_backward"};
+  const auto check_like = [&](const TensorView& view, const TensorView& model, const char* argument) {
+    check.heads(view, argument, model.shape[1], model.shape[2]);
+    check(view.shape[0] == model.shape[0] && (view.dtype == DType::f32 || view.dtype == model.dtype),
+          argument, [&] {
+            return "expected " + std::to_string(model.shape[0]) + " rows in f32 or the dtype of q, got " +
+                   std::string(dtype_name(view.dtype)) + ' ' + view.shape_string();
+          });
+    check.memory(view, argument);
   };
   check(!p.cached(), "forward.cache", "expected packed k and v");
   check(args.forward.lse.data != nullptr || args.forward.q.shape[0] == 0, "forward.lse",
-        "expected what sdpa() wrote");
-  check(like(args.dout, args.forward.q), "dout", "expected (N, H, D) in f32 or the dtype of q");
-  check(like(args.dq, args.forward.q), "dq", "expected (N, H, D) in f32 or the dtype of q");
-  check(like(args.dk, args.forward.k), "dk", "expected (S, Hkv, D) in f32 or the dtype of k");
-  check(like(args.dv, args.forward.v), "dv", "expected (S, Hkv, D) in f32 or the dtype of v");
+        "expected what sdpa() wrote, got none");
+  check_like(args.dout, args.forward.q, "dout");
+  check_like(args.dq, args.forward.q, "dq");
+  check_like(args.dk, args.forward.k, "dk");
+  check_like(args.dv, args.forward.v, "dv");
   const TensorView &bias = args.forward.mask.bias, &dbias = args.dbias;
   check(dbias.data == nullptr ||
             (args.forward.mask.kind == MaskKind::additive_bias && dbias.dtype == DType::f32 &&
              dbias.shape == bias.shape && dbias.stride == bias.stride && dbias.contiguous()),
-        "dbias", "expected the contiguous f32 shape of mask.bias");
+        "dbias", [&] {
+          return "expected the contiguous f32 shape of mask.bias, " + bias.shape_string() + ", got " +
+                 std::string(dtype_name(dbias.dtype)) + ' ' + dbias.shape_string();
+        });
 }
 
 std::string_view range_name(SdpaBackend backend, SdpaPass pass) noexcept {
@@ -187,6 +195,7 @@ SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
 
 SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
   const SdpaProblem problem(args);
+  problem.check_memory();
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::forward);
   const ProfileRange range(context, range_name(backend, SdpaPass::forward),
                            [&] { return work_of(problem, SdpaPass::forward); });
@@ -214,6 +223,7 @@ SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
 
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
   const SdpaProblem problem(args.forward);
+  problem.check_memory();
   check_backward(problem, args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);
   const ProfileRange range(context, range_name(backend, SdpaPass::backward),

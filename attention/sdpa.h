@@ -59,6 +59,11 @@ struct Mask {
   /// (B, H, ≥ Tq, ≥ Tk) of the longest sequences: f32 for additive_bias, boolean for boolean. Extents of 1
   /// broadcast; any strides.
   TensorView bias;
+  /// Unset, or what every sequence must have: the lengths that a mask was made for (CausalBias::mask()).
+  struct Lengths {
+    std::int64_t q = 0, k = 0;
+  };
+  std::optional<Lengths> lengths;
 };
 
 /// Zeroes each weight with probability p and scales the others by 1/(1−p). Weight (b, h, i, j) is kept when
@@ -68,11 +73,12 @@ struct Dropout {
   float p = 0.0f;  ///< in [0, 1)
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;  ///< differs per layer and step
-  /// Memory of sdpa_drawn_bytes(), at a multiple of 16 bytes, where sdpa() may leave what it drew, for
-  /// sdpa_backward() of the same arguments to read: drawing costs a GPU more than attention itself. Or null.
-  /// The results are the same.
+  /// Memory of sdpa_drawn_bytes(), at a multiple of kDrawnAlignment bytes, where sdpa() may leave what it
+  /// drew, for sdpa_backward() of the same arguments to read: drawing costs a GPU more than attention itself.
+  /// Or null. The results are the same.
   void* drawn = nullptr;
 };
+inline constexpr std::size_t kDrawnAlignment = 16;
 /// 2 bits per query, key and head, in rows of whole 16 bytes.
 std::size_t sdpa_drawn_bytes(std::int64_t heads, std::span<const std::int32_t> cu_q,
                              std::span<const std::int32_t> cu_k) noexcept;

@@ -2,86 +2,86 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
+#include "attention/checks.h"
 #include "engine/philox.h"
 
 namespace inkling {
 namespace {
 
-// `text` is a literal, or a callable where it has figures: a check that passes allocates nothing.
-template <class Text>
-void check(bool ok, const char* argument, const Text& text) {
-  require(ok, Code::usage, [&] {
-    std::string message = std::string("sdpa: ") + argument + ": ";
-    if constexpr (std::is_invocable_v<Text>) {
-      message += text();
-    } else {
-      message += text;
-    }
-    return message;
-  });
-}
+constexpr ArgumentChecks check{"sdpa"};
 
 bool is_float(DType dtype) {
   return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
 }
 
-void check_rows(const TensorView& view, const char* name, std::int64_t heads, std::int64_t dim) {
-  check(view.rank == 3 && view.shape[1] == heads && view.shape[2] == dim && (dim == 1 || view.stride[2] == 1),
-        name, [&] {
-          return "expected (rows, " + std::to_string(heads) + ", " + std::to_string(dim) +
-                 ") with unit last stride, got " + view.shape_string();
-        });
-}
-
-void check_offsets(std::span<const std::int32_t> cu, const char* name, std::int64_t batch,
-                   std::int64_t rows) {
-  check(static_cast<std::int64_t>(cu.size()) == batch + 1 && cu.front() == 0 && cu.back() == rows &&
-            std::ranges::is_sorted(cu),
-        name, [&] {
-          return "expected " + std::to_string(batch + 1) + " offsets rising from 0 to " +
-                 std::to_string(rows);
-        });
-}
-
 void check_keys(const SdpaProblem& p, const SdpaArgs& args) {
   if (p.cached()) {
-    check(static_cast<std::int64_t>(args.cache.size()) == p.batch, "cache",
-          "expected one sequence per cu_q interval");
+    check(static_cast<std::int64_t>(args.cache.size()) == p.batch, "cache", [&] {
+      return "expected one sequence per interval of cu_q, " + std::to_string(p.batch) + ", got " +
+             std::to_string(args.cache.size());
+    });
     check(args.k.data == nullptr && args.v.data == nullptr, "k, v", "expected none beside a cache");
-    check(args.cu_k.empty() || args.cu_k.size() == args.cu_q.size(), "cu_k",
-          "expected none beside a cache, or as many offsets as cu_q");
+    check(args.cu_k.empty() || args.cu_k.size() == args.cu_q.size(), "cu_k", [&] {
+      return "expected none beside a cache, or as many offsets as cu_q, " + std::to_string(args.cu_q.size()) +
+             ", got " + std::to_string(args.cu_k.size());
+    });
     const KvShape& shape = args.cache[0]->pool().shape();
-    check(args.layer >= 0 && args.layer < shape.layers, "layer",
-          [&] { return "got " + std::to_string(args.layer); });
-    check(shape.head_dim == p.dim, "cache",
-          [&] { return "its head dim is " + std::to_string(shape.head_dim); });
+    check(args.layer >= 0 && args.layer < shape.layers, "layer", [&] {
+      return "expected 0 to " + std::to_string(shape.layers - 1) + ", got " + std::to_string(args.layer);
+    });
+    check(shape.head_dim == p.dim, "cache", [&] {
+      return "expected the head dim of q, " + std::to_string(p.dim) + ", got " +
+             std::to_string(shape.head_dim);
+    });
     for (const KvSequence* sequence : args.cache) {
       check(&sequence->pool() == &args.cache[0]->pool(), "cache", "expected sequences of one pool");
     }
     for (std::int64_t b = 0; b < p.batch && !args.cu_k.empty(); ++b) {
       const KvSequence& sequence = *args.cache[static_cast<std::size_t>(b)];
-      check(p.k_length(b) >= 0 && p.k_length(b) <= sequence.length() + sequence.room(), "cu_k",
-            [&] { return "expected at most the keys that sequence " + std::to_string(b) + " has room for"; });
+      const std::int64_t most = sequence.length() + sequence.room();
+      check(p.k_length(b) >= 0 && p.k_length(b) <= most, "cu_k", [&] {
+        return "expected 0 to " + std::to_string(most) + " keys, which sequence " + std::to_string(b) +
+               " has room for, got " + std::to_string(p.k_length(b));
+      });
     }
     return;
   }
-  check(args.k.rank == 3 && args.k.dtype == args.q.dtype && args.v.dtype == args.q.dtype, "k, v",
-        [&] { return "expected the dtype of q, " + std::string(dtype_name(args.q.dtype)); });
-  check_rows(args.k, "k", p.kv_heads, p.dim);
-  check_rows(args.v, "v", p.kv_heads, p.dim);
-  check(args.k.shape[0] == args.v.shape[0], "v", "expected as many rows as k");
-  check_offsets(args.cu_k, "cu_k", p.batch, args.k.shape[0]);
+  check(args.k.dtype == args.q.dtype && args.v.dtype == args.q.dtype, "k, v", [&] {
+    return "expected the dtype of q, " + std::string(dtype_name(args.q.dtype)) + ", got " +
+           std::string(dtype_name(args.k.dtype)) + " and " + std::string(dtype_name(args.v.dtype));
+  });
+  check.heads(args.k, "k", p.kv_heads, p.dim);
+  check.heads(args.v, "v", p.kv_heads, p.dim);
+  check(args.k.shape[0] == args.v.shape[0], "v", [&] {
+    return "expected as many rows as k, " + std::to_string(args.k.shape[0]) + ", got " +
+           std::to_string(args.v.shape[0]);
+  });
+  check.offsets(args.cu_k, "cu_k", p.batch, args.k.shape[0]);
 }
 
 void check_mask(const SdpaProblem& p, const Mask& mask) {
-  check(mask.left >= 0 && mask.right >= 0, "mask", "expected a window of left, right ≥ 0");
+  check(mask.left >= 0 && mask.right >= 0, "mask", [&] {
+    return "expected a window of left, right ≥ 0, got " + std::to_string(mask.left) + ", " +
+           std::to_string(mask.right);
+  });
+  for (std::int64_t b = 0; b < p.batch && mask.lengths; ++b) {
+    check(p.q_length(b) == mask.lengths->q && p.k_length(b) == mask.lengths->k, "mask", [&] {
+      return "expected sequences of " + std::to_string(mask.lengths->q) + " queries and " +
+             std::to_string(mask.lengths->k) + " keys, which the mask was made for, got " +
+             std::to_string(p.q_length(b)) + " and " + std::to_string(p.k_length(b)) + " in sequence " +
+             std::to_string(b);
+    });
+  }
   if (mask.kind == MaskKind::document) {
     check(!p.cached(), "mask", "documents need k and v, not a cache");
     check(static_cast<std::int64_t>(mask.document_q.size()) == p.args.q.shape[0] &&
               static_cast<std::int64_t>(mask.document_k.size()) == p.args.k.shape[0],
-          "mask", "expected a document for every row of q and k");
+          "mask", [&] {
+            return "expected a document for every row of q and k, " + std::to_string(p.args.q.shape[0]) +
+                   " and " + std::to_string(p.args.k.shape[0]) + ", got " +
+                   std::to_string(mask.document_q.size()) + " and " + std::to_string(mask.document_k.size());
+          });
   }
   if (mask.kind != MaskKind::additive_bias && mask.kind != MaskKind::boolean) return;
   const DType dtype = mask.kind == MaskKind::boolean ? DType::boolean : DType::f32;
@@ -107,10 +107,10 @@ SdpaProblem::SdpaProblem(const SdpaArgs& arguments) : args(arguments) {
   dim = args.q.shape[2];
   check(dim >= 1 && dim <= cpu::kMaxHeadDim, "q",
         [&] { return "expected a head dim of 1 to 256, got " + std::to_string(dim); });
-  check_rows(args.q, "q", heads, dim);
-  batch = static_cast<std::int64_t>(args.cu_q.size()) - 1;
-  check(batch >= 0, "cu_q", "expected B + 1 offsets");
-  check_offsets(args.cu_q, "cu_q", batch, args.q.shape[0]);
+  check.heads(args.q, "q", heads, dim);
+  batch = std::ssize(args.cu_q) - 1;
+  check(batch >= 0, "cu_q", "expected B + 1 offsets, got none");
+  check.offsets(args.cu_q, "cu_q", batch, args.q.shape[0]);
   kv_heads = cached() ? args.cache[0]->pool().shape().heads : args.k.rank == 3 ? args.k.shape[1] : 0;
   check(kv_heads > 0 && heads % kv_heads == 0, "k", [&] {
     return "expected Hkv to divide H = " + std::to_string(heads) + ", got " + std::to_string(kv_heads);
@@ -119,15 +119,42 @@ SdpaProblem::SdpaProblem(const SdpaArgs& arguments) : args(arguments) {
   check_keys(*this, args);
   kv_dtype = cached() ? args.cache[0]->pool().shape().dtype : args.k.dtype;
   scale = args.scale.value_or(1.0f / std::sqrt(static_cast<float>(dim)));
+  check(std::isfinite(scale), "scale", [&] { return "expected a finite one, got " + std::to_string(scale); });
   check_mask(*this, args.mask);
-  check(args.dropout.p >= 0.0f && args.dropout.p < 1.0f, "dropout", "expected p in [0, 1)");
-  check_rows(args.out, "out", heads, dim);
+  check(args.dropout.p >= 0.0f && args.dropout.p < 1.0f, "dropout",
+        [&] { return "expected p in [0, 1), got " + std::to_string(args.dropout.p); });
+  check(reinterpret_cast<std::uintptr_t>(args.dropout.drawn) % kDrawnAlignment == 0, "dropout", [&] {
+    return "expected drawn at a multiple of " + std::to_string(kDrawnAlignment) + " bytes, got " +
+           std::to_string(reinterpret_cast<std::uintptr_t>(args.dropout.drawn) % kDrawnAlignment) +
+           " behind one";
+  });
+  check.heads(args.out, "out", heads, dim);
   check(args.out.shape[0] == args.q.shape[0] &&
             (args.out.dtype == DType::f32 || args.out.dtype == args.q.dtype),
-        "out", "expected (N, H, D) in f32 or the dtype of q");
+        "out", [&] {
+          return "expected " + std::to_string(args.q.shape[0]) + " rows in f32 or the dtype of q, got " +
+                 std::string(dtype_name(args.out.dtype)) + ' ' + args.out.shape_string();
+        });
   check(args.lse.data == nullptr || (args.lse.rank == 2 && args.lse.dtype == DType::f32 &&
                                      args.lse.shape[0] == heads && args.lse.shape[1] == args.q.shape[0]),
         "lse", [&] { return "expected f32 (H, N), got " + args.lse.shape_string(); });
+}
+
+void SdpaProblem::check_memory() const {
+  check.memory(args.q, "q");
+  if (!cached()) {
+    check.memory(args.k, "k");
+    check.memory(args.v, "v");
+  }
+  check.memory(args.out, "out");
+  const Mask& mask = args.mask;
+  if (mask.kind == MaskKind::additive_bias || mask.kind == MaskKind::boolean) {
+    check.memory(mask.bias, "mask.bias");
+  }
+  if (mask.kind != MaskKind::document) return;
+  check((mask.document_q.data() != nullptr || mask.document_q.empty()) &&
+            (mask.document_k.data() != nullptr || mask.document_k.empty()),
+        "mask", "expected documents of q and k, got a null address");
 }
 
 std::int64_t SdpaProblem::longest_q() const noexcept {

@@ -40,8 +40,11 @@ struct SdpaProblem {
   DType kv_dtype = DType::f32;
   float scale = 1.0f;
 
-  /// Throws Error{usage}: op, argument, expected, got.
+  /// Throws Error{usage}: op, argument, expected, got. Reads no tensor, so that choose() can be asked without
+  /// memory.
   explicit SdpaProblem(const SdpaArgs& arguments);
+  /// Throws Error{usage} where a tensor has rows and no address: for what runs.
+  void check_memory() const;
 
   bool cached() const noexcept { return !args.cache.empty(); }
   std::int64_t q_begin(std::int64_t b) const noexcept { return args.cu_q[static_cast<std::size_t>(b)]; }

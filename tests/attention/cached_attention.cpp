@@ -1,3 +1,5 @@
+// Attention over the cache: against f64, against itself in other chunks and batches, and its bookkeeping.
+// Longer than 400 lines: the cache, steps and oracle above the cases serve every one of them.
 #include "attention/cached_attention.h"
 
 #include <doctest/doctest.h>
@@ -407,6 +409,15 @@ TEST_CASE("misuse is refused with the argument's name") {
   bad = good;
   bad.out.shape[1] = 8;
   CHECK(refusal(bad).find("out") != std::string::npos);
+  bad = good;
+  bad.scale = NAN;
+  CHECK(refusal(bad).find("scale: expected a finite one") != std::string::npos);
+  for (TensorView CachedAttentionArgs::*tensor : {&CachedAttentionArgs::q, &CachedAttentionArgs::k,
+                                                  &CachedAttentionArgs::v, &CachedAttentionArgs::out}) {
+    bad = good;
+    (bad.*tensor).data = nullptr;
+    CHECK(refusal(bad).find("got a null address") != std::string::npos);
+  }
 }
 
 }  // namespace

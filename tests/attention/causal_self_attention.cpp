@@ -368,7 +368,7 @@ TEST_CASE("the module prints itself as the tutorial's does, and names what is wr
         std::string::npos);
 
   CHECK_THROWS_WITH_AS(CausalSelfAttention(context, config_of(8, 3, false)),
-                       "causal_self_attention: n_head: expected a divisor of n_embd, got 3 for 8", Error);
+                       "causal_self_attention: n_head: expected a divisor of n_embd = 8, got 3", Error);
   CHECK_THROWS_AS(CausalSelfAttention(context, config_of(0, 1, false)), Error);
   CHECK_THROWS_AS(CausalSelfAttention(context, config_of(514, 2, false)), Error);
   CHECK_THROWS_AS(CausalSelfAttention(context, config_of(8, 2, false, 1.0f)), Error);

@@ -350,6 +350,52 @@ TEST_CASE("wrong arguments are refused with their name") {
   bad = good.args;
   bad.lse.shape[0] = 3;
   CHECK(refusal(bad).find("lse") != std::string::npos);
+  for (const float scale : {NAN, INFINITY, -INFINITY}) {
+    bad = good.args;
+    bad.scale = scale;
+    CHECK(refusal(bad).find("scale: expected a finite one, got ") != std::string::npos);
+  }
+  bad = good.args;
+  alignas(kDrawnAlignment) char drawn[2 * kDrawnAlignment];
+  bad.dropout.drawn = drawn;
+  CHECK(refusal(bad).empty());
+  bad.dropout.drawn = drawn + 4;
+  CHECK(refusal(bad) == "sdpa: dropout: expected drawn at a multiple of 16 bytes, got 4 behind one");
+}
+
+TEST_CASE("a tensor without memory is refused where it would be read, and may be asked about") {
+  ExecContext context = make_context(Isa::portable, 1);
+  Random random(1);
+  Problem good(random, DType::f32, 4, 2, 8, {{3, 5}, {1, 0}});
+  const auto refused = [&](const SdpaArgs& args, const std::string& message) {
+    CAPTURE(message);
+    CHECK(choose(context, args).backend == SdpaBackend::decode);
+    CHECK_THROWS_WITH_AS(sdpa(context, args), message.c_str(), Error);
+  };
+  const auto without = [&](TensorView SdpaArgs::*tensor) {
+    SdpaArgs args = good.args;
+    (args.*tensor).data = nullptr;
+    return args;
+  };
+  refused(without(&SdpaArgs::q), "sdpa: q: expected memory for [4, 4, 8], got a null address");
+  refused(without(&SdpaArgs::k), "sdpa: k: expected memory for [5, 2, 8], got a null address");
+  refused(without(&SdpaArgs::v), "sdpa: v: expected memory for [5, 2, 8], got a null address");
+  refused(without(&SdpaArgs::out), "sdpa: out: expected memory for [4, 4, 8], got a null address");
+  for (const MaskKind kind : {MaskKind::additive_bias, MaskKind::boolean}) {
+    good.set_mask(random, kind, true);
+    SdpaArgs args = good.args;
+    args.mask.bias.data = nullptr;
+    refused(args, "sdpa: mask.bias: expected memory for [2, 4, 3, 5], got a null address");
+  }
+  good.set_mask(random, MaskKind::document, false);
+  SdpaArgs args = good.args;
+  args.mask.document_k = {static_cast<const std::int32_t*>(nullptr), 5};
+  refused(args, "sdpa: mask: expected documents of q and k, got a null address");
+
+  Problem empty(random, DType::f32, 4, 2, 8, {{0, 0}});
+  args = empty.args;
+  args.q.data = args.k.data = args.v.data = args.out.data = nullptr;
+  CHECK_NOTHROW(sdpa(context, args));
 }
 
 TEST_CASE("causal biases print, compare and differ when Tq ≠ Tk") {
@@ -380,6 +426,21 @@ TEST_CASE("causal biases print, compare and differ when Tq ≠ Tk") {
   args.mask = causal_lower_right(2, 10).mask();
   sdpa(context, args);
   CHECK_FALSE(lower.same_bits(upper.out));
+}
+
+TEST_CASE("a causal bias masks sequences of its own lengths alone") {
+  ExecContext context = make_context(Isa::portable, 1);
+  Random random(5);
+  Problem problem(random, DType::f32, 2, 2, 8, {{2, 10}, {3, 5}});
+  problem.args.mask = causal_lower_right(2, 10).mask();
+  CHECK_THROWS_WITH_AS(
+      sdpa(context, problem.args),
+      "sdpa: mask: expected sequences of 2 queries and 10 keys, which the mask was made for, "
+      "got 3 and 5 in sequence 1",
+      Error);
+  Problem twice(random, DType::f32, 2, 2, 8, {{2, 10}, {2, 10}});
+  twice.args.mask = causal_lower_right(2, 10).mask();
+  CHECK_NOTHROW(sdpa(context, twice.args));
 }
 
 }  // namespace

@@ -197,6 +197,39 @@ TEST_CASE("a bias that sequences and heads share has the same gradient for any t
   }
 }
 
+TEST_CASE("gradients without memory are refused with their name") {
+  ExecContext context = make_context(Isa::portable, 1);
+  Random random(1);
+  Problem problem(random, DType::f32, 2, 1, 8, {{2, 5}});
+  sdpa(context, problem.args);
+  const Data dout(random, DType::f32, {2, 2, 8});
+  const Gradients g(problem);
+  SdpaBackwardArgs good;
+  good.forward = problem.args;
+  good.dout = dout.view();
+  good.dq = g.dq.view();
+  good.dk = g.dk.view();
+  good.dv = g.dv.view();
+  CHECK_NOTHROW(sdpa_backward(context, good));
+  const auto refused = [&](TensorView SdpaBackwardArgs::*tensor, const char* message) {
+    SdpaBackwardArgs args = good;
+    (args.*tensor).data = nullptr;
+    CHECK_THROWS_WITH_AS(sdpa_backward(context, args), message, Error);
+  };
+  refused(&SdpaBackwardArgs::dout, "sdpa_backward: dout: expected memory for [2, 2, 8], got a null address");
+  refused(&SdpaBackwardArgs::dq, "sdpa_backward: dq: expected memory for [2, 2, 8], got a null address");
+  refused(&SdpaBackwardArgs::dk, "sdpa_backward: dk: expected memory for [5, 1, 8], got a null address");
+  refused(&SdpaBackwardArgs::dv, "sdpa_backward: dv: expected memory for [5, 1, 8], got a null address");
+  SdpaBackwardArgs bad = good;
+  bad.forward.out.data = nullptr;
+  CHECK_THROWS_WITH_AS(sdpa_backward(context, bad),
+                       "sdpa: out: expected memory for [2, 2, 8], got a null address", Error);
+  bad = good;
+  bad.forward.lse = {};
+  CHECK_THROWS_WITH_AS(sdpa_backward(context, bad),
+                       "sdpa_backward: forward.lse: expected what sdpa() wrote, got none", Error);
+}
+
 TEST_CASE("the choice for backward leaves decode out and says why") {
   ExecContext context = make_context(Isa::portable, 1);
   Random random(1);
