@@ -139,10 +139,10 @@ std::string_view range_name(SdpaBackend backend, SdpaPass pass) noexcept {
 }
 
 // Two products per score forward; five backward, which also reads q, k, v again and writes their gradients.
-ProfileWork work_of(const SdpaProblem& problem, SdpaPass pass) noexcept {
+ProfileWork work_of(const ExecContext& context, const SdpaProblem& problem, SdpaPass pass) {
   const double products = pass == SdpaPass::backward ? 5 : 2;
   return {problem.nbytes() * (pass == SdpaPass::backward ? 2 : 1),
-          products * 2 * problem.visible_scores() * static_cast<double>(problem.dim),
+          products * 2 * problem.visible_scores(context.device()) * static_cast<double>(problem.dim),
           {problem.args.q.shape[0], problem.heads, problem.dim}};
 }
 
@@ -198,7 +198,7 @@ SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
   problem.check_memory();
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::forward);
   const ProfileRange range(context, range_name(backend, SdpaPass::forward),
-                           [&] { return work_of(problem, SdpaPass::forward); });
+                           [&] { return work_of(context, problem, SdpaPass::forward); });
   if (context.device() == Device::cuda) {
     sdpa_on_cuda(context, problem, backend);
     return backend;
@@ -227,7 +227,7 @@ SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
   check_backward(problem, args);
   const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);
   const ProfileRange range(context, range_name(backend, SdpaPass::backward),
-                           [&] { return work_of(problem, SdpaPass::backward); });
+                           [&] { return work_of(context, problem, SdpaPass::backward); });
   if (context.device() == Device::cuda) {
     sdpa_backward_on_cuda(context, problem, args);
     return backend;

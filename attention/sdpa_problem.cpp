@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "attention/checks.h"
 #include "engine/philox.h"
@@ -94,6 +95,50 @@ void check_mask(const SdpaProblem& p, const Mask& mask) {
           return "expected " + std::string(dtype_name(dtype)) + " (B or 1, H or 1, Tq or 1, Tk or 1), got " +
                  std::string(dtype_name(bias.dtype)) + ' ' + bias.shape_string();
         });
+}
+
+// Keys [first, last) that query i sees by its place.
+struct Keys {
+  std::int64_t first, last;
+};
+Keys keys_of(const SdpaProblem& p, std::int64_t b, std::int64_t i) {
+  const auto [from, until] = p.range(b);
+  const std::int64_t first = std::clamp<std::int64_t>(i + from, 0, p.k_length(b));
+  return {first, std::clamp(i + until, first, p.k_length(b))};
+}
+
+double scores_in_range(const SdpaProblem& p, std::int64_t b) {
+  double scores = 0;
+  for (std::int64_t i = 0; i < p.q_length(b); ++i) {
+    const auto [first, last] = keys_of(p, b, i);
+    scores += static_cast<double>(last - first);
+  }
+  return scores;
+}
+
+// Both ends of the range rise with the query, so that each key comes in once and goes out once.
+double scores_in_documents(const SdpaProblem& p, std::int64_t b) {
+  const cpu::ScoreMask mask = p.score_mask(b, 0);
+  std::unordered_map<std::int32_t, std::int64_t> keys;  // of each document, within the range
+  std::int64_t first = 0, last = 0;
+  double scores = 0;
+  for (std::int64_t i = 0; i < p.q_length(b); ++i) {
+    const Keys range = keys_of(p, b, i);
+    for (; last < range.last; ++last) ++keys[mask.document_k[last]];
+    for (; first < range.first; ++first) --keys[mask.document_k[first]];
+    scores += static_cast<double>(keys[mask.document_q[i]]);
+  }
+  return scores;
+}
+
+double scores_seen(const SdpaProblem& p, std::int64_t b, std::int64_t head) {
+  const cpu::ScoreMask mask = p.score_mask(b, head);
+  std::int64_t scores = 0;
+  for (std::int64_t i = 0; i < p.q_length(b); ++i) {
+    const std::uint8_t* row = mask.visible + i * mask.row;
+    for (std::int64_t j = 0; j < p.k_length(b); ++j) scores += row[j * mask.key] != 0 ? 1 : 0;
+  }
+  return static_cast<double>(scores);
 }
 
 }  // namespace
@@ -216,16 +261,19 @@ cpu::DropoutRule SdpaProblem::dropout(std::int64_t b, std::int64_t head) const n
   return rule;
 }
 
-double SdpaProblem::visible_scores() const noexcept {
+double SdpaProblem::visible_scores(Device memory) const {
+  const bool booleans = args.mask.kind == MaskKind::boolean && memory == Device::cpu;
+  const std::int64_t masks = booleans ? args.mask.bias.shape[1] : 1;  // heads that share one share its count
   double scores = 0;
   for (std::int64_t b = 0; b < batch; ++b) {
-    const auto [from, until] = range(b);
-    for (std::int64_t i = 0; i < q_length(b); ++i) {
-      const std::int64_t first = std::max<std::int64_t>(0, i + from), last = std::min(k_length(b), i + until);
-      scores += static_cast<double>(std::max<std::int64_t>(0, last - first));
+    for (std::int64_t head = 0; head < masks; ++head) {
+      const double seen = args.mask.kind == MaskKind::document ? scores_in_documents(*this, b)
+                          : booleans                           ? scores_seen(*this, b, head)
+                                                               : scores_in_range(*this, b);
+      scores += seen * static_cast<double>(heads / masks);
     }
   }
-  return scores * static_cast<double>(heads);
+  return scores;
 }
 
 double SdpaProblem::nbytes() const noexcept {

@@ -66,8 +66,9 @@ struct SdpaProblem {
   Range range(std::int64_t b) const noexcept;
   cpu::ScoreMask score_mask(std::int64_t b, std::int64_t head) const noexcept;
   cpu::DropoutRule dropout(std::int64_t b, std::int64_t head) const noexcept;
-  /// Scores within range(), all heads: what a flop count goes by.
-  double visible_scores() const noexcept;
+  /// Scores that the mask lets be seen, all heads: what a flop count goes by. What a bias hides counts, since
+  /// it is computed, and so do all of a boolean mask that is not in the memory of the CPU.
+  double visible_scores(Device memory) const;
   /// Bytes of q, k, v and out, read or written once.
   double nbytes() const noexcept;
   SdpaSizes sizes() const noexcept {

@@ -97,5 +97,47 @@ TEST_CASE("sdpa reports its bytes and flops, forward and backward, by backend") 
   CHECK(row_of(profiler, "sdpa math 4x8").flops == forward.flops);
 }
 
+TEST_CASE("the flops of sdpa are those of the scores that its mask lets be seen") {
+  for (const MaskKind kind : test::kMasks) {
+    for (const bool each_head : {false, true}) {
+      for (const std::int64_t left : {std::int64_t{0}, std::int64_t{5}, kUnlimited}) {
+        Profiler profiler;
+        ExecContext context({.threads = 1, .profiler = &profiler});
+        Random random(4);
+        Problem problem(random, DType::f32, 4, 2, 8, {{20, 30}, {40, 7}, {0, 3}, {2, 0}, {1, 9}});
+        problem.set_mask(random, kind, each_head);
+        problem.args.mask.left = left;
+        double seen = 0;
+        for (std::int64_t b = 0; b < problem.batch(); ++b) {
+          const auto s = static_cast<std::size_t>(b);
+          for (std::int64_t h = 0; h < problem.heads; ++h) {
+            for (std::int64_t i = 0; i < problem.cu_q[s + 1] - problem.cu_q[s]; ++i) {
+              for (std::int64_t j = 0; j < problem.cu_k[s + 1] - problem.cu_k[s]; ++j) {
+                seen += problem.sees(b, h, i, j) ? 1 : 0;
+              }
+            }
+          }
+        }
+        sdpa(context, problem.args);
+        CAPTURE(mask_kind_name(kind));
+        CHECK(row_of(profiler, "sdpa flash 4x8").flops == 2 * 2 * 8 * seen);
+      }
+    }
+  }
+}
+
+TEST_CASE("a boolean mask that sequences, queries or keys share is counted for each of them") {
+  Profiler profiler;
+  ExecContext context({.threads = 1, .profiler = &profiler});
+  Random random(4);
+  Problem problem(random, DType::f32, 4, 2, 8, {{20, 30}, {40, 7}});
+  problem.args.mask.kind = MaskKind::boolean;
+  std::vector<std::uint8_t> visible(30, 1);
+  visible[3] = visible[29] = 0;
+  problem.args.mask.bias = TensorView(visible.data(), DType::boolean, {1, 1, 1, 30});
+  sdpa(context, problem.args);
+  CHECK(row_of(profiler, "sdpa flash 4x8").flops == 2 * 2 * 8 * 4 * (20 * 28 + 40 * 6));
+}
+
 }  // namespace
 }  // namespace inkling
