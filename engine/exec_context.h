@@ -51,6 +51,8 @@ class ExecContext {
   const Log& log() const noexcept { return log_; }
   /// Null when nothing is recorded.
   Profiler* profiler() const noexcept { return profiler_; }
+  /// Records into `profiler` from here on, or nothing; returns what recorded before. Between ops.
+  Profiler* record_into(Profiler* profiler) noexcept { return std::exchange(profiler_, profiler); }
 
   /// What a higher layer keeps with this context (its policies, its workspace): one T per type, made on first
   /// use.

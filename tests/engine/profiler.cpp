@@ -121,6 +121,19 @@ TEST_CASE("a trace keeps the first ranges, counts the rest and loses no sum") {
   CHECK(trace.find("\"left_out\":7") != std::string::npos);
 }
 
+TEST_CASE("a context records into one profiler after another, or into none") {
+  Profiler first, second;
+  ExecContext context({.threads = 1, .profiler = &first});
+  const auto run = [&] { const ProfileRange range(context, "r"); };
+  run();
+  CHECK(context.record_into(&second) == &first);
+  run(), run();
+  CHECK(context.record_into(nullptr) == &second);
+  run();
+  CHECK(row_of(first, "r").calls == 1);
+  CHECK(row_of(second, "r").calls == 2);
+}
+
 TEST_CASE("a failing op closes its range") {
   Profiler profiler;
   ExecContext context({.threads = 1, .profiler = &profiler});
