@@ -56,13 +56,14 @@ struct CaseParser {
     const auto number = [&](std::int64_t& target, std::int64_t most) {
       whole<std::int64_t>(target, 1, most)(value);
     };
+    const auto length = [&](std::int64_t& target) { whole<std::int64_t>(target, 0, kMostTokens)(value); };
     if (key == "B") return number(batch, 1 << 20);
     if (key == "H") return number(shape.heads, 1 << 16);
     if (key == "Hkv") return number(shape.kv_heads, 1 << 16);
     if (key == "D") return number(shape.dim, 256);
-    if (key == "T") return number(tq, kMostTokens), void(tk = tq);
-    if (key == "Tq") return number(tq, kMostTokens);
-    if (key == "Tk") return number(tk, kMostTokens);
+    if (key == "T") return length(tq), void(tk = tq);
+    if (key == "Tq") return length(tq);
+    if (key == "Tk") return length(tk);
     if (key == "window") return number(shape.window, kMostTokens);
     if (key == "dtype") return void(shape.dtype = parse_attention_dtype(value));
     if (key == "mask") return void(shape.mask = parse_mask_kind(value));

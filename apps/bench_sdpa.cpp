@@ -1,8 +1,8 @@
 // inkling bench sdpa: attention by itself, one backend beside the other, and the tutorial's experiments.
 //
-// Flops count the scores that a mask lets be seen: a causal one half of a full one's. Bytes are q, k, v and
-// out once. On a GPU calls are recorded and repeated, over more data than its cache holds: each finds its
-// inputs in memory, as in a model.
+// Flops count the scores that a mask lets be seen (attention/sdpa_problem.h): a causal one half of a full
+// one's. Bytes are q, k, v and out once. On a GPU calls are recorded and repeated, over more data than its
+// cache holds: each finds its inputs in memory, as in a model.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,9 +10,9 @@
 
 #include "apps/attention_case.h"
 #include "apps/bench_sdpa_options.h"
+#include "apps/bench_sdpa_table.h"
 #include "apps/ceilings.h"
 #include "apps/device_timing.h"
-#include "apps/json_text.h"
 #include "apps/program.h"
 #include "attention/causal_bias.h"
 #include "attention/causal_self_attention.h"
@@ -21,22 +21,20 @@
 namespace inkling::app {
 namespace {
 
-struct Row {
-  std::string experiment, shape, what;
-  Spread time;
-  double flops = 0, bytes = 0;
-  std::string note;  // why it was refused, or what the figures cannot say
-};
-
 constexpr int kChain = 24;  // calls recorded as one
 
 class SdpaBench {
  public:
   SdpaBench(const SdpaOptions& options, const Console& console)
-      : o_(options), console_(console), context_(exec()), gpu_(context_.device() == Device::cuda) {
+      : o_(options),
+        console_(console),
+        context_(exec_options(options.model, console)),
+        gpu_(context_.device() == Device::cuda) {
     SdpaPolicy policy;
     policy.memory_limit = o_.limit();
     limit_.emplace(context_, std::move(policy));
+    table_.threads = context_.pool().size();
+    table_.arithmetic = arithmetic_name(context_);
   }
 
   // A backend that was asked for by name is refused before anything else is measured.
@@ -48,31 +46,24 @@ class SdpaBench {
                                      o_.shape.to_string() + ": " + reason);
       }
     }
-    if (!gpu_) peak_ = measure_gflop_s(context_);
+    if (!gpu_) table_.peak = measure_gflop_s(context_);
     const std::vector<SdpaBackend> all{SdpaBackend::flash, SdpaBackend::decode, SdpaBackend::math};
-    const Row row{"explore", o_.shape.to_string(), ""};
+    const SdpaRow row{"explore", o_.shape.to_string(), ""};
     compare(row, o_.shape, o_.backends.empty() ? all : o_.backends);
   }
 
   // The experiments of PyTorch's SDPA tutorial, shapes first. `scale` cuts the batches.
   void tutorial() {
-    if (!gpu_) peak_ = measure_gflop_s(context_);
+    if (!gpu_) table_.peak = measure_gflop_s(context_);
     backends();
     varlen();
     eager_or_planned();
     alignments();
   }
 
-  void print() const { o_.table == Table::json ? print_json() : print_table(o_.table == Table::csv); }
+  const SdpaTable& table() const noexcept { return table_; }
 
  private:
-  ExecOptions exec() {
-    ExecOptions exec = exec_options(o_.model, console_);
-    if (exec.profiler == nullptr) exec.profiler = &own_;  // it knows what the ops cost
-    profiler_ = exec.profiler;
-    return exec;
-  }
-
   std::int64_t scaled(std::int64_t batch) const {
     return std::max<std::int64_t>(1,
                                   std::llround(static_cast<double>(batch) * static_cast<double>(o_.scale)));
@@ -81,20 +72,16 @@ class SdpaBench {
   /// How calls follow each other on a GPU: repeated from a recording, or each begun and waited for.
   enum class Follow : std::uint8_t { recorded, apart };
 
-  // Flops and bytes of one call, from the ops' own accounts. call(i): on the data of turn i.
+  // Flops and bytes are those of one call, from the ops' own accounts, which are not drawn up while it is
+  // timed. call(i): on the data of turn i.
   template <class Call>
-  void add(Row row, Call&& call, Follow follow, int turns = 1) {
+  void add(SdpaRow row, Call&& call, Follow follow, int turns = 1) {
     console_.note("inkling: " + row.experiment + ": " + row.shape + ", " + row.what);
-    const auto sum = [&] {
-      Row total;
-      for (const Profiler::Row& r : profiler_->rows()) total.flops += r.flops, total.bytes += r.bytes;
-      return total;
-    };
-    const Row before = sum();
+    Profiler account(0);
+    Profiler* const given = context_.record_into(&account);
     call(0);
-    const Row after = sum();
-    row.flops = after.flops - before.flops;
-    row.bytes = after.bytes - before.bytes;
+    context_.record_into(given);
+    for (const Profiler::Row& op : account.rows()) row.flops += op.flops, row.bytes += op.bytes;
     check_interrupt();
     if (gpu_ && follow == Follow::recorded) {
       row.time = time_recorded(context_, o_.samples(), std::max(turns, kChain), call);
@@ -105,7 +92,7 @@ class SdpaBench {
       };
       row.time = time_calls(o_.samples(), one, WarmUp::done);
     }
-    rows_.push_back(std::move(row));
+    table_.rows.push_back(std::move(row));
   }
 
   // Why `backend` cannot run a case; empty if it can.
@@ -128,7 +115,7 @@ class SdpaBench {
     return sets;
   }
 
-  void compare(Row row, const AttentionCase& shape, const std::vector<SdpaBackend>& backends) {
+  void compare(SdpaRow row, const AttentionCase& shape, const std::vector<SdpaBackend>& backends) {
     const auto sets = data_of(shape);
     const auto data = [&](int i) -> const AttentionData& {
       return *sets[static_cast<std::size_t>(i) % sets.size()];
@@ -139,14 +126,15 @@ class SdpaBench {
       row.note = refusal(backend, data(0), shape.backward);
       if (!row.note.empty()) {
         row.note.insert(0, "refused: ");
-        rows_.push_back(row);
+        table_.rows.push_back(row);
         continue;
       }
+      if (gpu_ && shape.mask == MaskKind::boolean) row.note = "flops count hidden scores too";
       const SdpaScope scope(context_, {backend});
       add(
           row, [&](int i) { sdpa(context_, data(i).forward()); }, Follow::recorded, turns);
       if (!shape.backward) continue;
-      Row backward = row;
+      SdpaRow backward = row;
       backward.what += " backward";
       add(
           std::move(backward), [&](int i) { sdpa_backward(context_, data(i).backward()); }, Follow::recorded,
@@ -239,76 +227,23 @@ class SdpaBench {
         auto& values = outs.emplace_back(static_cast<std::size_t>(out.numel()));
         context_.backend().copy_out(values.data(), out.as<float>(), out.nbytes());
       }
-      rows_.back().note = outs[0] == outs[1] ? "equal to upper-left" : "differs from upper-left";
-    }
-  }
-
-  // Of the multiply-adds that this machine was seen to do; NaN, which JSON has as null, where it cannot be
-  // measured.
-  double share(const Row& row) const noexcept {
-    return peak_ > 0 ? row.flops / row.time.median / 1e9 / peak_ : std::nan("");
-  }
-
-  void print_json() const {
-    JsonRows out(JsonRows::Shape::array);
-    for (const Row& r : rows_) {
-      const bool refused = r.time.median == 0;
-      const auto number = [&](double value) { return refused ? std::string("null") : json_number(value); };
-      out.write("{\"experiment\":" + json_string(r.experiment) + ",\"shape\":" + json_string(r.shape) +
-                ",\"what\":" + json_string(r.what) +
-                ",\"threads\":" + std::to_string(context_.pool().size()) +
-                ",\"isa\":" + json_string(arithmetic_name(context_)) +
-                ",\"us\":{\"median\":" + number(r.time.median * 1e6) +
-                ",\"min\":" + number(r.time.min * 1e6) + ",\"max\":" + number(r.time.max * 1e6) +
-                "},\"gflop_per_s\":" + number(r.flops / r.time.median / 1e9) +
-                ",\"gb_per_s\":" + number(r.bytes / r.time.median / 1e9) +
-                ",\"of_f32_peak\":" + number(share(r)) + ",\"note\":" + json_string(r.note) + "}");
-    }
-    out.finish();
-  }
-
-  void print_table(bool csv) const {
-    Console::write(csv ? "experiment,shape,what,us,min,max,gflop_per_s,of_f32_peak,gb_per_s,note\n"
-                       : "| experiment | shape | what | µs | min–max | GFLOP/s | of f32 peak | GB/s | |\n"
-                         "|---|---|---|--:|--:|--:|--:|--:|---|\n");
-    for (const Row& r : rows_) {
-      const double gflops = r.flops / r.time.median / 1e9, gb = r.bytes / r.time.median / 1e9;
-      const bool refused = r.time.median == 0;
-      if (csv) {
-        const auto figure = [&](double value) { return refused ? std::string(",") : format(",%.6g", value); };
-        Console::write('"' + r.experiment + "\",\"" + r.shape + "\",\"" + r.what + '"' +
-                       figure(r.time.median * 1e6) + figure(r.time.min * 1e6) + figure(r.time.max * 1e6) +
-                       figure(gflops) + (peak_ > 0 ? figure(share(r)) : ",") + figure(gb) + ",\"" + r.note +
-                       "\"\n");
-      } else if (refused) {
-        Console::write("| " + r.experiment + " | " + r.shape + " | " + r.what + " | | | | | | " + r.note +
-                       " |\n");
-      } else {
-        Console::write("| " + r.experiment + " | " + r.shape + " | " + r.what +
-                       format(" | %.1f", r.time.median * 1e6) + format(" | %.1f", r.time.min * 1e6) +
-                       format("–%.1f", r.time.max * 1e6) + format(" | %.1f", gflops) +
-                       (peak_ > 0 ? format(" | %.2f", share(r)) : " | ") + format(" | %.1f", gb) + " | " +
-                       r.note + " |\n");
-      }
+      table_.rows.back().note = outs[0] == outs[1] ? "equal to upper-left" : "differs from upper-left";
     }
   }
 
   const SdpaOptions& o_;
   const Console& console_;
-  Profiler own_{0};
-  Profiler* profiler_ = nullptr;
   ExecContext context_;
   bool gpu_;
-  double peak_ = 0;  // GFLOP/s; 0: unknown
   std::optional<SdpaScope> limit_;
-  std::vector<Row> rows_;
+  SdpaTable table_;
 };
 
 void bench_sdpa(SdpaOptions& o, const Console& console) {
   settle(o);
   SdpaBench bench(o, console);
   o.tutorial() ? bench.tutorial() : bench.explore();
-  bench.print();
+  write(bench.table(), o.table);
 }
 
 }  // namespace

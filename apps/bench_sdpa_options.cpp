@@ -7,12 +7,14 @@
 namespace inkling::app {
 namespace {
 
+constexpr std::int64_t kMostLength = 1 << 20;
+
 void set_lengths(SdpaOptions& o) {
   AttentionCase& s = o.shape;
   s.kv_heads = o.kv_heads != 0 ? o.kv_heads : s.heads;
   const auto batch = static_cast<std::size_t>(o.batch);
-  s.q_lengths.assign(batch, o.q_length != 0 ? o.q_length : o.length);
-  s.k_lengths.assign(batch, o.k_length != 0 ? o.k_length : o.length);
+  s.q_lengths.assign(batch, o.q_length.value_or(o.length));
+  s.k_lengths.assign(batch, o.k_length.value_or(o.length));
   if (!o.varlen.empty()) s.q_lengths = s.k_lengths = o.varlen;
   for (const auto* lengths : {&s.q_lengths, &s.k_lengths}) {
     const auto tokens = std::accumulate(lengths->begin(), lengths->end(), std::int64_t{0});
@@ -41,7 +43,7 @@ void check_given(SdpaOptions& o) {
   }
   if (o.given.contains("--scale")) throw Error(Code::usage, "--scale: expected --suite beside it");
   if (!o.varlen.empty()) never({"--batch", "--length", "--q-length", "--k-length"}, "--varlen");
-  if (o.q_length != 0 && o.k_length != 0) never({"--length"}, "--q-length and --k-length");
+  if (o.q_length && o.k_length) never({"--length"}, "--q-length and --k-length");
   if (o.given.contains("--window")) {
     try {
       check_window(o.shape.mask);
@@ -49,6 +51,11 @@ void check_given(SdpaOptions& o) {
       throw Error(error.code(), "--" + error.message());
     }
   }
+}
+
+Setter optional_length(std::optional<std::int64_t>& target) {
+  return
+      [&target](const std::string& value) { whole<std::int64_t>(target.emplace(), 0, kMostLength)(value); };
 }
 
 Setter backends_or_all(std::vector<SdpaBackend>& target) {
@@ -88,10 +95,11 @@ void add_sdpa_options(Options& options, const std::shared_ptr<SdpaOptions>& o) {
   what("-b,--batch", "N", "sequences [1]", whole<std::int64_t>(o->batch, 1, 1 << 16));
   what("--heads", "N", "query heads [12]", whole<std::int64_t>(o->shape.heads, 1, 1 << 12));
   what("--kv-heads", "N", "heads of keys and values [as many]", whole<std::int64_t>(o->kv_heads, 1, 1 << 12));
-  what("--length", "T", "queries and keys of a sequence [1024]", whole<std::int64_t>(o->length, 1, 1 << 20));
-  what("--q-length", "T", "queries, if not as many", whole<std::int64_t>(o->q_length, 1, 1 << 20));
-  what("--k-length", "T", "keys, if not as many", whole<std::int64_t>(o->k_length, 1, 1 << 20));
-  what("--varlen", "T,..", "lengths of packed sequences, instead", numbers(o->varlen, 1, 1 << 20));
+  what("--length", "T", "queries and keys of a sequence [1024]",
+       whole<std::int64_t>(o->length, 0, kMostLength));
+  what("--q-length", "T", "queries, if not as many", optional_length(o->q_length));
+  what("--k-length", "T", "keys, if not as many", optional_length(o->k_length));
+  what("--varlen", "T,..", "lengths of packed sequences, instead", numbers(o->varlen, 0, kMostLength));
   what("--head-dim", "D", "[64]", whole<std::int64_t>(o->shape.dim, 1, 256));
   what("--dtype", "TYPE", "f32, bf16 or f16 [f32]",
        [o](const std::string& value) { o->shape.dtype = parse_attention_dtype(value); });

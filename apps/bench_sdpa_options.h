@@ -17,7 +17,8 @@ struct SdpaOptions {
   ModelOptions model;                 ///< device and threads
   std::vector<SdpaBackend> backends;  ///< empty: all, the refusals of which are rows
   AttentionCase shape{.mask = MaskKind::causal_lower_right};
-  std::int64_t batch = 1, length = 1024, q_length = 0, k_length = 0, kv_heads = 0;
+  std::int64_t batch = 1, length = 1024, kv_heads = 0;
+  std::optional<std::int64_t> q_length, k_length;
   std::vector<std::int64_t> varlen;
   std::optional<std::uint64_t> memory_limit;
   std::string suite;

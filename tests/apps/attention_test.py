@@ -66,7 +66,11 @@ class Attention(Folder):
         start = time.monotonic()  # no memory goes to the documents of 10⁹ tokens
         self.assertRegex(ask("B=64 T=16777216 mask=document").stdout, r"forward +flash: chosen")
         self.assertLess(time.monotonic() - start, PATIENCE)
-        for text, part in [("T=0", "T: expected a whole number from 1"), ("T=8 T=9", "T: expected once"), ("Q=1", "expected one of B, H"),
+        for empty in ["T=0", "Tq=0 Tk=7", "Tq=7 Tk=0 H=8 Hkv=1 mask=boolean backward=1"]:
+            done = ask(empty)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertRegex(done.stdout, r"forward +(decode|flash): chosen")
+        for text, part in [("T=-1", "T: expected a whole number from 0"), ("B=0", "B: expected a whole number from 1"), ("T=8 T=9", "T: expected once"), ("Q=1", "expected one of B, H"),
                            ("T", "expected KEY=VALUE"), ("mask=causal", "causal needs its alignment"), ("dtype=i8", "dtype: expected"),
                            ("Tq=5", "Tq: expected Tk beside it"), ("Tk=7 T=5", "Tk: expected Tq beside it"), ("Tq=1 Tk=2 T=3", "T: expected either"),
                            ("T=8 window=4", "window: expected the mask sliding_window"), ("B=1048576 T=4096", "B: expected at most 2147483647"),
@@ -102,6 +106,25 @@ class Attention(Folder):
         median, least, most = map(float, list(csv.reader(table[1:2]))[0][3:6])
         self.assertAlmostEqual(median, (least + most) / 2, delta=1e-4 * most)
         self.assertIn("| explore |", run("bench", "sdpa", "-r", 1, "--length", 8, "--heads", 1).stdout)
+
+    def test_bench_sdpa_counts_what_a_mask_shows_and_takes_sequences_without_tokens(self):
+        def flops(*args):
+            done = run("bench", "sdpa", "-q", "-r", 1, "--output", "json", "--backend", "flash", "--heads", 1, "--head-dim", 8, *args)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            row = json.loads(done.stdout)[0]
+            return row["gflop_per_s"] * row["us"]["median"] * 1e3 / (4 * 8), row["shape"]
+        full, _ = flops("--length", 512, "--mask", "none")
+        documents, _ = flops("--length", 512, "--mask", "document")  # four of 128 tokens
+        booleans, _ = flops("--length", 512, "--mask", "boolean")  # three in four are true
+        self.assertAlmostEqual(full, 512 * 512, delta=1)
+        self.assertAlmostEqual(documents, 512 * 128, delta=1)
+        self.assertAlmostEqual(booleans / full, 0.75, delta=0.01)
+        for args, scores, shape in [(["--varlen", "0,5"], 15, "B=2 H=1 T=0..5"), (["--length", 0], 0, "B=1 H=1 T=0"),
+                                    (["--q-length", 0, "--k-length", 9], 0, "B=1 H=1 Tq=0 Tk=9"),
+                                    (["--k-length", 0, "--length", 9], 0, "B=1 H=1 Tq=9 Tk=0")]:
+            got, text = flops(*args)
+            self.assertAlmostEqual(got, scores, delta=1e-3)
+            self.assertTrue(text.startswith(shape + " "), text)
 
     def test_bench_sdpa_refuses_what_would_have_no_effect(self):
         many = ["--batch", 65536, "--length", 1048576]
