@@ -77,6 +77,13 @@ class Data {
     return tensor_.nbytes() == other.tensor_.nbytes() &&
            std::memcmp(view().data, other.view().data, view().nbytes()) == 0;
   }
+  Data copy() const {
+    Data other;
+    const TensorView from = view();
+    other.tensor_ = Tensor(from.dtype, std::span(from.shape.data(), from.rank));
+    if (from.nbytes() > 0) std::memcpy(other.view().data, from.data, from.nbytes());
+    return other;
+  }
 
  private:
   Tensor tensor_;
@@ -113,6 +120,11 @@ struct Problem {
     args.cu_k = cu_k;
   }
   Problem(const Problem&) = delete;
+
+  void give_out_in(DType type) {
+    out = Data(type, {cu_q.back(), heads, dim});
+    args.out = out.view();
+  }
 
   std::int64_t batch() const { return static_cast<std::int64_t>(cu_q.size()) - 1; }
 
@@ -245,6 +257,14 @@ struct Problem {
     return words[static_cast<std::size_t>(j % 4)] >= threshold ? 1.0 / (1.0 - double{args.dropout.p}) : 0.0;
   }
 };
+
+/// Sums are f32 whatever the dtype: 2e-5 holds what their roundings add up to. A result of 16 bits is then
+/// rounded once more, by the unit roundoff of at most the largest value.
+inline double tolerance(const Problem& problem) {
+  const DType dtype = problem.args.out.dtype;
+  const double unit = dtype == DType::f32 ? 0 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
+  return 2e-5 + unit * problem.largest_value() / (1 - double{problem.args.dropout.p});
+}
 
 inline constexpr DType kDtypes[] = {DType::f32, DType::bf16, DType::f16};
 inline constexpr std::int64_t kDims[] = {8, 32, 40, 64, 80, 96, 128, 256};

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "attention/causal_bias.h"
 #include "attention/kv_cache.h"
 #include "tests/attention/problem.h"
 
@@ -23,13 +22,7 @@ using test::kMasks;
 using test::make_context;
 using test::Problem;
 using test::Random;
-
-// Sums are f32 whatever the dtype: 2e-5 holds what their roundings add up to. A result of 16 bits is then
-// rounded once more, by the unit roundoff of at most the largest value.
-double tolerance(const Problem& problem) {
-  const double unit = problem.dtype == DType::f32 ? 0 : problem.dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
-  return 2e-5 + unit * problem.largest_value() / (1 - double{problem.args.dropout.p});
-}
+using test::tolerance;
 
 void check_backend(ExecContext& context, Problem& problem, SdpaBackend backend) {
   problem.out.fill(NAN);
@@ -96,6 +89,11 @@ TEST_CASE("every length modulo 128 under every mask") {
       ExecContext context = make_context(isas[turn / 3 % isas.size()], 2);
       INFO(isa_name(context.isa()), " T=", t, " ", mask_kind_name(kMasks[m]));
       check_backend(context, problem, SdpaBackend::flash);
+      check_backend(context, problem, SdpaBackend::math);
+      // As many queries as decode takes, and fewer: it is the keys that it cuts.
+      Problem few(random, kDtypes[turn % 3], 2, 1, 8, {{t % 8 + 1, t}, {1, t + 128}, {8, t}});
+      few.set_mask(random, kMasks[m], turn % 2 == 0);
+      check_backend(context, few, SdpaBackend::decode);
     }
   }
 }
@@ -315,132 +313,6 @@ TEST_CASE("weights too large for any machine are refused, whatever their bytes c
   args.cu_q = args.cu_k = cu;
   CHECK(sdpa_quadratic_bytes(context, SdpaBackend::math, args) == SIZE_MAX);  // 2 threads · 2⁶⁰ · 8
   CHECK_FALSE(supports(context, SdpaBackend::math, args).ok);
-}
-
-TEST_CASE("wrong arguments are refused with their name") {
-  ExecContext context = make_context(Isa::portable, 1);
-  Random random(1);
-  Problem good(random, DType::f32, 4, 2, 8, {{3, 5}});
-  const auto refusal = [&](const SdpaArgs& args) -> std::string {
-    try {
-      sdpa(context, args);
-    } catch (const Error& error) {
-      CHECK(error.code() == Code::usage);
-      return error.what();
-    }
-    return "";
-  };
-  CHECK(refusal(good.args).empty());
-  SdpaArgs bad = good.args;
-  bad.k.shape[1] = bad.v.shape[1] = 3;
-  CHECK(refusal(bad).find("k:") != std::string::npos);
-  bad = good.args;
-  bad.dropout.p = 1.0f;
-  CHECK(refusal(bad).find("dropout") != std::string::npos);
-  bad = good.args;
-  const std::int32_t wrong[] = {0, 4};
-  bad.cu_k = wrong;
-  CHECK(refusal(bad).find("cu_k") != std::string::npos);
-  bad = good.args;
-  bad.mask.kind = MaskKind::additive_bias;
-  CHECK(refusal(bad).find("mask.bias") != std::string::npos);
-  bad = good.args;
-  bad.mask.kind = MaskKind::document;
-  CHECK(refusal(bad).find("document") != std::string::npos);
-  bad = good.args;
-  bad.lse.shape[0] = 3;
-  CHECK(refusal(bad).find("lse") != std::string::npos);
-  for (const float scale : {NAN, INFINITY, -INFINITY}) {
-    bad = good.args;
-    bad.scale = scale;
-    CHECK(refusal(bad).find("scale: expected a finite one, got ") != std::string::npos);
-  }
-  bad = good.args;
-  alignas(kDrawnAlignment) char drawn[2 * kDrawnAlignment];
-  bad.dropout.drawn = drawn;
-  CHECK(refusal(bad).empty());
-  bad.dropout.drawn = drawn + 4;
-  CHECK(refusal(bad) == "sdpa: dropout: expected drawn at a multiple of 16 bytes, got 4 behind one");
-}
-
-TEST_CASE("a tensor without memory is refused where it would be read, and may be asked about") {
-  ExecContext context = make_context(Isa::portable, 1);
-  Random random(1);
-  Problem good(random, DType::f32, 4, 2, 8, {{3, 5}, {1, 0}});
-  const auto refused = [&](const SdpaArgs& args, const std::string& message) {
-    CAPTURE(message);
-    CHECK(choose(context, args).backend == SdpaBackend::decode);
-    CHECK_THROWS_WITH_AS(sdpa(context, args), message.c_str(), Error);
-  };
-  const auto without = [&](TensorView SdpaArgs::*tensor) {
-    SdpaArgs args = good.args;
-    (args.*tensor).data = nullptr;
-    return args;
-  };
-  refused(without(&SdpaArgs::q), "sdpa: q: expected memory for [4, 4, 8], got a null address");
-  refused(without(&SdpaArgs::k), "sdpa: k: expected memory for [5, 2, 8], got a null address");
-  refused(without(&SdpaArgs::v), "sdpa: v: expected memory for [5, 2, 8], got a null address");
-  refused(without(&SdpaArgs::out), "sdpa: out: expected memory for [4, 4, 8], got a null address");
-  for (const MaskKind kind : {MaskKind::additive_bias, MaskKind::boolean}) {
-    good.set_mask(random, kind, true);
-    SdpaArgs args = good.args;
-    args.mask.bias.data = nullptr;
-    refused(args, "sdpa: mask.bias: expected memory for [2, 4, 3, 5], got a null address");
-  }
-  good.set_mask(random, MaskKind::document, false);
-  SdpaArgs args = good.args;
-  args.mask.document_k = {static_cast<const std::int32_t*>(nullptr), 5};
-  refused(args, "sdpa: mask: expected documents of q and k, got a null address");
-
-  Problem empty(random, DType::f32, 4, 2, 8, {{0, 0}});
-  args = empty.args;
-  args.q.data = args.k.data = args.v.data = args.out.data = nullptr;
-  CHECK_NOTHROW(sdpa(context, args));
-}
-
-TEST_CASE("causal biases print, compare and differ when Tq ≠ Tk") {
-  CHECK(causal_upper_left(2, 5).to_string() == "1 0 0 0 0\n1 1 0 0 0\n");
-  CHECK(causal_lower_right(2, 5).to_string() == "1 1 1 1 0\n1 1 1 1 1\n");
-  CHECK(causal_lower_right(3, 2).to_string() == "0 0\n1 0\n1 1\n");
-  CHECK(causal_upper_left(2, 10).to_string() == "1 0 0 0 0 0 0 0 0 0\n1 1 0 0 0 0 0 0 0 0\n");
-  CHECK(causal_lower_right(2, 10).to_string() == "1 1 1 1 1 1 1 1 1 0\n1 1 1 1 1 1 1 1 1 1\n");
-  CHECK(causal_upper_left(4, 4) == causal_lower_right(4, 4));
-  CHECK(causal_upper_left(2, 10) == causal_upper_left(2, 10));
-  CHECK(causal_upper_left(2, 10) != causal_lower_right(2, 10));
-  CHECK_FALSE(causal_upper_left(2, 10) == causal_upper_left(2, 11));
-  CHECK_THROWS_AS(causal_upper_left(-1, 2), Error);
-
-  // The tutorial's example: 2 queries, 10 keys.
-  ExecContext context = make_context(supported_isas().back(), 1);
-  Random random(5);
-  Problem upper(random, DType::f32, 2, 2, 16, {{2, 10}});
-  Data lower(DType::f32, {2, 2, 16}), upper_again(DType::f32, {2, 2, 16});
-  upper.args.mask = causal_upper_left(2, 10).mask();
-  sdpa(context, upper.args);
-  SdpaArgs args = upper.args;
-  args.out = upper_again.view();
-  args.mask.kind = MaskKind::causal_upper_left;
-  sdpa(context, args);
-  CHECK(upper_again.same_bits(upper.out));
-  args.out = lower.view();
-  args.mask = causal_lower_right(2, 10).mask();
-  sdpa(context, args);
-  CHECK_FALSE(lower.same_bits(upper.out));
-}
-
-TEST_CASE("a causal bias masks sequences of its own lengths alone") {
-  ExecContext context = make_context(Isa::portable, 1);
-  Random random(5);
-  Problem problem(random, DType::f32, 2, 2, 8, {{2, 10}, {3, 5}});
-  problem.args.mask = causal_lower_right(2, 10).mask();
-  CHECK_THROWS_WITH_AS(
-      sdpa(context, problem.args),
-      "sdpa: mask: expected sequences of 2 queries and 10 keys, which the mask was made for, "
-      "got 3 and 5 in sequence 1",
-      Error);
-  Problem twice(random, DType::f32, 2, 2, 8, {{2, 10}, {2, 10}});
-  twice.args.mask = causal_lower_right(2, 10).mask();
-  CHECK_NOTHROW(sdpa(context, twice.args));
 }
 
 }  // namespace

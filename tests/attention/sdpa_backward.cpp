@@ -13,6 +13,7 @@ namespace {
 
 using test::attention_isas;
 using test::Data;
+using test::difference;
 using test::differentiate;
 using test::Gradients;
 using test::kDims;
@@ -21,16 +22,6 @@ using test::kMasks;
 using test::make_context;
 using test::Problem;
 using test::Random;
-
-double difference(const Data& a, const Data& b) {
-  double worst = 0;
-  for (std::int64_t i = 0; i < a.size(); ++i) {
-    const double x = double{a.get(i)}, y = double{b.get(i)};
-    worst = std::isfinite(x) && std::isfinite(y) ? std::max(worst, std::fabs(x - y) / (1 + std::fabs(y)))
-                                                 : INFINITY;
-  }
-  return worst;
-}
 
 TEST_CASE("flash and math gradients agree for every dtype, mask, head dim and with dropout, by ISA in turn") {
   const std::vector<Isa> isas = attention_isas();
@@ -115,33 +106,8 @@ TEST_CASE("math gradients are those of finite differences, dropout and bias incl
     problem.set_mask(random, kind, false);
     problem.args.dropout = {0.3f, 17, 2};
     const Data dout(random, DType::f32, {problem.cu_q.back(), 2, 8});
-    SdpaScope scope(context, {SdpaBackend::math});
-    const auto loss = [&] {
-      sdpa(context, problem.args);
-      double sum = 0;
-      for (std::int64_t i = 0; i < dout.size(); ++i) sum += double{dout.get(i)} * double{problem.out.get(i)};
-      return sum;
-    };
-    loss();
-    const Gradients g = differentiate(context, problem, dout, SdpaBackend::math);
-    const auto check = [&](Data& x, const Data& gradient, const char* name) {
-      constexpr float kStep = 0.02f;
-      for (std::int64_t i = 0; i < x.size(); i += 3) {
-        const float saved = x.get(i);
-        if (std::isinf(saved)) continue;
-        x.set(i, saved + kStep);
-        const double up = loss();
-        x.set(i, saved - kStep);
-        const double down = loss();
-        x.set(i, saved);
-        INFO(mask_kind_name(kind), " ", name, " ", i);
-        CHECK(std::fabs((up - down) / (2 * double{kStep}) - double{gradient.get(i)}) < 1e-3);
-      }
-    };
-    check(problem.q, g.dq, "dq");
-    check(problem.k, g.dk, "dk");
-    check(problem.v, g.dv, "dv");
-    if (kind == MaskKind::additive_bias) check(problem.bias, g.dbias, "dbias");
+    INFO(mask_kind_name(kind));
+    test::check_by_differences(context, problem, dout, 3);
   }
 }
 
@@ -195,39 +161,6 @@ TEST_CASE("a bias that sequences and heads share has the same gradient for any t
       CHECK(differentiate(three, problem, dout, backend).dbias.same_bits(want.dbias));
     }
   }
-}
-
-TEST_CASE("gradients without memory are refused with their name") {
-  ExecContext context = make_context(Isa::portable, 1);
-  Random random(1);
-  Problem problem(random, DType::f32, 2, 1, 8, {{2, 5}});
-  sdpa(context, problem.args);
-  const Data dout(random, DType::f32, {2, 2, 8});
-  const Gradients g(problem);
-  SdpaBackwardArgs good;
-  good.forward = problem.args;
-  good.dout = dout.view();
-  good.dq = g.dq.view();
-  good.dk = g.dk.view();
-  good.dv = g.dv.view();
-  CHECK_NOTHROW(sdpa_backward(context, good));
-  const auto refused = [&](TensorView SdpaBackwardArgs::*tensor, const char* message) {
-    SdpaBackwardArgs args = good;
-    (args.*tensor).data = nullptr;
-    CHECK_THROWS_WITH_AS(sdpa_backward(context, args), message, Error);
-  };
-  refused(&SdpaBackwardArgs::dout, "sdpa_backward: dout: expected memory for [2, 2, 8], got a null address");
-  refused(&SdpaBackwardArgs::dq, "sdpa_backward: dq: expected memory for [2, 2, 8], got a null address");
-  refused(&SdpaBackwardArgs::dk, "sdpa_backward: dk: expected memory for [5, 1, 8], got a null address");
-  refused(&SdpaBackwardArgs::dv, "sdpa_backward: dv: expected memory for [5, 1, 8], got a null address");
-  SdpaBackwardArgs bad = good;
-  bad.forward.out.data = nullptr;
-  CHECK_THROWS_WITH_AS(sdpa_backward(context, bad),
-                       "sdpa: out: expected memory for [2, 2, 8], got a null address", Error);
-  bad = good;
-  bad.forward.lse = {};
-  CHECK_THROWS_WITH_AS(sdpa_backward(context, bad),
-                       "sdpa_backward: forward.lse: expected what sdpa() wrote, got none", Error);
 }
 
 TEST_CASE("the choice for backward leaves decode out and says why") {
