@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "apps/input.h"
+#include "tokenizer/utf8.h"
 #include "weights/sha256.h"
 
 namespace inkling::app {
@@ -29,12 +30,27 @@ std::vector<fs::path> files_of(const fs::path& path) {
   return files;
 }
 
-void read(const fs::path& path, std::vector<std::string>& texts) {
+// JSON's parser holds lines to UTF-8 by itself.
+void require_utf8(const std::string& text, const std::string& name) {
+  const std::size_t good = valid_utf8_prefix(text);
+  if (good == text.size()) return;
+  throw Error(Code::input,
+              name + ": expected UTF-8, got an ill-formed byte at offset " + std::to_string(good));
+}
+
+void read(const fs::path& path, Documents& documents) {
+  const std::string name = path == "-" ? "standard input" : path.string();
   std::string content = read_text(path);
-  if (!is_lines(path)) return texts.push_back(std::move(content));
-  for_each_record(content, path.string(), {}, [&](const Record& record) {
+  if (!is_lines(path)) {
+    require_utf8(content, name);
+    documents.texts.push_back(std::move(content));
+    documents.names.push_back(name);
+    return;
+  }
+  for_each_record(content, name, {}, [&](const Record& record) {
     if (!record.has("text")) record.fail("expected the field 'text'");
-    texts.push_back(record.text("text"));
+    documents.texts.push_back(record.text("text"));
+    documents.names.push_back(record.where());
   });
 }
 
@@ -43,7 +59,7 @@ void read(const fs::path& path, std::vector<std::string>& texts) {
 Documents read_documents(std::span<const fs::path> paths) {
   Documents documents;
   for (const fs::path& path : paths) {
-    for (const fs::path& file : files_of(path)) read(file, documents.texts);
+    for (const fs::path& file : files_of(path)) read(file, documents);
   }
   Sha256 hash;
   for (const std::string& text : documents.texts) {

@@ -70,7 +70,8 @@ class Vocabulary(Folder):
                                  (3, ["--input", self.folder / "none", "--output", out], "none"),
                                  (3, ["--input", self.folder / "empty", "--output", out], "*.txt or *.jsonl"),
                                  (7, ["--input", self.file("none.txt", ""), "--output", out], "expected text, got none"),
-                                 (7, ["--input", self.file("bad.txt", b"ab\xff"), "--output", out], "offset 2"),
+                                 (7, ["--input", self.file("bad.txt", b"ab\xff"), "--output", out],
+                                  "bad.txt: expected UTF-8, got an ill-formed byte at offset 2"),
                                  (7, ["--input", self.file("bad.jsonl", '{"text":"a"}\n{"txt":"b"}'), "--output", out], "line 2"),
                                  (8, ["--input", text, "--output", text], "text.txt")):
             (self.folder / "empty").mkdir(exist_ok=True)
@@ -253,6 +254,14 @@ class Training(Folder):
         self.train("--out-dir", out, "--max-iters", 0)
         other = self.file("other.txt", CORPUS + "more")
         self.fails(7, "train", "--data", other, "--out-dir", out, "--init-from", "resume", says="began with")
+
+    def test_text_that_is_no_utf8_is_named_with_the_byte(self):
+        self.train("--out-dir", self.folder / "run", "--max-iters", 0)
+        for count in (3, 1000):  # of the shorter, the last is for validation
+            bad = self.file("bad.txt", b"a" * count + b"\xff")
+            for tokenizer in ([], ["--tokenizer", "sp-bpe:300"], ["--tokenizer", self.folder / "run"]):
+                self.fails(7, "train", "--data", bad, "--out-dir", self.folder / "out", *tokenizer,
+                           says=f"{bad}: expected UTF-8, got an ill-formed byte at offset {count}")
 
     def test_a_vocabulary_of_another_model_is_refused(self):
         self.fails(4, "train", "--data", self.data(), "--out-dir", self.folder / "out", "--init-from", SAMPLE, "--tokenizer", "char",
