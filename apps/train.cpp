@@ -35,11 +35,14 @@ TrainSettings settings_of(const Given& given) {
     }
     set(settings, *setting, text);
   }
-  // nanoGPT's advice: a rate that says nothing of its end falls to a tenth.
+  // nanoGPT's advice: a rate that says nothing of its end falls to a tenth. A run that goes on has its end.
   const auto is_given = [&](std::string_view name) {
     return std::ranges::any_of(given.values, [&](const auto& value) { return value.first->name == name; });
   };
-  if (is_given("learning_rate") && !is_given("min_lr")) settings.min_lr = settings.learning_rate / 10;
+  if (from != "resume" && is_given("learning_rate") && !is_given("min_lr")) {
+    settings.min_lr = settings.learning_rate / 10;
+  }
+  check(settings, from == "scratch" ? ModelSizes::of_settings : ModelSizes::of_weights);
   return settings;
 }
 

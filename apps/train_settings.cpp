@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "apps/options.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 using S = TrainSettings;
 constexpr double kMany = 1e9;
+constexpr std::int64_t kMaxHeadDim = 256;  // of attention/, on every device
 
 const TrainSetting kSettings[] = {
     {"batch_size", &S::batch_size, 1, 1 << 20, "sequences of a batch"},
@@ -42,8 +44,9 @@ void set_number(T& target, const TrainSetting& setting, const std::string& text)
   T value{};
   if (!parse_number(text, value) || !(static_cast<double>(value) >= setting.least) ||
       static_cast<double>(value) > setting.most) {
-    refuse((std::is_integral_v<T> ? "a whole number from " : "a number from ") +
-               nlohmann::json(setting.least).dump() + " to " + nlohmann::json(setting.most).dump(),
+    const auto bound = [](double b) { return nlohmann::json(static_cast<T>(b)).dump(); };
+    refuse((std::is_integral_v<T> ? "a whole number from " : "a number from ") + bound(setting.least) +
+               " to " + bound(setting.most),
            text);
   }
   target = value;
@@ -56,8 +59,9 @@ void set_value(double& target, const TrainSetting& s, const std::string& text) {
   set_number(target, s, text);
 }
 void set_value(bool& target, const TrainSetting&, const std::string& text) {
-  if (text != "true" && text != "false") refuse("true or false", text);
-  target = text == "true";
+  const bool yes = text == "true" || text == "True";  // and as nanoGPT's command lines have it
+  if (!yes && text != "false" && text != "False") refuse("true or false", text);
+  target = yes;
 }
 void set_value(std::string& target, const TrainSetting&, const std::string& text) {
   if (text != "f32" && text != "bf16") refuse("one of f32, bf16", text);
@@ -116,6 +120,29 @@ std::string text_of(const TrainSettings& settings, const TrainSetting& setting) 
       setting.member);
 }
 
+void check(const TrainSettings& s, ModelSizes sizes) {
+  const auto refuse_flag = [](std::string_view name, const std::string& expected, const auto& got) {
+    throw Error(Code::usage,
+                "--" + flag_name(name) + ": expected " + expected + ", got " + nlohmann::json(got).dump());
+  };
+  if (s.min_lr > s.learning_rate) {
+    refuse_flag("min_lr", "at most --learning-rate " + nlohmann::json(s.learning_rate).dump(), s.min_lr);
+  }
+  if (s.lr_decay_iters != 0 && s.lr_decay_iters <= s.warmup_iters) {
+    refuse_flag("lr_decay_iters", "0 or more than --warmup-iters " + std::to_string(s.warmup_iters),
+                s.lr_decay_iters);
+  }
+  if (sizes == ModelSizes::of_weights) return;
+  const std::string width = "--n-embd " + std::to_string(s.n_embd);
+  if (s.n_embd % s.n_head != 0) refuse_flag("n_head", "a divisor of " + width, s.n_head);
+  if (s.n_embd / s.n_head > kMaxHeadDim) {
+    refuse_flag("n_head",
+                "at least " + std::to_string((s.n_embd + kMaxHeadDim - 1) / kMaxHeadDim) + " for " + width +
+                    ", since a head has at most " + std::to_string(kMaxHeadDim) + " dimensions",
+                s.n_head);
+  }
+}
+
 TrainSettings train_preset(const std::string& name) {
   TrainSettings s;
   if (name == "shakespeare-char-gpu") {
@@ -141,18 +168,32 @@ std::string to_json(const TrainSettings& settings) {
 }
 
 TrainSettings train_settings_from_json(std::string_view text, const std::string& file) {
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  const auto malformed = [&](const std::string& name, const std::string& what) {
+    return Error(Code::malformed, file + ": " + name + ": " + what);
+  };
+  std::set<std::string> seen;  // the parser itself keeps the last of two equal keys
+  const auto once = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& key) {
+    if (depth == 1 && event == nlohmann::json::parse_event_t::key &&
+        !seen.insert(key.get<std::string>()).second) {
+      throw malformed(key.get<std::string>(), "expected the key once, got it twice");
+    }
+    return true;
+  };
+  const nlohmann::json json = nlohmann::json::parse(text, once, false);
   if (!json.is_object()) throw Error(Code::malformed, file + ": expected a JSON object");
   TrainSettings settings;
   for (const TrainSetting& setting : kSettings) {
-    const auto at = json.find(std::string(setting.name));
-    if (at == json.end()) continue;
+    const std::string name(setting.name);
+    if (seen.erase(name) == 0) throw malformed(name, "expected a value, got none");
+    const nlohmann::json& value = json.at(name);
+    const bool words = std::holds_alternative<std::string S::*>(setting.member);
     try {
-      set(settings, setting, at->is_string() ? at->get<std::string>() : at->dump());
+      set(settings, setting, words && value.is_string() ? value.get<std::string>() : value.dump());
     } catch (const Error& error) {
-      throw Error(Code::malformed, file + ": " + std::string(setting.name) + ": " + error.message());
+      throw malformed(name, error.message());
     }
   }
+  if (!seen.empty()) throw malformed(*seen.begin(), "expected the name of a setting");
   return settings;
 }
 

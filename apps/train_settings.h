@@ -47,10 +47,17 @@ std::span<const TrainSetting> train_settings();
 void set(TrainSettings& settings, const TrainSetting& setting, const std::string& text);
 std::string text_of(const TrainSettings& settings, const TrainSetting& setting);
 
+/// Where layers, heads and width come from: a new model has those of the settings.
+enum class ModelSizes : std::uint8_t { of_settings, of_weights };
+
+/// What no run could be made of. Throws Error{usage} "--FLAG: expected …, got …".
+void check(const TrainSettings& settings, ModelSizes sizes);
+
 /// nanoGPT's shakespeare_char on the CPU of its README and on a GPU. Throws Error{usage}.
 TrainSettings train_preset(const std::string& name);
 
-/// All settings as JSON, and back. Throws Error{malformed} naming `file` and the field.
+/// All settings as JSON, and back: each of them once, and nothing else. Throws Error{malformed} naming `file`
+/// and the field.
 std::string to_json(const TrainSettings& settings);
 TrainSettings train_settings_from_json(std::string_view text, const std::string& file);
 

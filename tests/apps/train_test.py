@@ -159,6 +159,38 @@ class Training(Folder):
         settings = json.loads((out / "train.json").read_text())
         self.assertEqual({**given, "bias": True}, {name: settings[name] for name in [*given, "bias"]})
 
+    def test_words_of_nanogpt_for_true_and_false(self):
+        for word, value in (("True", True), ("False", False), ("true", True), ("false", False)):
+            out = self.folder / word
+            self.train("--out-dir", out, "--max-iters", 0, "--bias=" + word, "--n-embd", 256, "--n-head", 1, "--n-layer", 1)  # the widest head
+            self.assertIs(json.loads((out / "train.json").read_text())["bias"], value)
+
+    def test_the_last_rate_falls_to_a_tenth_but_not_of_a_run_that_goes_on(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 0, "--learning-rate", 2e-3)
+        self.assertEqual(json.loads((out / "train.json").read_text())["min_lr"], 2e-4)
+        shutil.rmtree(out)
+        self.train("--out-dir", out, "--max-iters", 0, "--min-lr", 0)
+        result = run("train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", "--learning-rate", 1e-3)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(json.loads((out / "train.json").read_text())["min_lr"], 0)
+
+    def test_the_settings_of_a_run_are_all_there_and_nothing_else(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 0)
+        path = out / "train.json"
+        whole = json.loads(path.read_text())
+        for name in whole:
+            path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+            self.fails(4, "train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", says=f"{path}: {name}: expected a value, got none")
+        for text, says in ((json.dumps({**whole, "n_layr": 2}), "n_layr: expected the name of a setting"),
+                           (json.dumps(whole)[:-1] + ', "seed": 1}', "seed: expected the key once"),
+                           (json.dumps({**whole, "seed": "1"}), "seed: expected a whole number"),
+                           (json.dumps({**whole, "bias": 1}), "bias: expected true or false"),
+                           (json.dumps([whole]), "expected a JSON object"), (json.dumps(whole)[:-1], "expected a JSON object")):
+            path.write_text(text)
+            self.fails(4, "train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", says=f"{path}: {says}")
+
     def test_presets_are_nanogpts(self):
         both = {"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0,
                 "bias": False, "gradient_accumulation_steps": 1, "eval_interval": 250}
@@ -281,6 +313,15 @@ class Training(Folder):
                                  (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--block-size", 64], "--block-size"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--preset", "shakespeare-char-gpu"],
                                   "--preset: expected --init-from scratch"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--seed", -1], "--seed: expected a whole number from 0 to 9000000000000000"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--bias=no"], "--bias: expected true or false"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--n-embd", 15, "--n-head", 2],
+                                  "--n-head: expected a divisor of --n-embd 15, got 2"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--n-embd", 257, "--n-head", 1],
+                                  "--n-head: expected at least 2 for --n-embd 257"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--min-lr", 1], "--min-lr: expected at most --learning-rate 0.001, got 1"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--warmup-iters", 2000],
+                                  "--lr-decay-iters: expected 0 or more than --warmup-iters 2000, got 2000"),
                                  (3, ["--data", self.data(), "--out-dir", out, "--init-from", "resume"], "train.json"),
                                  (3, ["--data", self.folder / "none", "--out-dir", out], "none"),
                                  (7, ["--data", self.file("empty.txt", ""), "--out-dir", out], "expected text, got none"),
