@@ -80,7 +80,8 @@ Result<TokenData> TokenData::open(const std::filesystem::path& path) {
   return data;
 }
 
-Result<TokenData> TokenData::open_u16(const std::filesystem::path& path) {
+Result<TokenData> TokenData::open_u16(const std::filesystem::path& path,
+                                      std::optional<std::int32_t> document_end) {
   auto map = weights::FileMap::open(path);
   if (!map) return map.error();
   TokenData data;
@@ -92,6 +93,13 @@ Result<TokenData> TokenData::open_u16(const std::filesystem::path& path) {
   }
   data.size_ = static_cast<std::int64_t>(data.ids_.size() / 2);
   data.documents_ = data.size_ > 0 ? 1 : 0;
+  if (!document_end) return data;
+  auto& ends = data.found_ends_;
+  for (std::int64_t i = 0; i < data.size_; ++i) {
+    if (data.id(i) == *document_end || i + 1 == data.size_) ends.push_back(static_cast<std::uint64_t>(i) + 1);
+  }
+  data.documents_ = static_cast<std::int64_t>(ends.size());
+  data.ends_ = std::as_bytes(std::span(ends));
   return data;
 }
 
@@ -118,6 +126,19 @@ std::int32_t TokenData::id(std::int64_t i) const noexcept {
 
 void TokenData::copy(std::int64_t begin, std::span<std::int32_t> out) const noexcept {
   for (std::int32_t& value : out) value = id(begin++);
+}
+
+std::optional<std::int64_t> TokenData::first_outside(std::int64_t begin, std::int64_t end,
+                                                     std::int64_t vocab_size) const noexcept {
+  for (std::int64_t i = begin; i < end; ++i) {
+    if (id(i) < 0 || id(i) >= vocab_size) return i;
+  }
+  return std::nullopt;
+}
+
+std::span<const std::byte> TokenData::bytes(std::int64_t begin, std::int64_t end) const noexcept {
+  return ids_.subspan(static_cast<std::size_t>(begin) * width_,
+                      static_cast<std::size_t>(end - begin) * width_);
 }
 
 Result<void> write_token_data(const std::filesystem::path& path, std::span<const std::int32_t> ids,

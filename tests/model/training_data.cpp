@@ -66,6 +66,43 @@ TEST_CASE("nanoGPT's binaries are ids of two bytes and one document") {
   CHECK(TokenData::open_u16(path).error().code() == Code::malformed);
 }
 
+TEST_CASE("nanoGPT's binaries split into documents after each end of text") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "train.bin";
+  const auto ends_of = [&](const std::vector<std::uint16_t>& ids) {
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(ids.data()), static_cast<std::streamsize>(2 * ids.size()));
+    TokenData opened = TokenData::open_u16(path, 9).value();
+    const TokenData data = std::move(opened);  // and the ends stay what they are
+    std::vector<std::int64_t> ends;
+    for (std::int64_t d = 0; d < data.documents(); ++d) ends.push_back(data.document_end(d));
+    return ends;
+  };
+  using Ends = std::vector<std::int64_t>;
+  CHECK(ends_of({1, 2, 9, 3, 9}) == Ends{3, 5});
+  CHECK(ends_of({9, 9, 1, 2}) == Ends{1, 2, 4});
+  CHECK(ends_of({1, 2, 3}) == Ends{3});
+  CHECK(ends_of({9}) == Ends{1});
+  CHECK(ends_of({}).empty());
+}
+
+TEST_CASE("the first id outside a vocabulary is found, and ids as they lie in the file") {
+  for (const std::int32_t wide : {7, 70000}) {
+    const Written written({3, 0, wide, 5, 8}, {5});
+    const TokenData data = written.open();
+    CHECK(data.first_outside(0, 5, wide + 2) == std::nullopt);
+    CHECK(data.first_outside(0, 5, 7) == 2);
+    CHECK(data.first_outside(3, 5, 7) == 4);
+    CHECK(data.first_outside(0, 2, 3) == 0);
+    CHECK(data.first_outside(1, 2, 3) == std::nullopt);
+    const auto bytes = data.bytes(1, 4);
+    REQUIRE(bytes.size() == 3 * (wide == 7 ? 2 : 4));
+    CHECK(bytes[2 * bytes.size() / 3] == std::byte{5});
+  }
+  const Written negative({1, -1}, {2});
+  CHECK(negative.open().first_outside(0, 2, 2) == 1);
+}
+
 TEST_CASE("every truncation and every changed field of a small file is refused or harmless") {
   const Written written(rising(20), {5, 12, 20});
   std::ifstream in(written.path, std::ios::binary);
