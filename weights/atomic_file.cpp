@@ -27,6 +27,19 @@ std::filesystem::path temporary_name(const std::filesystem::path& target) {
   return target.parent_path() / name;
 }
 
+// Whether temporary_name() could have given it: ".NAME.PID.N.tmp".
+bool is_temporary(std::string_view name) {
+  if (!name.starts_with('.') || !name.ends_with(".tmp")) return false;
+  name.remove_suffix(4);
+  for (int number = 0; number < 2; ++number) {
+    const std::size_t dot = name.rfind('.');
+    if (dot == std::string_view::npos || dot == 0 || dot + 1 == name.size()) return false;
+    if (name.find_first_not_of("0123456789", dot + 1) != std::string_view::npos) return false;
+    name = name.substr(0, dot);
+  }
+  return name.size() > 1;
+}
+
 // Makes the rename itself durable. A file system that cannot flush a folder has done what it can.
 void flush_folder(const std::filesystem::path& target) {
   const std::filesystem::path folder = target.has_parent_path() ? target.parent_path() : ".";
@@ -115,6 +128,15 @@ void remove_leftovers(const std::filesystem::path& target) {
     std::error_code ignored;
     const auto age = fs::file_time_type::clock::now() - fs::last_write_time(at->path(), ignored);
     if (!ignored && age > std::chrono::hours(1)) fs::remove(at->path(), ignored);
+  }
+}
+
+void remove_all_leftovers(const std::filesystem::path& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
+    std::error_code ignored;
+    if (is_temporary(at->path().filename().string())) fs::remove(at->path(), ignored);
   }
 }
 

@@ -41,6 +41,10 @@ class AtomicFile {
 /// nobody has touched for an hour. What cannot be removed stays.
 void remove_leftovers(const std::filesystem::path& target);
 
+/// Removes all temporaries of AtomicFile from a folder that only the caller writes to, whatever their target.
+/// What cannot be removed stays.
+void remove_all_leftovers(const std::filesystem::path& folder);
+
 /// Replaces the content of `path` with `text`, atomically.
 Result<void> write_file(const std::filesystem::path& path, std::string_view text);
 

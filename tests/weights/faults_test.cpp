@@ -14,6 +14,8 @@
 namespace inkling::test {
 namespace {
 
+namespace fs = std::filesystem;
+
 // Files end at `bytes`, as they do on a full disk, within the scope.
 class FullDisk {
  public:
@@ -111,6 +113,25 @@ TEST_CASE("a link's target is replaced, not the link, and an abandoned file vani
   }
   CHECK(dir.files() == 2);
   CHECK(content_of(dir / "real") == "new");
+}
+
+TEST_CASE("what killed writers have left in a folder is removed, and nothing else") {
+  const TempDir dir;
+  {
+    auto file = AtomicFile::create(dir / "a.b").value();
+    REQUIRE(file.write("half"));
+    fs::path half;
+    for (const auto& entry : fs::directory_iterator(dir.path())) half = entry.path();
+    fs::copy_file(half, dir / ".a.b.4711.0.tmp");  // as of a process that is no more
+  }
+  const std::vector<std::string> others = {".tmp",      "..1.2.tmp",   ".1.2.tmp",  ".a.1.tmp", ".a..2.tmp",
+                                           ".a.1..tmp", ".a.1.2x.tmp", "a.1.2.tmp", ".a.1.2"};
+  for (const std::string& name : others) put(dir / name, "whole");
+  CHECK(dir.files() == others.size() + 1);
+  remove_all_leftovers(dir.path());
+  CHECK(dir.files() == others.size());
+  CHECK_FALSE(fs::exists(dir / ".a.b.4711.0.tmp"));
+  remove_all_leftovers(dir / "none");
 }
 
 TEST_CASE("memory running out at any allocation is a clean error, and the next try succeeds") {
