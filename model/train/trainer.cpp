@@ -63,6 +63,12 @@ std::vector<NamedTensor> checkpoint_tensors(const ParameterLayout& layout, float
   return all;
 }
 
+Error malformed(const SafetensorsFile& file, std::string_view field, const std::string& expected,
+                const std::string& got) {
+  return Error(Code::malformed,
+               file.name() + ": " + std::string(field) + ": expected " + expected + ", got " + got);
+}
+
 std::optional<std::int64_t> parse_iteration(std::string_view text) {
   std::int64_t value = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -174,25 +180,27 @@ Trainer Trainer::from_weights(ExecContext& context, const Gpt2Source& source, co
   return trainer;
 }
 
+Result<ModelConfig> Trainer::checkpoint_config(const SafetensorsFile& file) {
+  const std::string* const format = find(file.metadata(), kFormatKey);
+  if (format == nullptr || *format != kFormat) {
+    return malformed(file, kFormatKey, std::string(kFormat) + ", as in a checkpoint of training",
+                     format == nullptr ? "nothing" : *format);
+  }
+  const std::string* const text = find(file.metadata(), kConfigKey);
+  if (text == nullptr) return malformed(file, kConfigKey, "the model's config", "nothing");
+  return parse_config_json(*text, file.name());
+}
+
 Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const SafetensorsFile& file,
                                          const TrainOptions& options, Communicator* communicator) {
   check_options(options);
-  const auto malformed = [&](std::string_view field, std::string_view expected, std::string_view got) {
-    return Error(Code::malformed, file.name() + ": " + std::string(field) + ": expected " +
-                                      std::string(expected) + ", got " + std::string(got));
-  };
-  const std::string* format = find(file.metadata(), kFormatKey);
-  if (format == nullptr || *format != kFormat) {
-    return malformed(kFormatKey, std::string(kFormat) + ", as in a checkpoint of training",
-                     format == nullptr ? "nothing" : *format);
-  }
-  const std::string *text = find(file.metadata(), kConfigKey), *count = find(file.metadata(), kIterationKey);
-  if (text == nullptr) return malformed(kConfigKey, "the model's config", "nothing");
-  const Result<ModelConfig> config = parse_config_json(*text, file.name());
+  const Result<ModelConfig> config = checkpoint_config(file);
   if (!config) return config.error();
+  const std::string* const count = find(file.metadata(), kIterationKey);
   const std::optional<std::int64_t> iteration = count != nullptr ? parse_iteration(*count) : std::nullopt;
-  if (!iteration)
-    return malformed(kIterationKey, "a number below 2^53", count == nullptr ? "nothing" : *count);
+  if (!iteration) {
+    return malformed(file, kIterationKey, "a number below 2^53", count == nullptr ? "nothing" : *count);
+  }
   // Before memory is taken: the config alone could ask for any amount.
   const ParameterLayout wanted(*config);
   for (const std::string_view prefix : {std::string_view(), kFirstMoment, kSecondMoment}) {
@@ -200,9 +208,9 @@ Result<Trainer> Trainer::from_checkpoint(ExecContext& context, const Safetensors
       const std::string name = std::string(prefix) + entry.name,
                         expected = "f32 " + entry.layout.shape_string();
       const NamedTensor* from = file.find(name);
-      if (from == nullptr) return malformed(name, expected, "nothing");
+      if (from == nullptr) return malformed(file, name, expected, "nothing");
       const std::string got = std::string(dtype_name(from->view.dtype)) + ' ' + from->view.shape_string();
-      if (got != expected) return malformed(name, expected, got);
+      if (got != expected) return malformed(file, name, expected, got);
     }
   }
 

@@ -55,6 +55,8 @@ class Trainer {
   /// Error{malformed}.
   static Result<Trainer> from_checkpoint(ExecContext& context, const SafetensorsFile& file,
                                          const TrainOptions& options, Communicator* communicator = nullptr);
+  /// The model of a checkpoint, by its header alone. Error{malformed}.
+  static Result<ModelConfig> checkpoint_config(const SafetensorsFile& file);
   Trainer(Trainer&&) noexcept;
   Trainer& operator=(Trainer&&) noexcept;
   ~Trainer();
