@@ -1,4 +1,5 @@
 // inkling tokenizer train: a vocabulary from text.
+#include <algorithm>
 #include <memory>
 
 #include "apps/documents.h"
@@ -17,6 +18,23 @@ struct TokenizerTrainOptions {
   std::filesystem::path output;
 };
 
+// An option that is out of range for the text is named as the command line has it.
+std::vector<VocabularyFile> make(const Documents& documents, const VocabularyOptions& options,
+                                 const Console& console) {
+  Progress progress(console, "training");
+  try {
+    return train_vocabulary(documents.views(), options, [&](double share) {
+      check_interrupt();
+      progress.update(share);
+    });
+  } catch (const Error& error) {
+    if (error.code() != Code::usage) throw;
+    const std::string message = error.message();
+    const std::size_t colon = std::min(message.find(':'), message.size());
+    throw Error(Code::usage, "--" + flag_name(message.substr(0, colon)) + message.substr(colon));
+  }
+}
+
 void train(const TokenizerTrainOptions& o, const Console& console) {
   if (o.inputs.empty())
     throw Error(Code::usage, "--input: expected a text file, JSON lines or a folder, got none");
@@ -28,14 +46,7 @@ void train(const TokenizerTrainOptions& o, const Console& console) {
   const std::vector<std::filesystem::path> paths(o.inputs.begin(), o.inputs.end());
   const Documents documents = read_documents(paths);
   const double start = now();
-  std::vector<VocabularyFile> files;
-  {
-    Progress progress(console, "training");
-    files = train_vocabulary(documents.views(), o.vocabulary, [&](double share) {
-      check_interrupt();
-      progress.update(share);
-    });
-  }
+  const std::vector<VocabularyFile> files = make(documents, o.vocabulary, console);
   write_vocabulary(o.output, files);
   const Tokenizer tokenizer = Tokenizer::load(o.output / files.front().name).value();
   console.note("inkling: " + o.output.string() + ": " + tokenizer.description() +

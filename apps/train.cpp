@@ -1,8 +1,10 @@
 // inkling train: a GPT-2 from scratch, further, or fine-tuned.
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
+#include "apps/folder_lock.h"
 #include "apps/input.h"
 #include "apps/program.h"
 #include "apps/train_run.h"
@@ -46,27 +48,32 @@ TrainSettings settings_of(const Given& given) {
   return settings;
 }
 
-void check(const Given& given) {
-  const TrainCommand& c = given.command;
+void check(const TrainCommand& c, const std::string& preset) {
   if (c.data.empty()) throw Error(Code::usage, "--data: expected a text, JSON lines or a folder, got none");
-  if (c.init_from == "resume" && (!given.preset.empty() || !c.tokenizer.empty())) {
+  if (c.resumes() && (!preset.empty() || !c.tokenizer.empty())) {
     throw Error(Code::usage,
                 "--init-from resume: expected neither --preset nor --tokenizer, which the run has");
   }
-  if (c.init_from != "scratch" && !given.preset.empty()) {
+  if (c.init_from != "scratch" && !preset.empty()) {
     throw Error(Code::usage, "--preset: expected --init-from scratch beside it, got " + c.init_from +
                                  ", which has its own sizes");
   }
-  const auto found = find_checkpoints(c.out / "checkpoints");
-  if (c.init_from != "resume" && !found.empty()) {
-    throw Error(Code::usage, "--out-dir: expected a folder without a run, got " + c.out.string() + " with " +
-                                 std::to_string(found.size()) +
-                                 " checkpoints; --init-from resume goes on with it");
+  std::error_code ignored;
+  if (c.fine_tunes() && !std::filesystem::exists(c.init_from, ignored)) {
+    throw Error(Code::file, "--init-from: expected scratch, resume or a model's folder or file, got " +
+                                c.init_from + ", which does not exist");
   }
 }
 
+void require_no_run(const TrainCommand& c) {
+  const std::size_t count = c.checkpoints().files().size();
+  if (count == 0) return;
+  throw Error(Code::usage, "--out-dir: expected a folder without a run, got " + c.out.string() + " with " +
+                               std::to_string(count) + " checkpoints; --init-from resume goes on with it");
+}
+
 void train(const Given& given, const Console& console) {
-  check(given);
+  check(given.command, given.preset);
   TrainCommand command = given.command;
   command.settings = settings_of(given);
   const std::unique_ptr<Communicator> communicator = join_mpi();
@@ -78,6 +85,9 @@ void train(const Given& given, const Console& console) {
   }
   const Console silent({.log_level = LogLevel::error, .quiet = true});
   const bool speaks = !communicator || communicator->rank() == 0;
+  std::optional<FolderLock> lock;
+  if (speaks) lock.emplace("--out-dir", command.out);
+  if (speaks && !command.resumes()) require_no_run(command);
   TrainRun(command, speaks ? console : silent, communicator.get()).run();
 }
 

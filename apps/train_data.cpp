@@ -16,9 +16,9 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char *kTrainFile = "train.tokens", *kValidationFile = "val.tokens";
-constexpr std::int64_t kNanoGptVocab = 50304;  // GPT-2's, padded
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "vocab.json", "merges.txt",     "encoder.json",
-                                           "vocab.bpe",      "meta.json",  "tokenizer.model"};
+constexpr const char *kTrainBinary = "train.bin", *kValidationBinary = "val.bin";
+constexpr const char *kText = "text", *kIds = "nanogpt";  // kinds of data, in TrainData::source
+constexpr std::int32_t kGpt2EndOfText = 50256;
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -43,32 +43,68 @@ std::optional<VocabularyOptions> vocabulary_of(const std::string& spec) {
   return options;
 }
 
-// The files of a tokenizer, side by side in the out folder.
-void take_tokenizer(const fs::path& from, const fs::path& out) {
-  std::error_code ignored;
-  if (!fs::is_directory(from, ignored)) {
-    const bool model = from.extension() == ".model";
-    write_file(out / (model ? fs::path("tokenizer.model") : from.filename()), read_text(from)).value();
-    return;
+// The files of a tokenizer, by the names that they have in a model's folder.
+std::vector<VocabularyFile> read_tokenizer(const fs::path& folder_or_file) {
+  std::vector<VocabularyFile> files;
+  for (const fs::path& path : Tokenizer::files(folder_or_file).value()) {
+    const bool model = path.extension() == ".model";
+    files.push_back({model ? "tokenizer.model" : path.filename().string(), read_text(path)});
   }
-  bool any = false;
-  for (const char* name : kTokenizerFiles) {
-    if (!is_there(from / name)) continue;
-    write_file(out / name, read_text(from / name)).value();
-    any = true;
-  }
-  if (!any) throw Error(Code::file, from.string() + ": expected a tokenizer's files, got none");
+  return files;
 }
 
-std::string hash_of(const Documents& documents, const fs::path& out) {
-  Sha256 hash;
-  hash.update(std::as_bytes(std::span(documents.sha256)));
-  for (const char* name : kTokenizerFiles) {
-    if (!is_there(out / name)) continue;
-    const std::string content = read_text(out / name);
+// Of the training part alone, but for characters, of which each must have an id.
+std::vector<VocabularyFile> make_vocabulary(const std::string& spec,
+                                            std::span<const std::string_view> training,
+                                            std::span<const std::string_view> all, const Console& console) {
+  const auto options = vocabulary_of(spec);
+  if (!options) return read_tokenizer(spec);
+  Progress progress(console, "vocabulary");
+  const bool characters = options->type == VocabularyType::characters;
+  try {
+    return train_vocabulary(characters ? all : training, *options, [&](double share) {
+      check_interrupt();
+      progress.update(share);
+    });
+  } catch (const Error& error) {
+    if (error.code() != Code::usage) throw;
+    throw Error(Code::usage, "--tokenizer " + spec + ": " + error.message());
+  }
+}
+
+// Other files of a tokenizer could be taken in place of these, by this run and by whoever opens the model.
+void place_tokenizer(const std::vector<VocabularyFile>& files, const fs::path& out) {
+  if (const auto there = Tokenizer::files(out)) {
+    const auto same = [](const fs::path& path, const VocabularyFile& file) {
+      return path.filename() == file.name;
+    };
+    if (!std::ranges::equal(*there, files, same)) {
+      throw Error(Code::usage, "--out-dir: expected a folder without another tokenizer, got " + out.string() +
+                                   " with " + there->front().filename().string());
+    }
+  }
+  if (!files.empty()) write_vocabulary(out, files);
+}
+
+std::optional<Tokenizer> tokenizer_in(const fs::path& out) {
+  if (!Tokenizer::files(out)) return std::nullopt;
+  return Tokenizer::load(out).value();
+}
+
+void add_tokenizer(const fs::path& out, Sha256& hash) {
+  const auto files = Tokenizer::files(out);
+  if (!files) return;
+  for (const fs::path& path : *files) {
+    const std::string content = read_text(path);
     hash.update(std::as_bytes(std::span(content)));
   }
-  return hash.finish();
+}
+
+void require_same(const TrainSource& source, const std::string& got) {
+  if (source.begin != Begin::resumed || got == source.began_with) return;
+  throw Error(Code::input, source.data.string() + ": expected what the run in " + source.out.string() +
+                               " began with, " + source.began_with +
+                               " (kind, SHA-256 of data and vocabulary)" + ", got " + got);
 }
 
 bool begins_character(char c) {
@@ -108,16 +144,22 @@ std::size_t piece_of(std::string_view text, std::size_t most) {
   return count;
 }
 
+struct Part {
+  std::string_view text;
+  const std::string& name;  // of the document
+  std::size_t offset = 0;   // in it
+};
+
 class Encoder {
  public:
   Encoder(const Tokenizer& tokenizer, bool with_end, const Console& console, std::size_t total)
       : tokenizer_(tokenizer), with_end_(with_end), progress_(console, "tokenising"), total_(total) {}
 
-  void write(const fs::path& path, std::span<const std::string_view> texts, const std::string& source) {
+  void write(const fs::path& path, std::span<const Part> parts, const std::string& source) {
     std::vector<std::int32_t> ids;
     std::vector<std::int64_t> ends;
-    for (const std::string_view text : texts) {
-      encode(text, ids);
+    for (const Part& part : parts) {
+      encode(part, ids);
       if (with_end_ && tokenizer_.eos_id()) ids.push_back(*tokenizer_.eos_id());
       ends.push_back(static_cast<std::int64_t>(ids.size()));
     }
@@ -126,13 +168,16 @@ class Encoder {
 
  private:
   // In pieces, where a text is longer than the tokenizer takes at once.
-  void encode(std::string_view text, std::vector<std::int32_t>& ids) {
-    while (!text.empty()) {
+  void encode(const Part& part, std::vector<std::int32_t>& ids) {
+    for (std::size_t at = 0, count = 0; at < part.text.size(); at += count) {
       check_interrupt();
-      const std::size_t count = piece_of(text, tokenizer_.max_input_bytes());
-      const auto piece = tokenizer_.encode(text.substr(0, count), {SpecialTokens::literal}).value();
+      const std::string_view rest = part.text.substr(at);
+      count = piece_of(rest, tokenizer_.max_input_bytes());
+      const std::size_t begin = part.offset + at;
+      const auto piece =
+          located(begin == 0 ? part.name : part.name + ": from byte " + std::to_string(begin),
+                  [&] { return tokenizer_.encode(rest.substr(0, count), {SpecialTokens::literal}).value(); });
       ids.insert(ids.end(), piece.begin(), piece.end());
-      text.remove_prefix(count);
       progress_.update(static_cast<double>(done_ += count) / static_cast<double>(total_));
     }
   }
@@ -143,86 +188,180 @@ class Encoder {
   std::size_t total_, done_ = 0;
 };
 
-TrainData open_both(const fs::path& folder, const char* train, const char* validation,
-                    Result<TokenData> (*open)(const fs::path&)) {
-  return {open(folder / train).value(), open(folder / validation).value(), {}, 0};
-}
+// Shows every id once, before the first iteration: one outside the vocabulary would end the run in the
+// middle.
+class IdCheck {
+ public:
+  IdCheck(std::int64_t vocab_size, std::int64_t total, const Console& console)
+      : vocab_size_(vocab_size), total_(total), progress_(console, "reading ids") {}
+
+  /// Calls visit(bytes) with the ids as they lie in the file, piece by piece.
+  template <class Visit>
+  void read(const fs::path& path, const TokenData& data, const Visit& visit) {
+    constexpr std::int64_t kPiece = 1 << 20;
+    for (std::int64_t begin = 0; begin < data.size(); begin += kPiece) {
+      check_interrupt();
+      const std::int64_t end = std::min(begin + kPiece, data.size());
+      if (const auto at = data.first_outside(begin, end, vocab_size_)) {
+        throw Error(Code::malformed, path.string() + ": id " + std::to_string(*at) + ": expected 0 to " +
+                                         std::to_string(vocab_size_ - 1) + ", got " +
+                                         std::to_string(data.id(*at)));
+      }
+      visit(data.bytes(begin, end));
+      progress_.update(static_cast<double>(done_ += end - begin) / static_cast<double>(total_));
+    }
+  }
+
+ private:
+  std::int64_t vocab_size_, total_, done_ = 0;
+  Progress progress_;
+};
 
 // Damaged ids are made anew, but not those of a run that goes on: it is not known that they would be the
 // same.
-bool up_to_date(const fs::path& path, const std::string& hash, const TrainSource& source) {
+bool up_to_date(const fs::path& path, const std::string& hash, Begin begin) {
   if (!is_there(path)) return false;
   const Result<TokenData> data = TokenData::open(path);
-  if (!data && (source.has_vocabulary || data.error().code() != Code::malformed)) throw data.error();
+  if (!data && (begin == Begin::resumed || data.error().code() != Code::malformed)) throw data.error();
   return data && data->source() == hash;
 }
 
-// Of the training part alone, but for characters, of which each must have an id.
-void make_vocabulary(const TrainSource& source, std::span<const std::string_view> training,
-                     std::span<const std::string_view> all, const Console& console) {
-  const auto vocabulary = vocabulary_of(source.tokenizer.empty() ? "char" : source.tokenizer);
-  if (!vocabulary) return take_tokenizer(source.tokenizer, source.out);
-  Progress progress(console, "vocabulary");
-  const bool characters = vocabulary->type == VocabularyType::characters;
-  write_vocabulary(source.out, train_vocabulary(characters ? all : training, *vocabulary, [&](double share) {
-                     check_interrupt();
-                     progress.update(share);
-                   }));
+struct Parts {
+  std::vector<Part> training, validation;
+  std::size_t bytes = 0;
+};
+
+Parts split(const Documents& documents, const fs::path& data) {
+  const std::vector<std::string_view> texts = documents.views();
+  Parts parts;
+  for (const std::string_view text : texts) parts.bytes += text.size();
+  if (parts.bytes == 0) throw Error(Code::input, data.string() + ": expected text, got none");
+  if (texts.size() == 1) {
+    const auto [first, rest] = split_text(texts[0]);
+    parts.training.push_back({first, documents.names[0]});
+    parts.validation.push_back({rest, documents.names[0], first.size()});
+    return parts;
+  }
+  const std::size_t for_training = split_documents(texts);
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    (i < for_training ? parts.training : parts.validation).push_back({texts[i], documents.names[i]});
+  }
+  return parts;
+}
+
+// The vocabulary and the ids of a text, in the out folder. Returns what they were made from.
+std::string make_from_text(const TrainSource& source, const Console& console) {
+  const Documents documents = read_documents(std::span(&source.data, 1));
+  const Parts parts = split(documents, source.data);
+  const std::vector<std::string_view> all = documents.views();
+  if (source.begin == Begin::fresh) {
+    std::vector<std::string_view> training;
+    for (const Part& part : parts.training) training.push_back(part.text);
+    place_tokenizer(
+        make_vocabulary(source.tokenizer.empty() ? "char" : source.tokenizer, training, all, console),
+        source.out);
+  }
+  const Tokenizer tokenizer = Tokenizer::load(source.out).value();
+  Sha256 sum;
+  sum.update(std::as_bytes(std::span(documents.sha256)));
+  add_tokenizer(source.out, sum);
+  const std::string hash = sum.finish();
+  const std::string made_from = std::string(kText) + ' ' + hash;
+  require_same(source, made_from);
+  const fs::path train = source.out / kTrainFile, validation = source.out / kValidationFile;
+  if (!up_to_date(train, hash, source.begin) || !up_to_date(validation, hash, source.begin)) {
+    Encoder encoder(tokenizer, all.size() > 1, console, parts.bytes);
+    encoder.write(train, parts.training, hash);
+    encoder.write(validation, parts.validation, hash);
+  }
+  return made_from;
 }
 
 TrainData from_text(const TrainSource& source, const Console& console) {
-  const Documents documents = read_documents(std::span(&source.data, 1));
-  std::vector<std::string_view> texts = documents.views();
-  const bool many = texts.size() > 1;
-  std::size_t bytes = 0;
-  for (const std::string_view text : texts) bytes += text.size();
-  if (bytes == 0) throw Error(Code::input, source.data.string() + ": expected text, got none");
-  std::size_t for_training = 1;
-  if (many) {
-    for_training = split_documents(texts);
-  } else {
-    const auto [first, rest] = split_text(texts[0]);
-    texts = {first, rest};
-  }
-  const std::span training = std::span(texts).first(for_training),
-                  validation = std::span(texts).subspan(for_training);
-  if (!source.has_vocabulary) make_vocabulary(source, training, texts, console);
-  const Tokenizer tokenizer = Tokenizer::load(source.out).value();
-  const std::string hash = hash_of(documents, source.out);
-  const fs::path train_path = source.out / kTrainFile, validation_path = source.out / kValidationFile;
-  if (!up_to_date(train_path, hash, source) || !up_to_date(validation_path, hash, source)) {
-    if (source.has_vocabulary && is_there(train_path)) {
-      throw Error(Code::input, source.data.string() + ": expected the text that the run in " +
-                                   source.out.string() + " began with, got another");
-    }
-    Encoder encoder(tokenizer, many, console, bytes);
-    encoder.write(train_path, training, hash);
-    encoder.write(validation_path, validation, hash);
-  }
-  TrainData data = open_both(source.out, kTrainFile, kValidationFile, TokenData::open);
-  data.vocab_size = tokenizer.vocab_size();
-  data.tokenizer = tokenizer;
+  TrainData data;
+  if (source.begin != Begin::follower) data.source = make_from_text(source, console);
+  data.tokenizer = Tokenizer::load(source.out).value();
+  data.vocab_size = data.tokenizer->vocab_size();
+  const fs::path train = source.out / kTrainFile, validation = source.out / kValidationFile;
+  data.train = TokenData::open(train).value();
+  data.validation = TokenData::open(validation).value();
+  if (source.begin == Begin::follower) return data;
+  IdCheck check(data.vocab_size, data.train.size() + data.validation.size(), console);
+  check.read(train, data.train, [](auto) {});
+  check.read(validation, data.validation, [](auto) {});
   return data;
 }
 
-TrainData from_nano_gpt(const TrainSource& source) {
-  TrainData data = open_both(source.data, "train.bin", "val.bin", TokenData::open_u16);
-  if (!source.has_vocabulary) {
-    if (!source.tokenizer.empty()) {
-      take_tokenizer(source.tokenizer, source.out);
-    } else if (is_there(source.data / "meta.json")) {
-      take_tokenizer(source.data, source.out);
-    }
+// The files of the vocabulary that nanoGPT's ids come with; none for GPT-2's.
+std::vector<VocabularyFile> vocabulary_of_ids(const TrainSource& source) {
+  if (vocabulary_of(source.tokenizer)) {
+    throw Error(Code::usage, "--tokenizer: expected the path of one beside nanoGPT's ids, got " +
+                                 source.tokenizer + ", which is made from text");
   }
-  if (auto tokenizer = Tokenizer::load(source.out)) data.tokenizer = *tokenizer;
-  data.vocab_size = data.tokenizer ? data.tokenizer->vocab_size() : kNanoGptVocab;
+  if (!source.tokenizer.empty()) return read_tokenizer(source.tokenizer);
+  if (is_there(source.data / "meta.json")) return read_tokenizer(source.data / "meta.json");
+  const fs::path pickle = source.data / "meta.pkl";
+  if (is_there(pickle)) {
+    throw Error(Code::file,
+                (source.data / "meta.json").string() + ": expected it in place of " + pickle.string() +
+                    ", a program that Python would run, got none; python3 -c \"import json, pickle; "
+                    "json.dump(pickle.load(open('" +
+                    pickle.string() + "', 'rb')), open('" + (source.data / "meta.json").string() +
+                    "', 'w'))\" writes it");
+  }
+  return {};
+}
+
+std::optional<std::int32_t> end_of_document(const TrainSource& source, const TrainData& data) {
+  if (source.packing == Packing::blocks) return std::nullopt;
+  if (data.tokenizer && data.tokenizer->eos_id()) return data.tokenizer->eos_id();
+  if (!data.tokenizer && data.vocab_size > kGpt2EndOfText) return kGpt2EndOfText;
+  throw Error(
+      Code::usage,
+      "--packed-documents: expected a vocabulary with an end of text, after which nanoGPT's ids are split "
+      "into documents, got " +
+          (data.tokenizer ? data.tokenizer->description() : std::to_string(data.vocab_size) + " ids"));
+}
+
+TrainData from_nano_gpt(const TrainSource& source, const Console& console) {
+  if (source.begin == Begin::fresh) place_tokenizer(vocabulary_of_ids(source), source.out);
+  TrainData data;
+  data.tokenizer = tokenizer_in(source.out);
+  data.vocab_size = data.tokenizer ? data.tokenizer->vocab_size() : source.vocab_size;
+  const fs::path train = source.data / kTrainBinary, validation = source.data / kValidationBinary;
+  const std::optional<std::int32_t> end = end_of_document(source, data);
+  data.train = TokenData::open_u16(train, end).value();
+  data.validation = TokenData::open_u16(validation, end).value();
+  if (source.begin == Begin::follower) return data;
+  IdCheck check(data.vocab_size, data.train.size() + data.validation.size(), console);
+  Sha256 hash;
+  const auto add = [&](std::span<const std::byte> ids) { hash.update(ids); };
+  check.read(train, data.train, add);
+  const std::string between = std::to_string(data.train.size()) + ':';
+  hash.update(std::as_bytes(std::span(between)));
+  check.read(validation, data.validation, add);
+  add_tokenizer(source.out, hash);
+  data.source = std::string(kIds) + ' ' + hash.finish();
+  require_same(source, data.source);
+  if (!data.tokenizer) {
+    console.note("inkling: " + source.data.string() + " has no tokenizer: ids are taken as " +
+                 std::to_string(data.vocab_size) + " tokens, no sample is drawn, and " + source.out.string() +
+                 " is a model for ids alone; --tokenizer PATH brings one");
+  }
   return data;
 }
 
 }  // namespace
 
+bool has_nano_gpt_ids(const fs::path& data) {
+  return is_there(data / kTrainBinary);
+}
+
 TrainData prepare_data(const TrainSource& source, const Console& console) {
-  return is_there(source.data / "train.bin") ? from_nano_gpt(source) : from_text(source, console);
+  const bool ids = has_nano_gpt_ids(source.data);
+  const std::string kind = ids ? kIds : kText;
+  if (!source.began_with.starts_with(kind)) require_same(source, kind);  // before all is read
+  return ids ? from_nano_gpt(source, console) : from_text(source, console);
 }
 
 }  // namespace inkling::app

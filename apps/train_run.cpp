@@ -1,155 +1,151 @@
 #include "apps/train_run.h"
 
-#include <algorithm>
-#include <array>
-#include <cstdio>
+#include <cmath>
 #include <utility>
-#include <vector>
 
 #include "apps/input.h"
 #include "apps/signals.h"
-#include "apps/text_stream.h"
-#include "model/generator.h"
-#include "model/model.h"
+#include "apps/train_progress.h"
+#include "apps/train_sample.h"
 #include "weights/atomic_file.h"
 
 namespace inkling::app {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::string_view kBestKey = "best_val_loss";
+constexpr std::string_view kBestKey = "best_val_loss", kDataKey = "data";
 
-std::string duration(double seconds) {
-  const auto whole = static_cast<std::int64_t>(seconds + 0.5);
-  std::array<char, 48> text{};
-  std::snprintf(text.data(), text.size(), "%lld:%02lld:%02lld", static_cast<long long>(whole / 3600),
-                static_cast<long long>(whole / 60 % 60), static_cast<long long>(whole % 60));
-  return text.data();
-}
-
-TrainSource source_of(const TrainCommand& c) {
-  std::string tokenizer = c.tokenizer;
-  if (tokenizer.empty() && c.init_from != "scratch" && c.init_from != "resume") {  // the model's own
-    std::error_code ignored;
-    const fs::path model = c.init_from;
-    tokenizer = (fs::is_directory(model, ignored) ? model : model.parent_path() / ".").string();
-  }
-  return {c.data, tokenizer, c.out, c.init_from == "resume"};
-}
-
-// Rank 0 makes the files, the others find them made.
-TrainData data_of(const TrainCommand& command, const Console& console, Communicator* communicator) {
-  make_folder(command.out / "checkpoints").value();
-  TrainSource source = source_of(command);
-  if (communicator == nullptr) return prepare_data(source, console);
-  double done = 0;
-  if (communicator->rank() != 0) {
-    communicator->sum(std::span(&done, 1));
-    source.has_vocabulary = true;
-    return prepare_data(source, console);
-  }
-  TrainData data = prepare_data(source, console);
-  communicator->sum(std::span(&done, 1));
-  return data;
+fs::path folder_of(const fs::path& folder_or_file) {
+  std::error_code ignored;
+  if (fs::is_directory(folder_or_file, ignored)) return folder_or_file;
+  return folder_or_file.has_parent_path() ? folder_or_file.parent_path() : fs::path(".");
 }
 
 }  // namespace
-
-// Tokens per second since the last evaluation, and what a person at a terminal wants to know in between.
-struct TrainRun::Speed {
-  double start = now(), shown = start;
-  std::int64_t tokens = 0;
-  bool terminal = stderr_is_terminal();
-
-  double rate() const { return static_cast<double>(tokens) / std::max(now() - start, 1e-9); }
-  void show(const Console& console, const Trainer::StepResult& result, std::int64_t iter, std::int64_t last,
-            std::int64_t tokens_each) {
-    if (console.quiet() || now() - shown < (terminal ? 0.2 : 10.0)) return;
-    shown = now();
-    const double left = static_cast<double>((last - iter) * tokens_each) / rate();
-    const std::string line = "iter " + std::to_string(iter) + '/' + std::to_string(last) +
-                             format("  loss %.4f", result.loss) + format("  %.0f tok/s", rate()) + "  ETA " +
-                             duration(left);
-    if (terminal) {
-      Console::status(line);
-    } else {
-      Console::say(line);
-    }
-  }
-  void clear() const {
-    if (terminal) Console::status({});
-  }
-};
-
-std::vector<fs::path> find_checkpoints(const fs::path& folder) {
-  std::vector<fs::path> found;
-  std::error_code error;
-  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
-    const std::string name = at->path().filename().string();
-    if (name.starts_with("iter-") && name.ends_with(".safetensors")) found.push_back(at->path());
-  }
-  std::ranges::sort(found);
-  return found;
-}
 
 TrainRun::TrainRun(const TrainCommand& command, const Console& console, Communicator* communicator)
     : command_(command),
       console_(console),
       communicator_(communicator),
       writes_(communicator == nullptr || communicator->rank() == 0),
-      context_(exec_options(command.device, console)),
-      data_(data_of(command, console, communicator)),
-      trainer_(make_trainer()) {
-  const TrainSettings& s = command.settings;
+      checkpoints_(command.checkpoints()),
+      context_(exec_options(command.device, console)) {
+  if (writes_) {
+    std::error_code ignored;
+    fs::remove_all(command.out / ".next", ignored);
+    remove_all_leftovers(command.out);
+  }
+  const Weights weights = open_weights();
+  data_ = shared_data(source(weights));
+  check_data(weights);
+  trainer_.emplace(make_trainer(weights));
+  if (writes_) begin_output(weights);
+}
+
+TrainRun::Weights TrainRun::open_weights() const {
+  Weights weights;
+  if (command_.resumes()) {
+    weights.checkpoint = SafetensorsFile::open(checkpoints_.newest()).value();
+    weights.config = Trainer::checkpoint_config(*weights.checkpoint).value();
+  } else if (command_.fine_tunes()) {
+    weights.model = Gpt2Source::open(command_.init_from).value();
+    weights.config = weights.model->config();
+  }
+  const std::int64_t block = command_.settings.block_size;
+  if (weights.config && block > weights.config->n_positions) {
+    throw Error(Code::usage, "--block-size: expected at most the model's " +
+                                 std::to_string(weights.config->n_positions) + " positions, got " +
+                                 std::to_string(block));
+  }
+  return weights;
+}
+
+TrainSource TrainRun::source(const Weights& weights) const {
+  TrainSource source{command_.data, command_.tokenizer, command_.out};
+  source.packing = command_.settings.batches().packing;
+  if (weights.config) source.vocab_size = weights.config->vocab_size;
+  if (weights.checkpoint) {
+    source.begin = Begin::resumed;
+    const std::string* const data = find(weights.checkpoint->metadata(), kDataKey);
+    if (data == nullptr) {
+      throw Error(Code::malformed, weights.checkpoint->name() + ": " + std::string(kDataKey) +
+                                       ": expected what the run learns from, got nothing");
+    }
+    source.began_with = *data;
+  }
+  if (weights.model && source.tokenizer.empty()) {  // the model's own; nanoGPT's ids can do without
+    const fs::path folder = folder_of(command_.init_from);
+    if (Tokenizer::files(folder) || !has_nano_gpt_ids(command_.data)) source.tokenizer = folder.string();
+  }
+  if (!writes_) source.begin = Begin::follower;
+  return source;
+}
+
+// Rank 0 makes the files, the others find them made.
+TrainData TrainRun::shared_data(const TrainSource& source) const {
+  if (communicator_ == nullptr) return prepare_data(source, console_);
+  double done = 0;
+  if (!writes_) {
+    communicator_->sum(std::span(&done, 1));
+    return prepare_data(source, console_);
+  }
+  TrainData data = prepare_data(source, console_);
+  communicator_->sum(std::span(&done, 1));
+  return data;
+}
+
+void TrainRun::check_data(const Weights& weights) const {
+  const TrainSettings& s = command_.settings;
   for (const auto& [name, tokens] :
        {std::pair("training", &data_.train), {"validation", &data_.validation}}) {
     if (tokens->size() < fewest_ids(s.batches())) {
-      throw Error(Code::input, command.data.string() + ": the " + name + " part: expected at least " +
+      throw Error(Code::input, command_.data.string() + ": the " + name + " part: expected at least " +
                                    std::to_string(fewest_ids(s.batches())) + " tokens for --block-size " +
                                    std::to_string(s.block_size) + ", got " + std::to_string(tokens->size()));
     }
   }
-  if (s.block_size > trainer_.config().n_positions) {
-    throw Error(Code::usage, "--block-size: expected at most the model's " +
-                                 std::to_string(trainer_.config().n_positions) + " positions, got " +
-                                 std::to_string(s.block_size));
-  }
-  // Ids without a tokenizer are held against the vocabulary batch by batch.
-  const std::int64_t vocab = trainer_.config().vocab_size;
+  if (!weights.config) return;
+  const std::int64_t vocab = weights.config->vocab_size;
   if (data_.vocab_size > vocab || (data_.tokenizer && data_.vocab_size + kMaxVocabPadding < vocab)) {
-    throw Error(Code::malformed, command.init_from + ": vocab_size: expected the tokenizer's " +
+    throw Error(Code::malformed, command_.init_from + ": vocab_size: expected the tokenizer's " +
                                      std::to_string(data_.vocab_size) + " or a little more, got " +
                                      std::to_string(vocab));
   }
-  if (!writes_) return;
-  const bool resumed = command.init_from == "resume";
-  log_.emplace(command.out, resumed ? trainer_.iteration() : -1);
-  write_file(command.out / "train.json", to_json(s)).value();
-  console.note("inkling: " + std::to_string(trainer_.config().parameter_count()) + " parameters, " +
-               std::to_string(data_.train.size()) + " training and " +
-               std::to_string(data_.validation.size()) + " validation tokens, " +
-               context_.backend().description());
 }
 
-Trainer TrainRun::make_trainer() {
+Trainer TrainRun::make_trainer(const Weights& weights) {
   const TrainSettings& s = command_.settings;
-  if (command_.init_from == "scratch") {
-    ModelConfig config = s.model(data_.vocab_size);
-    if (data_.tokenizer) config.eos_token_id = data_.tokenizer->eos_id();
-    return Trainer::from_scratch(context_, config, s.options(), communicator_);
+  if (weights.checkpoint) {
+    const std::string* const best = find(weights.checkpoint->metadata(), kBestKey);
+    if (best != nullptr && !parse_number(*best, best_)) best_ = std::numeric_limits<double>::infinity();
+    return Trainer::from_checkpoint(context_, *weights.checkpoint, s.options(), communicator_).value();
   }
-  if (command_.init_from != "resume") {
-    const Gpt2Source source = Gpt2Source::open(command_.init_from).value();
-    return Trainer::from_weights(context_, source, s.options(), communicator_);
+  if (weights.model) return Trainer::from_weights(context_, *weights.model, s.options(), communicator_);
+  ModelConfig config = s.model(data_.vocab_size);
+  if (data_.tokenizer) config.eos_token_id = data_.tokenizer->eos_id();
+  return Trainer::from_scratch(context_, config, s.options(), communicator_);
+}
+
+// From here on nothing is refused.
+void TrainRun::begin_output(const Weights& weights) {
+  checkpoints_.prepare();
+  if (weights.model) {  // what its author says of drawing holds for its child
+    const fs::path defaults = weights.model->files().folder() / "generation_config.json";
+    std::error_code ignored;
+    if (fs::exists(defaults, ignored)) {
+      write_file(command_.out / defaults.filename(), read_text(defaults)).value();
+    }
   }
-  const std::vector<fs::path> found = find_checkpoints(checkpoints());
-  if (found.empty()) {
-    throw Error(Code::file, checkpoints().string() + ": expected checkpoints to resume from, got none");
-  }
-  const SafetensorsFile file = SafetensorsFile::open(found.back()).value();
-  const std::string* const best = find(file.metadata(), kBestKey);
-  if (best != nullptr && !parse_number(*best, best_)) best_ = std::numeric_limits<double>::infinity();
-  return Trainer::from_checkpoint(context_, file, s.options(), communicator_).value();
+  log_.emplace(command_.out, weights.checkpoint ? trainer_->iteration() : -1);
+  write_file(command_.out / "train.json", to_json(command_.settings)).value();
+  const auto tokens = [&](const TokenData& data, const char* name) {
+    const bool packed = command_.settings.packed_documents;
+    return std::to_string(data.size()) + ' ' + name +
+           (packed ? " (" + std::to_string(data.documents()) + " documents)" : std::string());
+  };
+  console_.note("inkling: " + std::to_string(trainer_->config().parameter_count()) + " parameters, " +
+                tokens(data_.train, "training") + " and " + tokens(data_.validation, "validation") +
+                " tokens, " + context_.backend().description());
 }
 
 // Of several processes each takes its share of the batches of an iteration, numbered through all of them.
@@ -160,7 +156,7 @@ std::vector<TrainingBatch> TrainRun::batches() const {
   std::vector<TrainingBatch> mine;
   for (std::int64_t m = all / ranks * rank; m < all / ranks * (rank + 1); ++m) {
     mine.push_back(draw_batch(data_.train, command_.settings.batches(), Split::train,
-                              static_cast<std::uint64_t>(trainer_.iteration() * all + m)));
+                              static_cast<std::uint64_t>(trainer_->iteration() * all + m)));
   }
   return mine;
 }
@@ -175,11 +171,11 @@ bool TrainRun::interrupted() {
 void TrainRun::run() {
   const TrainSettings& s = command_.settings;
   wait_for_boundaries();
-  Speed speed;
+  TrainProgress progress(console_);
   while (true) {
-    const std::int64_t iter = trainer_.iteration();
+    const std::int64_t iter = trainer_->iteration();
     if (interrupted()) {
-      speed.clear();
+      progress.clear();
       if (writes_) save_checkpoint();
       if (writes_)
         console_.note("inkling: stopped at iteration " + std::to_string(iter) +
@@ -188,18 +184,28 @@ void TrainRun::run() {
     }
     const bool done = iter >= s.max_iters;
     if (iter % s.eval_interval == 0 || done) {
-      speed.clear();
-      if (writes_) evaluate(speed.tokens > 0 ? speed.rate() : 0.0);
-      speed = Speed();
+      progress.clear();
+      if (writes_) evaluate(progress.rate());
+      progress.restart();
     }
     if (done) return;
     const std::vector<TrainingBatch> drawn = batches();
-    const Trainer::StepResult result = trainer_.step(drawn);
+    const Trainer::StepResult result = step(drawn);
     std::int64_t tokens = 0;
     for (const TrainingBatch& batch : drawn) tokens += batch.tokens();
     tokens *= communicator_ != nullptr ? communicator_->size() : 1;
-    speed.tokens += tokens;
-    if (writes_) speed.show(console_, result, iter + 1, s.max_iters, tokens);
+    if (writes_) progress.step(result, iter + 1, s.max_iters, tokens);
+  }
+}
+
+// The trainer is then what it was before the iteration, which is worth keeping.
+Trainer::StepResult TrainRun::step(std::span<const TrainingBatch> drawn) {
+  try {
+    return trainer_->step(drawn);
+  } catch (const Error& error) {
+    if (error.code() != Code::gate) throw;
+    if (writes_) save_checkpoint();
+    throw Error(Code::gate, error.message() + "; --init-from resume goes on before it");
   }
 }
 
@@ -207,17 +213,24 @@ double TrainRun::mean_loss(const TokenData& data, Split split) {
   double total = 0;
   for (std::int64_t i = 0; i < command_.settings.eval_iters; ++i) {
     total +=
-        trainer_.loss(draw_batch(data, command_.settings.batches(), split, static_cast<std::uint64_t>(i)));
+        trainer_->loss(draw_batch(data, command_.settings.batches(), split, static_cast<std::uint64_t>(i)));
   }
   return total / static_cast<double>(command_.settings.eval_iters);
 }
 
 void TrainRun::evaluate(double tok_per_s) {
-  const std::int64_t iter = trainer_.iteration();
+  const std::int64_t iter = trainer_->iteration();
   if (log_->has(iter)) return;  // what a resumed run begins with has been told
   const Evaluation e{iter, mean_loss(data_.train, Split::train_loss),
                      mean_loss(data_.validation, Split::validation_loss),
                      learning_rate_at(command_.settings.options(), iter), tok_per_s};
+  if (!std::isfinite(e.train_loss) || !std::isfinite(e.val_loss)) {
+    save_checkpoint();
+    throw Error(Code::gate, "iteration " + std::to_string(iter) + ": expected finite losses, got " +
+                                format("%g in training", e.train_loss) +
+                                format(" and %g in validation", e.val_loss) +
+                                "; a lower learning rate may help");
+  }
   console_.note("iter " + std::to_string(iter) + format(": training loss %.4f", e.train_loss) +
                 format(", validation loss %.4f", e.val_loss) + format(", lr %.3g", e.lr) +
                 (tok_per_s > 0 ? format(", %.0f tok/s", tok_per_s) : std::string()));
@@ -230,8 +243,12 @@ void TrainRun::evaluate(double tok_per_s) {
 void TrainRun::save(double val_loss) {
   const fs::path next = command_.out / ".next";
   make_folder(next).value();
-  trainer_.save_model(next, command_.settings.save_dtype == "bf16" ? DType::bf16 : DType::f32).value();
-  sample(next);
+  trainer_->save_model(next, command_.settings.save_dtype == "bf16" ? DType::bf16 : DType::f32).value();
+  if (command_.sample_tokens > 0 && data_.tokenizer && !console_.quiet()) {
+    Console::write(sample_text(next, context_, *data_.tokenizer, data_.train.id(0), command_.sample_tokens,
+                               static_cast<std::uint64_t>(command_.settings.seed)) +
+                   "\n\n");
+  }
   std::error_code error;
   if (val_loss < best_) {
     fs::rename(next / "config.json", command_.out / "config.json", error);
@@ -244,40 +261,12 @@ void TrainRun::save(double val_loss) {
 }
 
 void TrainRun::save_checkpoint() {
-  std::array<char, 40> name{};
-  std::snprintf(name.data(), name.size(), "iter-%09lld.safetensors",
-                static_cast<long long>(trainer_.iteration()));
-  trainer_.save_checkpoint(checkpoints() / name.data(), {{std::string(kBestKey), format("%.17g", best_)}})
+  trainer_
+      ->save_checkpoint(
+          checkpoints_.file(trainer_->iteration()),
+          {{std::string(kBestKey), format("%.17g", best_)}, {std::string(kDataKey), data_.source}})
       .value();
-  const std::vector<fs::path> found = find_checkpoints(checkpoints());
-  std::error_code ignored;
-  for (std::size_t i = 0; i + static_cast<std::size_t>(command_.keep) < found.size(); ++i)
-    fs::remove(found[i], ignored);
-}
-
-void TrainRun::sample(const fs::path& folder) {
-  if (command_.sample_tokens == 0 || !data_.tokenizer || console_.quiet()) return;
-  const Model model = Model::load(folder, context_).value();
-  Generator generator(model, context_);
-  GenerationRequest request;
-  auto start = data_.tokenizer->encode("\n");
-  request.prompt = start && !start->empty() ? *start : std::vector<std::int32_t>{data_.train.id(0)};
-  request.config.max_tokens = command_.sample_tokens;
-  request.config.temperature = 0.8;
-  request.config.top_k = 200;
-  request.config.ignore_eos = true;
-  request.seed = static_cast<std::uint64_t>(command_.settings.seed);
-  request.overflow = Overflow::slide;
-  TextStream stream(&*data_.tokenizer, request.prompt, {}, TextForm::utf8);
-  std::string text;
-  request.on_token = [&](const TokenEvent& event) {
-    text += stream.push(event.id);
-    return Continue::yes;
-  };
-  generator.submit(std::move(request));
-  while (generator.step() && pending_signal() == 0) {
-  }
-  Console::write(text + stream.finish() + "\n\n");
+  checkpoints_.keep(command_.keep);
 }
 
 }  // namespace inkling::app

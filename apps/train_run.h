@@ -11,13 +11,17 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "apps/checkpoint_folder.h"
 #include "apps/console.h"
 #include "apps/model_options.h"
 #include "apps/train_data.h"
 #include "apps/train_log.h"
 #include "apps/train_settings.h"
+#include "attention/sdpa.h"
 #include "model/train/trainer.h"
+#include "weights/gpt2_source.h"
 
 namespace inkling::app {
 
@@ -29,41 +33,55 @@ struct TrainCommand {
   std::string tokenizer;
   std::int64_t keep = 2;             ///< checkpoints
   std::int64_t sample_tokens = 200;  ///< at each evaluation; 0: none
+
+  bool resumes() const { return init_from == "resume"; }
+  bool fine_tunes() const { return init_from != "resume" && init_from != "scratch"; }
+  CheckpointFolder checkpoints() const { return CheckpointFolder(out / "checkpoints"); }
 };
 
 class TrainRun {
  public:
   /// Prepares the data and the trainer. `communicator` may be null; of several processes only that of rank 0
-  /// writes and speaks.
+  /// writes and speaks: it alone may write to OUT, which exists.
   TrainRun(const TrainCommand& command, const Console& console, Communicator* communicator);
 
-  /// Throws Interrupted after saving a checkpoint, Error{gate} for a loss that is no number, Error{output}.
+  /// Throws Interrupted and Error{gate}, for a loss that is no number, after saving a checkpoint, and
+  /// Error{output}.
   void run();
 
  private:
-  struct Speed;
-  Trainer make_trainer();
+  /// What a run begins with that others have made.
+  struct Weights {
+    std::optional<SafetensorsFile> checkpoint;
+    std::optional<Gpt2Source> model;
+    std::optional<ModelConfig> config;  ///< none: the settings say it
+  };
+  Weights open_weights() const;
+  TrainSource source(const Weights& weights) const;
+  TrainData shared_data(const TrainSource& source) const;
+  void check_data(const Weights& weights) const;
+  Trainer make_trainer(const Weights& weights);
+  void begin_output(const Weights& weights);
+
+  std::vector<TrainingBatch> batches() const;
+  Trainer::StepResult step(std::span<const TrainingBatch> batches);
   void evaluate(double tok_per_s);
   double mean_loss(const TokenData& data, Split split);
   void save(double val_loss);
   void save_checkpoint();
-  void sample(const std::filesystem::path& model);
   bool interrupted();
-  std::vector<TrainingBatch> batches() const;
-  std::filesystem::path checkpoints() const { return command_.out / "checkpoints"; }
 
   const TrainCommand& command_;
   const Console& console_;
   Communicator* communicator_;
   bool writes_;
+  CheckpointFolder checkpoints_;
   ExecContext context_;
+  std::optional<SdpaScope> attn_;
   TrainData data_;
   double best_ = std::numeric_limits<double>::infinity();  // validation loss of OUT's model
-  Trainer trainer_;
+  std::optional<Trainer> trainer_;
   std::optional<TrainLog> log_;
 };
-
-/// Checkpoints in a folder, the oldest first.
-std::vector<std::filesystem::path> find_checkpoints(const std::filesystem::path& folder);
 
 }  // namespace inkling::app

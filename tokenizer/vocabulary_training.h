@@ -52,7 +52,7 @@ struct SentencePieceTrainingOptions {
 /// for U+2581, the library's mark of a space). <unk> is 0, </s> is 1. Lines beyond 4096 bytes are cut for the
 /// trainer, after a space if there is one. Error{input} for texts that are no UTF-8 or leave it fewer than
 /// two different characters to learn (tabs, "<unk>", "</s>" and "<0x0A>" are pieces already), Error{usage}
-/// with the library's words when it refuses the size.
+/// for options out of range, a size too small for the characters of the text among them.
 Result<std::vector<VocabularyFile>> train_sentencepiece(std::span<const std::string_view> texts,
                                                         const SentencePieceTrainingOptions& options);
 

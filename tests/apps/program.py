@@ -50,3 +50,4 @@ class Folder(unittest.TestCase):
         self.assertEqual(result.stdout, "")
         self.assertEqual(result.stderr.count("inkling: error: "), 1, result.stderr)
         self.assertIn(says, result.stderr)
+        return result.stderr

@@ -5,12 +5,14 @@
 
 import json
 import os
+import pickle
 import pty
 import random
 import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -64,9 +66,10 @@ class Vocabulary(Folder):
         text = self.file("text.txt", TEXT)
         for code, args, says in ((2, ["--output", out], "--input"), (2, ["--input", text], "--output"),
                                  (2, ["--input", text, "--output", out, "--type", "wordpiece"], "one of bpe, unigram"),
-                                 (2, ["--input", text, "--output", out, "--vocab-size", 256], "expected 257 to"),
+                                 (2, ["--input", text, "--output", out, "--vocab-size", 256], "--vocab-size: expected 257 to"),
                                  (2, ["--input", text, "--output", out, "--type", "char", "--vocab-size", 65], "--vocab-size"),
-                                 (2, ["--input", text, "--output", out, "--type", "unigram", "--vocab-size", 9], "SentencePiece"),
+                                 (2, ["--input", text, "--output", out, "--type", "unigram", "--vocab-size", 9],
+                                  f"--vocab-size: expected at least {259 + len(set(TEXT) - set(chr(10)))}, for bytes"),
                                  (3, ["--input", self.folder / "none", "--output", out], "none"),
                                  (3, ["--input", self.folder / "empty", "--output", out], "*.txt or *.jsonl"),
                                  (7, ["--input", self.file("none.txt", ""), "--output", out], "expected text, got none"),
@@ -234,6 +237,40 @@ class Training(Folder):
         self.assertEqual((straight / "model.safetensors").read_bytes(), (broken / "model.safetensors").read_bytes())
         last = "checkpoints/iter-000000060.safetensors"
         self.assertEqual((straight / last).read_bytes(), (broken / last).read_bytes())
+        self.assertEqual(self.all_files(straight), self.all_files(broken))  # and nothing half written
+
+    def all_files(self, out):
+        return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+    def test_what_a_kill_left_half_written_is_removed(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 10)
+        before = self.all_files(out)
+        for name in ("checkpoints/.iter-000000010.safetensors.4711.12.tmp", ".train.tokens.4711.0.tmp", ".next/.model.safetensors.4711.3.tmp"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("half")
+        others = [".mine.tmp", "checkpoints/.4711.0.tmp", "notes.4711.0.tmp", ".a.4711.b.tmp"]
+        for name in others:
+            (out / name).write_text("whole")
+        result = run("train", "--data", self.data(), "--out-dir", out, "--init-from", "resume")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(sorted(before + others), self.all_files(out))
+
+    def test_one_run_at_a_time_writes_to_a_folder(self):
+        out = self.folder / "out"
+        first = popen("train", "--data", self.data(), *TINY, "--out-dir", out, "--max-iters", 1000000)
+        self.addCleanup(first.communicate)
+        self.addCleanup(first.kill)
+        while not list((out / "checkpoints").glob("iter-*")):
+            self.assertIsNone(first.poll())
+            time.sleep(0.01)
+        for start in ("scratch", "resume"):
+            self.fails(2, "train", "--data", self.data(), "--out-dir", out, "--init-from", start,
+                       says=f"--out-dir: expected a folder that no other run writes to, got {out}")
+        first.kill()
+        first.wait()
+        result = run("train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", "--max-iters", 1)
+        self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_ctrl_c_saves(self):
         out = self.folder / "out"
@@ -261,17 +298,96 @@ class Training(Folder):
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertEqual(vocabulary, sorted(p.name for p in out.iterdir()))
 
-    def test_nanogpt_binaries(self):
-        folder = self.folder / "bins"
+    def binaries(self, name, train, validation=range(200)):
+        folder = self.folder / name
         folder.mkdir()
+        for file, ids in (("train.bin", train), ("val.bin", validation)):
+            (folder / file).write_bytes(b"".join(i.to_bytes(2, "little") for i in ids))
+        return folder
+
+    def test_nanogpt_binaries(self):
         ids = [i * i % 31 for i in range(3000)]
-        for name, part in (("train.bin", ids[:2500]), ("val.bin", ids[2500:])):
-            (folder / name).write_bytes(b"".join(i.to_bytes(2, "little") for i in part))
-        (folder / "meta.json").write_text(json.dumps({"vocab_size": 31, "itos": {str(i): chr(65 + i) for i in range(31)},
-                                                      "stoi": {chr(65 + i): i for i in range(31)}}))
-        result = run("train", "--data", folder, *TINY, "--out-dir", self.folder / "out", "--max-iters", 10)
+        folder = self.binaries("bins", ids[:2500], ids[2500:])
+        meta = {"vocab_size": 31, "itos": {i: chr(65 + i) for i in range(31)}, "stoi": {chr(65 + i): i for i in range(31)}}
+        (folder / "meta.pkl").write_bytes(pickle.dumps(meta))  # as nanoGPT's prepare.py leaves it
+        out = self.folder / "out"
+        arguments = ["train", "--data", folder, *TINY, "--out-dir", out, "--max-iters", 10]
+        refused = self.fails(3, *arguments, says=f"{folder}/meta.json: expected it in place of {folder}/meta.pkl")
+        self.assertFalse(out.exists())
+        subprocess.run(re.search(r'python3 -c ".*"', refused)[0], shell=True, check=True)  # what it says to do
+        self.fails(2, *arguments, "--tokenizer", "bpe:300", says="--tokenizer: expected the path of one beside nanoGPT's ids, got bpe:300")
+        result = run(*arguments)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("2500 training and 500 validation", result.stderr)
+        text = run("generate", "--model", out, "-p", "ABC", "-n", 8)
+        self.assertEqual(text.returncode, 0, text.stderr)
+        self.assertTrue(text.stdout.startswith("ABC"))
+
+    def test_binaries_without_a_tokenizer_make_a_model_for_ids(self):
+        out = self.folder / "out"
+        folder = self.binaries("bins", [50256, 1, 2, 50303] * 60)
+        result = run("train", "--data", folder, *TINY, "--out-dir", out, "--max-iters", 0)
+        self.assertEqual((result.returncode, result.stdout), (0, ""), result.stderr)
+        self.assertIn(f"{folder} has no tokenizer: ids are taken as 50304 tokens, no sample is drawn", result.stderr)
+        tuned = run("train", "--data", folder, *TINY[6:], "--out-dir", self.folder / "tuned", "--init-from", out, "--max-iters", 0)
+        self.assertEqual(tuned.returncode, 0, tuned.stderr)
+        self.fails(3, "generate", "--model", out, "-p", "ABC", says="tokenizer.json")
+
+    def test_binaries_split_into_packed_documents_after_each_end_of_text(self):
+        folder = self.binaries("bins", [1, 2, 3, 50256] * 30 + [4, 5], [7, 50256] * 40)
+        result = run("train", "--data", folder, *TINY, "--out-dir", self.folder / "out", "--max-iters", 1, "--packed-documents")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("122 training (31 documents) and 80 validation (40 documents) tokens", result.stderr)
+        (folder / "meta.json").write_text(json.dumps({"stoi": {"a": 0}}))
+        self.fails(2, "train", "--data", folder, *TINY, "--out-dir", self.folder / "other", "--max-iters", 1, "--packed-documents",
+                   says="--packed-documents: expected a vocabulary with an end of text")
+
+    def test_an_id_outside_the_vocabulary_is_named_before_the_run(self):
+        out = self.folder / "out"
+        for train, validation, says in (([5] * 70 + [60000], [5] * 70, "bins/train.bin: id 70: expected 0 to 50303, got 60000"),
+                                        ([5] * 70, [50304] + [5] * 70, "bins/val.bin: id 0: expected 0 to 50303, got 50304")):
+            folder = self.binaries("bins", train, validation)
+            self.fails(4, "train", "--data", folder, *TINY, "--out-dir", out, "--max-iters", 0, says=says)
+            self.assertFalse(out.exists())
+            shutil.rmtree(folder)
+        self.train("--out-dir", out, "--max-iters", 0)
+        ids = bytearray((out / "val.tokens").read_bytes())
+        ids[-2:] = b"\xff\xff"
+        (out / "val.tokens").write_bytes(ids)
+        self.fails(4, "train", "--data", self.data(), "--out-dir", out, "--init-from", "resume", says=f"{out}/val.tokens: id ")
+
+    def test_a_run_goes_on_with_its_own_data(self):
+        out, bins = self.folder / "out", self.folder / "from-bins"
+        self.train("--out-dir", out, "--max-iters", 0)
+        other = self.file("other.txt", CORPUS + "more")
+        ids = [i % 60 for i in range(200)]
+        folder, zeros, moved = self.binaries("bins", ids), self.binaries("zeros", [0] * 200), self.binaries("moved", ids + [0], range(1, 200))
+        self.assertEqual(run("train", "--data", folder, *TINY, "--out-dir", bins, "--max-iters", 0).returncode, 0)
+        for run_folder, data in ((out, other), (out, folder), (bins, self.data()), (bins, zeros), (bins, moved)):
+            before = sorted(p.name for p in run_folder.iterdir())
+            self.fails(7, "train", "--data", data, "--out-dir", run_folder, "--init-from", "resume", "--max-iters", 1,
+                       says=f"{data}: expected what the run in {run_folder} began with")
+            self.assertEqual(before, sorted(p.name for p in run_folder.iterdir()))
+        for run_folder, data in ((out, self.data()), (bins, folder)):
+            result = run("train", "--data", data, "--out-dir", run_folder, "--init-from", "resume", "--max-iters", 1)
+            self.assertEqual(result.returncode, 0, result.stderr)
+        (bins / "meta.json").write_text(json.dumps({"stoi": {"a": 0}}))
+        self.fails(4, "train", "--data", folder, "--out-dir", bins, "--init-from", "resume", says="train.bin: id 1: expected 0 to 0, got 1")
+
+    def test_another_tokenizer_in_the_out_folder_is_not_taken(self):
+        out = self.folder / "out"
+        self.train("--out-dir", out, "--max-iters", 0)
+        shutil.rmtree(out / "checkpoints")
+        self.fails(2, "train", "--data", self.data(), *TINY, "--out-dir", out, "--tokenizer", "bpe:300",
+                   says=f"--out-dir: expected a folder without another tokenizer, got {out} with meta.json")
+        self.assertEqual(run("train", "--data", self.data(), *TINY, "--out-dir", out, "--max-iters", 0).returncode, 0)
+
+    def test_a_character_that_the_vocabulary_lacks_is_named_with_its_file(self):
+        run("tokenizer", "train", "--type", "char", "--input", self.data(), "--output", self.folder / "vocabulary")
+        for name, text, says in (("late.txt", CORPUS + "ä", f"late.txt: from byte "), ("early.txt", "ä" + CORPUS, "early.txt: encode: text: byte 0"),
+                                 ("lines.jsonl", '{"text":"RO"}\n{"text":"Oä"}', "lines.jsonl: line 2: encode: text: byte 1")):
+            self.fails(7, "train", "--data", self.file(name, text), *TINY, "--out-dir", self.folder / "out", "--tokenizer", self.folder / "vocabulary",
+                       says=says)
 
     def test_fine_tuning(self):
         base, tuned = self.folder / "base", self.folder / "tuned"
@@ -280,12 +396,15 @@ class Training(Folder):
                      "--min-lr", 0)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertAlmostEqual(self.log(base)[-1]["val_loss"], self.log(tuned)[0]["val_loss"], places=5)
+        self.assertFalse((tuned / "generation_config.json").exists())
 
-    def test_a_run_goes_on_with_its_own_text(self):
-        out = self.folder / "out"
-        self.train("--out-dir", out, "--max-iters", 0)
-        other = self.file("other.txt", CORPUS + "more")
-        self.fails(7, "train", "--data", other, "--out-dir", out, "--init-from", "resume", says="began with")
+    def test_fine_tuning_keeps_what_the_author_says_of_drawing(self):
+        base, tuned = self.folder / "base", self.folder / "tuned"
+        self.train("--out-dir", base, "--max-iters", 0)
+        (base / "generation_config.json").write_text('{"temperature": 0.5}')
+        result = run("train", "--data", self.data(), *TINY[6:], "--init-from", base, "--out-dir", tuned, "--max-iters", 0)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual((tuned / "generation_config.json").read_text(), '{"temperature": 0.5}')
 
     def test_text_that_is_no_utf8_is_named_with_the_byte(self):
         self.train("--out-dir", self.folder / "run", "--max-iters", 0)
@@ -308,6 +427,8 @@ class Training(Folder):
                                  (2, ["--data", self.data(), "--out-dir", out, "--save-dtype", "int8"], "--save-dtype"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--preset", "large"], "--preset"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--tokenizer", "bpe:many"], "--tokenizer"),
+                                 (2, ["--data", self.data(), "--out-dir", out, "--tokenizer", "unigram:30"],
+                                  f"--tokenizer unigram:30: vocab_size: expected at least {259 + len(set(TEXT) - set(chr(10)))}"),
                                  (2, ["--data", self.data(), "--out-dir", self.folder / "run"], "--init-from resume"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--n-embd", 8], "--n-embd"),
                                  (2, ["--data", self.data(), "--out-dir", out, "--init-from", self.folder / "run", "--block-size", 64], "--block-size"),
@@ -323,11 +444,15 @@ class Training(Folder):
                                  (2, ["--data", self.data(), "--out-dir", out, "--warmup-iters", 2000],
                                   "--lr-decay-iters: expected 0 or more than --warmup-iters 2000, got 2000"),
                                  (3, ["--data", self.data(), "--out-dir", out, "--init-from", "resume"], "train.json"),
+                                 (3, ["--data", self.data(), "--out-dir", out, "--init-from", "/nonexistent"],
+                                  "--init-from: expected scratch, resume or a model's folder or file, got /nonexistent"),
+                                 (3, ["--data", self.data(), "--out-dir", out, "--init-from", "weights/sampel"], "got weights/sampel, which does not exist"),
                                  (3, ["--data", self.folder / "none", "--out-dir", out], "none"),
                                  (7, ["--data", self.file("empty.txt", ""), "--out-dir", out], "expected text, got none"),
                                  (7, ["--data", short, "--out-dir", out], "--block-size"),
                                  (8, ["--data", self.data(), "--out-dir", short], "short.txt")):
             self.fails(code, "train", *args, says=says)
+            self.assertFalse((out / "checkpoints").exists())
         big = self.file("big.txt", CORPUS + "äöü")
         vocabulary = self.folder / "vocabulary"
         run("tokenizer", "train", "--type", "char", "--input", big, "--output", vocabulary)
@@ -338,8 +463,24 @@ class Training(Folder):
         out = self.folder / "out"
         result = self.train("--out-dir", out, "--max-iters", 40, "--learning-rate", 1000, "--min-lr", 1000, "--grad-clip", 0, "--n-layer", 12,
                             "--warmup-iters", 0, "--weight-decay", 1000, code=9)
-        self.assertIn("finite", result.stderr)
+        failed = int(re.search(r"iteration (\d+): expected a finite loss and gradient", result.stderr)[1])
+        self.assertNotEqual(failed % 10, 0)  # no evaluation has saved it
+        self.assertEqual(max(p.name for p in (out / "checkpoints").iterdir()), f"iter-{failed:09}.safetensors")
         self.assertEqual(run("generate", "--model", out, "-p", "ROMEO:", "-n", 2).returncode, 0)
+        again = run("train", "--data", self.data(), "--out-dir", out, "--init-from", "resume")
+        self.assertEqual(again.returncode, 9)
+        self.assertIn(f"iteration {failed}: expected a finite loss", again.stderr)
+
+    def test_a_loss_that_is_no_number_is_not_logged(self):
+        base, out = self.folder / "base", self.folder / "out"
+        self.train("--out-dir", base, "--max-iters", 0)
+        weights = bytearray((base / "model.safetensors").read_bytes())
+        weights[-4:] = struct.pack("<f", float("nan"))
+        (base / "model.safetensors").write_bytes(weights)
+        result = run("train", "--data", self.data(), *TINY[6:], "--init-from", base, "--out-dir", out)
+        self.assertEqual(result.returncode, 9, result.stderr)
+        self.assertIn("iteration 0: expected finite losses, got nan", result.stderr)
+        self.assertFalse((out / "log.jsonl").exists())
 
     def test_a_full_disk_keeps_the_old_checkpoint(self):
         out = self.folder / "out"

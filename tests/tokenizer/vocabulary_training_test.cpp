@@ -161,8 +161,12 @@ TEST_CASE("vocabulary training: what cannot be trained on is refused by name") {
   refuses(train_sentencepiece(ends, {}), Code::input, "line ends alone");
   refuses(train_sentencepiece(text, {SentencePieceKind::bpe, 0, 1.0}), Code::usage, "vocab_size");
   refuses(train_sentencepiece(text, {SentencePieceKind::bpe, 500, 0.5}), Code::usage, "character_coverage");
-  refuses(train_sentencepiece(text, {SentencePieceKind::bpe, 100, 1.0}), Code::usage, "SentencePiece");
-  refuses(train_sentencepiece(text, {SentencePieceKind::unigram, 100, 1.0}), Code::usage, "SentencePiece");
+  // 256 bytes, <unk>, </s>, the line end, and five characters.
+  for (const auto kind : {SentencePieceKind::bpe, SentencePieceKind::unigram}) {
+    refuses(train_sentencepiece(text, {kind, 263, 1.0}), Code::usage,
+            "vocab_size: expected at least 264, for bytes, marks and the characters of the text, got 263");
+    CHECK(train_sentencepiece(text, {kind, 264, 1.0}));
+  }
 }
 
 TEST_CASE("vocabulary training: texts of which SentencePiece's trainer would end the process are refused") {
