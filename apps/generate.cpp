@@ -32,12 +32,10 @@ void check_sources(const GenerateOptions& o) {
   }
 }
 
-// Something must come first: the token that begins and ends texts.
-std::vector<std::int32_t> encode(const Tokenizer& tokenizer, const ModelConfig& config,
-                                 std::string_view text) {
-  std::vector<std::int32_t> ids = tokenizer.encode(text).value();
-  const auto first = config.bos_token_id ? config.bos_token_id : config.eos_token_id;
-  if (ids.empty() && first) ids.push_back(static_cast<std::int32_t>(*first));
+// Something must come first.
+std::vector<std::int32_t> encode(Workspace& workspace, std::string_view text) {
+  std::vector<std::int32_t> ids = workspace.tokenizer().encode(text).value();
+  if (const auto first = workspace.model().first_id(); ids.empty() && first) ids.push_back(*first);
   return ids;
 }
 
@@ -49,7 +47,7 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
   if (o.prompt.size() == 1 && o.prompt.back() == "-") text = read_text("-");
   Prompt prompt{"0", o.raw_bytes ? text : to_valid_utf8(text), {}, *generation.config().seed, 0};
   located(name, [&] {
-    prompt.ids = encode(workspace.tokenizer(), workspace.model().config(), text);
+    prompt.ids = encode(workspace, text);
     prompt.max_tokens = generation.config().max_tokens;
     generation.add(std::move(prompt));
   });
@@ -66,8 +64,7 @@ Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace
     if (const auto text = tokenizer->decode(prompt.ids); text) prompt.text = to_valid_utf8(*text);
   } else {
     prompt.text = record.text("prompt");
-    prompt.ids = record.located(
-        "prompt", [&] { return encode(workspace.tokenizer(), workspace.model().config(), prompt.text); });
+    prompt.ids = record.located("prompt", [&] { return encode(workspace, prompt.text); });
   }
   return prompt;
 }

@@ -132,7 +132,8 @@ std::uint64_t Generator::submit(GenerationRequest request) {
   }
   sequence->request = std::make_shared<const GenerationRequest>(std::move(request));
   const std::uint64_t id = sequence->id;
-  sequence->op_refusal = Sampler::op_refusal(static_cast<std::size_t>(vocab), sequence->request->config);
+  sequence->op_refusal =
+      Sampler::op_refusal(static_cast<std::size_t>(vocab), sequence->request->config, model_.end_ids());
   if (device_draws_ && !sequence->op_refusal.empty()) {
     forward_.context().log().debug("request " + std::to_string(id) + ": drawn on the host, since " +
                                    std::string(sequence->op_refusal));
@@ -291,8 +292,7 @@ void Generator::begin_draws() {
   const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
   settings_.clear();
   for (const Draw& draw : draws_) {
-    settings_.push_back(
-        Sampler::settings(vocab, draw.sequence->request->config, draw.key, model_.config().eos_token_id));
+    settings_.push_back(Sampler::settings(vocab, draw.sequence->request->config, draw.key, model_.end_ids()));
     settings_.back().row = static_cast<std::int32_t>(draw.row);
   }
   unseen_ids_ = device_draws_->begin(forward_.logits(), settings_);
@@ -351,8 +351,7 @@ std::int64_t Generator::top_wanted() const {
   const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
   std::int64_t most = 0;
   for (const Draw& draw : draws_) {
-    const std::int64_t count =
-        Sampler::top_wanted(vocab, draw.sequence->request->config, model_.config().eos_token_id);
+    const std::int64_t count = Sampler::top_wanted(vocab, draw.sequence->request->config, model_.end_ids());
     if (count == 0 || count > kMostTop) return 0;
     most = std::max(most, count);
   }
@@ -394,14 +393,13 @@ void Generator::draw(Sampler& sampler, const Draw& draw) const {
   const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
   if (top_count_ > 0) {
     const auto begin = static_cast<std::size_t>(draw.row * top_count_),
-               count =
-                   static_cast<std::size_t>(Sampler::top_wanted(vocab, config, model_.config().eos_token_id));
+               count = static_cast<std::size_t>(Sampler::top_wanted(vocab, config, model_.end_ids()));
     s.drawn.id = sampler.draw({top_.logits.subspan(begin, count), top_.ids.subspan(begin, count)}, config,
-                              draw.key, model_.config().eos_token_id);
+                              draw.key, model_.end_ids());
     return;
   }
   const std::span logits(logits_.as<float>() + draw.row * logits_.stride[0], vocab);
-  s.drawn.id = sampler.draw(logits, config, s.tokens, draw.key, model_.config().eos_token_id);
+  s.drawn.id = sampler.draw(logits, config, s.tokens, draw.key, model_.end_ids());
   if (config.logprobs < 0) return;
   const double lse = Sampler::log_sum_exp(logits);
   s.drawn.logprob = static_cast<float>(logits[static_cast<std::size_t>(s.drawn.id)] - lse);
@@ -411,7 +409,7 @@ void Generator::draw(Sampler& sampler, const Draw& draw) const {
 
 void Generator::emit(Sequence& s) {
   const GenerationRequest& request = *s.request;
-  const auto eos = model_.config().eos_token_id;
+  const EndIds ends = model_.end_ids();
   TokenEvent event;
   event.request = s.id;
   event.sample = s.sample;
@@ -424,7 +422,7 @@ void Generator::emit(Sequence& s) {
   }
   s.tokens.push_back(event.id);
   ++s.made;
-  if (!request.config.ignore_eos && eos && event.id == *eos) {
+  if (!request.config.ignore_eos && std::ranges::find(ends, event.id) != ends.end()) {
     event.finish = Finish::eos;
   } else if (s.made >= request.config.max_tokens) {
     event.finish = Finish::length;

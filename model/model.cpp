@@ -54,6 +54,14 @@ Tensor to_f32(const TensorView& view) {
   return tensor;
 }
 
+/// Ids are below V ≤ 2²⁴: both files have been checked.
+std::vector<std::int32_t> end_ids(const ModelConfig& config, const PublishedGeneration& published) {
+  std::vector<std::int32_t> ids;
+  for (const std::int64_t id : published.eos_token_ids) ids.push_back(static_cast<std::int32_t>(id));
+  if (ids.empty() && config.eos_token_id) ids.push_back(static_cast<std::int32_t>(*config.eos_token_id));
+  return ids;
+}
+
 /// What a tensor that is no matrix takes in a cache file: f32, whole cache lines. 0 for an absent one.
 std::size_t small_nbytes(const TensorView& view) {
   return view.data == nullptr ? 0 : (static_cast<std::size_t>(view.numel()) * sizeof(float) + 63) / 64 * 64;
@@ -73,6 +81,7 @@ class ModelLoader {
     Model model;
     model.config_ = source_.config();
     model.generation_ = source_.published_generation();
+    model.end_ids_ = end_ids(model.config_, model.generation_);
     model.format_ = format_ =
         choose_format(options_, t.layers.empty() ? t.wte.dtype : t.layers[0].fc_w.dtype);
     if (Result<void> fits = check_memory(model.config_); !fits) return fits.error();
@@ -268,6 +277,12 @@ Result<void> Model::write_packed_cache() const {
   norm(final_norm_);
   return inkling::write_packed_cache(cache_folder_, *cache_key_, {layers_[0].qkv.weight.data, slab_bytes_},
                                      small);
+}
+
+std::optional<std::int32_t> Model::first_id() const noexcept {
+  const auto& stated = generation_.bos_token_id ? generation_.bos_token_id : config_.bos_token_id;
+  if (stated) return static_cast<std::int32_t>(*stated);
+  return end_ids_.empty() ? std::nullopt : std::optional(end_ids_.front());
 }
 
 std::uint64_t Model::nbytes() const noexcept {

@@ -72,6 +72,11 @@ class Model {
 
   const ModelConfig& config() const noexcept { return config_; }
   const PublishedGeneration& published_generation() const noexcept { return generation_; }
+  /// Tokens that end a text, each once: those of generation_config.json or, if it states none, config.json's.
+  const std::vector<std::int32_t>& end_ids() const noexcept { return end_ids_; }
+  /// What an empty text begins with: the bos_token_id of generation_config.json, else of config.json, else
+  /// the first token that ends texts; or nothing.
+  std::optional<std::int32_t> first_id() const noexcept;
   /// What the matrices are held as.
   WeightFormat format() const noexcept { return format_; }
   Isa isa() const noexcept { return embedding_.isa; }
@@ -94,6 +99,7 @@ class Model {
 
   ModelConfig config_;
   PublishedGeneration generation_;
+  std::vector<std::int32_t> end_ids_;
   WeightFormat format_ = WeightFormat::f32;
   std::filesystem::path cache_folder_;
   std::optional<PackedCacheKey> cache_key_;  // of the files as they were before they were read

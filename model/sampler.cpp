@@ -115,8 +115,9 @@ bool adjusts(const GenerationConfig& config) {
   return !config.logit_bias.empty() || penalises(config) || config.no_repeat_ngram_size != 0;
 }
 
-bool forbids(const GenerationConfig& config, std::optional<std::int64_t> eos) {
-  return config.ignore_eos && eos.has_value();
+/// Those of `ends` that a draw may not give.
+EndIds forbidden(const GenerationConfig& config, EndIds ends) {
+  return config.ignore_eos ? ends : EndIds();
 }
 
 float scale_of(const GenerationConfig& config) {
@@ -125,17 +126,18 @@ float scale_of(const GenerationConfig& config) {
 
 }  // namespace
 
-std::int64_t Sampler::top_wanted(std::size_t vocab, const GenerationConfig& config,
-                                 std::optional<std::int64_t> eos) {
+std::int64_t Sampler::top_wanted(std::size_t vocab, const GenerationConfig& config, EndIds ends) {
   if (config.logprobs >= 0 || adjusts(config)) return 0;
-  const std::int64_t spare = forbids(config, eos) ? 1 : 0;
-  if (config.temperature == 0.0) return std::min<std::int64_t>(1 + spare, static_cast<std::int64_t>(vocab));
-  return config.top_k > 0 && static_cast<std::size_t>(config.top_k) < vocab ? config.top_k + spare : 0;
+  const auto all = static_cast<std::int64_t>(vocab);
+  const auto spare = static_cast<std::int64_t>(forbidden(config, ends).size());
+  if (config.temperature == 0.0) return std::min(1 + spare, all);
+  return config.top_k > 0 && config.top_k < all ? std::min(config.top_k + spare, all) : 0;
 }
 
-std::string_view Sampler::op_refusal(std::size_t vocab, const GenerationConfig& config) {
+std::string_view Sampler::op_refusal(std::size_t vocab, const GenerationConfig& config, EndIds ends) {
   if (config.logprobs >= 0) return "log-probabilities are asked for";
   if (adjusts(config)) return "a bias, a penalty or no_repeat_ngram_size changes the logits first";
+  if (forbidden(config, ends).size() > 1) return "several tokens are forbidden";
   if (config.temperature > 0.0 && config.typical_p < 1.0) return "typical_p is set";
   const auto top_k = static_cast<std::size_t>(config.top_k);
   if (config.temperature > 0.0 && config.top_k > kMostTop && top_k < vocab) return "top_k is large";
@@ -143,12 +145,12 @@ std::string_view Sampler::op_refusal(std::size_t vocab, const GenerationConfig& 
 }
 
 DrawSettings Sampler::settings(std::size_t vocab, const GenerationConfig& config, const DrawKey& key,
-                               std::optional<std::int64_t> eos) {
+                               EndIds ends) {
   DrawSettings draw;
   draw.seed = key.seed;
   draw.position = key.position;
   draw.sample = key.sample;
-  if (forbids(config, eos)) draw.forbidden = static_cast<std::int32_t>(*eos);
+  if (const EndIds never = forbidden(config, ends); !never.empty()) draw.forbidden = never.front();
   draw.scale = config.temperature == 0.0 ? 0.0f : scale_of(config);
   if (draw.scale != 0.0f && static_cast<std::size_t>(config.top_k) < vocab)
     draw.top_k = static_cast<std::int32_t>(config.top_k);
@@ -159,9 +161,9 @@ DrawSettings Sampler::settings(std::size_t vocab, const GenerationConfig& config
 
 // The logits themselves when nothing asks for a change, else a changed copy.
 std::span<const float> Sampler::adjust(std::span<const float> logits, const GenerationConfig& config,
-                                       std::span<const std::int32_t> history,
-                                       std::optional<std::int64_t> eos) {
-  if (!adjusts(config) && !forbids(config, eos)) return logits;
+                                       std::span<const std::int32_t> history, EndIds ends) {
+  const EndIds never = forbidden(config, ends);
+  if (!adjusts(config) && never.empty()) return logits;
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : config.logit_bias) {
     adjusted_[static_cast<std::size_t>(id)] += static_cast<float>(bias);
@@ -170,7 +172,7 @@ std::span<const float> Sampler::adjust(std::span<const float> logits, const Gene
   if (config.no_repeat_ngram_size > 0) {
     forbid_repeats(static_cast<std::size_t>(config.no_repeat_ngram_size), history);
   }
-  if (forbids(config, eos)) adjusted_[static_cast<std::size_t>(*eos)] = kNever;
+  for (const std::int32_t id : never) adjusted_[static_cast<std::size_t>(id)] = kNever;
   return adjusted_;
 }
 
@@ -311,10 +313,9 @@ std::int32_t Sampler::pick_any(std::span<const float> logits, float top, std::ui
 }
 
 std::int32_t Sampler::draw(std::span<const float> given, const GenerationConfig& config,
-                           std::span<const std::int32_t> history, const DrawKey& key,
-                           std::optional<std::int64_t> eos) {
-  const auto logits = adjust(given, config, history, eos);
-  const DrawSettings draw = settings(logits.size(), config, key, eos);
+                           std::span<const std::int32_t> history, const DrawKey& key, EndIds ends) {
+  const auto logits = adjust(given, config, history, ends);
+  const DrawSettings draw = settings(logits.size(), config, key, ends);
   const float top = maximum(logits);
   if (!(top > kNever)) return 0;
   const auto likeliest = [&] {
@@ -340,16 +341,18 @@ std::int32_t Sampler::draw(std::span<const float> given, const GenerationConfig&
 }
 
 std::int32_t Sampler::draw(const TopLogits& top, const GenerationConfig& config, const DrawKey& key,
-                           std::optional<std::int64_t> eos) {
+                           EndIds ends) {
+  const EndIds never = forbidden(config, ends);
+  const auto wanted = config.temperature == 0.0 ? 1 : static_cast<std::size_t>(config.top_k);
   candidates_.clear();
-  for (std::size_t i = 0; i < top.ids.size(); ++i) {
-    if (!forbids(config, eos) || top.ids[i] != *eos) candidates_.push_back({top.logits[i], top.ids[i], 0});
+  for (std::size_t i = 0; i < top.ids.size() && candidates_.size() < wanted; ++i) {
+    if (std::ranges::find(never, top.ids[i]) == never.end())
+      candidates_.push_back({top.logits[i], top.ids[i], 0});
   }
   if (candidates_.empty() || !(candidates_.front().rank > kNever)) return 0;
   if (config.temperature == 0.0) return candidates_.front().id;
-  candidates_.resize(std::min(candidates_.size(), static_cast<std::size_t>(config.top_k)));
   // More tokens than there are here, so that top_k counts.
-  return draw_candidates(config, settings(candidates_.size() + 1, config, key, eos));
+  return draw_candidates(config, settings(candidates_.size() + 1, config, key, ends));
 }
 
 // From candidates_, the top-k by falling logit.

@@ -12,7 +12,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -41,30 +40,31 @@ struct TopLogits {
   std::span<const std::int32_t> ids;
 };
 
+/// The tokens that end a text (Model::end_ids()), which ignore_eos forbids: each once.
+using EndIds = std::span<const std::int32_t>;
+
 class Sampler {
  public:
   /// How many of the likeliest tokens a draw with `config` looks at, so that they can stand for the whole
   /// row; 0: it wants the row.
-  static std::int64_t top_wanted(std::size_t vocab, const GenerationConfig& config,
-                                 std::optional<std::int64_t> eos);
+  static std::int64_t top_wanted(std::size_t vocab, const GenerationConfig& config, EndIds ends);
 
   /// Why the op draw() cannot stand for draw() with `config`; "" when it can, by settings().
-  static std::string_view op_refusal(std::size_t vocab, const GenerationConfig& config);
+  static std::string_view op_refusal(std::size_t vocab, const GenerationConfig& config, EndIds ends);
   static DrawSettings settings(std::size_t vocab, const GenerationConfig& config, const DrawKey& key,
-                               std::optional<std::int64_t> eos);
+                               EndIds ends);
 
   /// Takes the memory that draws with `config` need after up to `history` tokens, so that none allocates.
   void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);
 
-  /// Draws from `logits` (V). `history` is the sequence so far, prompt included. `eos` is what ignore_eos
-  /// forbids. A row without a logit above −inf gives id 0.
+  /// Draws from `logits` (V). `history` is the sequence so far, prompt included. A row without a logit above
+  /// −inf gives id 0.
   std::int32_t draw(std::span<const float> logits, const GenerationConfig& config,
-                    std::span<const std::int32_t> history, const DrawKey& key,
-                    std::optional<std::int64_t> eos = std::nullopt);
+                    std::span<const std::int32_t> history, const DrawKey& key, EndIds ends = {});
 
   /// The same draw, to the bit, from the top_wanted() likeliest tokens of the row.
   std::int32_t draw(const TopLogits& top, const GenerationConfig& config, const DrawKey& key,
-                    std::optional<std::int64_t> eos = std::nullopt);
+                    EndIds ends = {});
 
   /// log Σ e^logit: a token's log-probability under the model's own distribution (no temperature, no penalty)
   /// is its logit less this.
@@ -81,7 +81,7 @@ class Sampler {
   };
 
   std::span<const float> adjust(std::span<const float> logits, const GenerationConfig& config,
-                                std::span<const std::int32_t> history, std::optional<std::int64_t> eos);
+                                std::span<const std::int32_t> history, EndIds ends);
   std::int32_t draw_candidates(const GenerationConfig& config, const DrawSettings& draw);
   std::int32_t cut_and_pick(std::uint64_t total, const GenerationConfig& config, const DrawSettings& draw);
   void penalise(const GenerationConfig& config, std::span<const std::int32_t> history);

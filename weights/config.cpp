@@ -1,5 +1,6 @@
 #include "weights/config.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -219,22 +220,53 @@ std::optional<std::int64_t> read_count(const Fields& fields, std::string_view ke
   return count;
 }
 
-std::vector<std::int64_t> read_ids(const Fields& fields, std::string_view key) {
-  const JsonValue* value = fields.find(key);
-  if (value == nullptr) return {};
-  std::vector<std::int64_t> ids;
-  const auto add = [&](const JsonValue& item) {
-    const auto* id = item.scalar<std::int64_t>();
-    if (id == nullptr || *id < 0) fields.refuse(key, "a token id or a list of them", item.describe());
-    ids.push_back(*id);
-  };
-  if (value->array() == nullptr) {
-    add(*value);
-  } else {
-    for (const JsonValue& item : *value->array()) add(item);
+/// What becomes of an id that the vocabulary does not have.
+enum class ForeignIds : std::uint8_t { refused, dropped };
+
+/// Token ids as a file has them: below the vocabulary's size.
+class IdReader {
+ public:
+  IdReader(const Fields& fields, std::int64_t vocab_size, ForeignIds foreign)
+      : fields_(fields), vocab_size_(vocab_size), foreign_(foreign) {}
+
+  std::optional<std::int64_t> one(std::string_view key) const {
+    const JsonValue* value = fields_.find(key);
+    return value == nullptr ? std::nullopt : id(key, *value, "a token id");
   }
-  return ids;
-}
+  /// One id or a list of them, each once.
+  std::vector<std::int64_t> some(std::string_view key) const {
+    constexpr std::string_view kExpected = "a token id or a list of them";
+    std::vector<std::int64_t> ids;
+    const auto add = [&](const JsonValue& value) {
+      const auto found = id(key, value, kExpected);
+      if (found && std::ranges::find(ids, *found) == ids.end()) ids.push_back(*found);
+    };
+    const JsonValue* value = fields_.find(key);
+    if (value == nullptr) return ids;
+    if (value->array() == nullptr) {
+      add(*value);
+    } else if (value->array()->empty()) {
+      fields_.refuse(key, kExpected, "an empty list");
+    } else {
+      for (const JsonValue& item : *value->array()) add(item);
+    }
+    return ids;
+  }
+
+ private:
+  std::optional<std::int64_t> id(std::string_view key, const JsonValue& value,
+                                 std::string_view expected) const {
+    const auto* id = value.scalar<std::int64_t>();
+    if (id == nullptr) fields_.refuse(key, expected, value.describe());
+    if (*id >= vocab_size_ && foreign_ == ForeignIds::dropped) return std::nullopt;
+    if (*id < 0 || *id >= vocab_size_) fields_.refuse(key, between(0, vocab_size_ - 1), std::to_string(*id));
+    return *id;
+  }
+
+  const Fields& fields_;
+  std::int64_t vocab_size_;
+  ForeignIds foreign_;
+};
 
 /// The first name that Hugging Face has for it.
 std::string_view published_activation_name(Activation activation) noexcept {
@@ -298,7 +330,8 @@ std::string to_config_json(const ModelConfig& config) {
   return text + "\n}\n";
 }
 
-Result<PublishedGeneration> parse_generation_config_json(std::string_view text, std::string_view name) {
+Result<PublishedGeneration> parse_generation_config_json(std::string_view text, std::string_view name,
+                                                         std::int64_t vocab_size) {
   return weights::guarded(name, [&]() -> Result<PublishedGeneration> {
     const auto root = parse_json(text, name, kMaxConfigBytes);
     if (!root) return root.error();
@@ -309,10 +342,11 @@ Result<PublishedGeneration> parse_generation_config_json(std::string_view text, 
     config.top_k = read_count(fields, "top_k");
     config.top_p = fields.number("top_p");
     config.repetition_penalty = fields.number("repetition_penalty");
-    config.max_length = read_count(fields, "max_length");
     config.max_new_tokens = read_count(fields, "max_new_tokens");
-    config.bos_token_id = read_count(fields, "bos_token_id");
-    config.eos_token_ids = read_ids(fields, "eos_token_id");
+    const bool copied = fields.boolean("_from_model_config").value_or(false);
+    const IdReader ids(fields, vocab_size, copied ? ForeignIds::dropped : ForeignIds::refused);
+    config.bos_token_id = ids.one("bos_token_id");
+    config.eos_token_ids = ids.some("eos_token_id");
     constexpr double kTiny = std::numeric_limits<double>::min();
     check_range(fields, "temperature", config.temperature, 0, std::numeric_limits<float>::max());
     check_range(fields, "top_p", config.top_p, kTiny, 1);

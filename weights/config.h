@@ -69,23 +69,25 @@ Result<ModelConfig> parse_config_json(std::string_view text, std::string_view na
 /// bias = absent is written as a key "bias" of our own, which parse_config_json() understands.
 std::string to_config_json(const ModelConfig& config);
 
-/// Sampling defaults that a model's author ships in generation_config.json. Absent means not stated.
+/// Sampling defaults that a model's author ships in generation_config.json. Absent means not stated. What
+/// else Hugging Face reads there (max_length, beams, …) has no meaning here and is ignored.
 struct PublishedGeneration {
   std::optional<bool> do_sample;
   std::optional<double> temperature;
   std::optional<std::int64_t> top_k;
   std::optional<double> top_p;
   std::optional<double> repetition_penalty;
-  std::optional<std::int64_t> max_length;
   std::optional<std::int64_t> max_new_tokens;
   std::optional<std::int64_t> bos_token_id;
-  std::vector<std::int64_t> eos_token_ids;  ///< one or a list in the file
+  std::vector<std::int64_t> eos_token_ids;  ///< one or a list in the file; in its order, each once
 
   friend bool operator==(const PublishedGeneration&, const PublishedGeneration&) = default;
 };
 
-/// Reads generation_config.json. Checks types and ranges (temperature ≥ 0, 0 < top_p ≤ 1, counts ≥ 0, ids ≥
-/// 0); the caller checks ids against its vocabulary. Error{malformed}.
-Result<PublishedGeneration> parse_generation_config_json(std::string_view text, std::string_view name);
+/// Reads generation_config.json. Checks types and ranges (temperature ≥ 0, 0 < top_p ≤ 1, counts ≥ 0, ids
+/// below `vocab_size`). A file that says "_from_model_config" is Hugging Face's copy of config.json: its ids
+/// at or past the vocabulary become absent, as there. Error{malformed} "NAME: FIELD: expected …, got …".
+Result<PublishedGeneration> parse_generation_config_json(std::string_view text, std::string_view name,
+                                                         std::int64_t vocab_size);
 
 }  // namespace inkling

@@ -28,13 +28,13 @@ Result<ModelConfig> read_config(const fs::path& folder) {
   return parse_config_json(*text, path.string());
 }
 
-Result<PublishedGeneration> read_generation_config(const fs::path& folder) {
+Result<PublishedGeneration> read_generation_config(const fs::path& folder, std::int64_t vocab_size) {
   const fs::path path = folder / "generation_config.json";
   std::error_code failed;
   if (!fs::exists(path, failed)) return PublishedGeneration{};
   const auto text = weights::read_text(path, kMaxConfigBytes);
   if (!text) return text.error();
-  return parse_generation_config_json(*text, path.string());
+  return parse_generation_config_json(*text, path.string(), vocab_size);
 }
 
 }  // namespace
@@ -49,14 +49,13 @@ Result<Gpt2Source> Gpt2Source::open(const fs::path& folder_or_file, const OpenOp
     const auto stated = options.override ? Result(*options.override) : read_config(source.files_.folder());
     if (!stated) return stated.error();
     source.config_ = *stated;
-    auto generation = read_generation_config(source.files_.folder());
-    if (!generation) return generation.error();
-    source.generation_ = *std::move(generation);
-
     const BiasRule rule = options.override ? BiasRule::as_found : BiasRule::as_stated;
     auto tensors = match_gpt2(source.files_.tensors(), source.config_, rule, name);
     if (!tensors) return tensors.error();
     source.tensors_ = *std::move(tensors);
+    auto generation = read_generation_config(source.files_.folder(), source.config_.vocab_size);
+    if (!generation) return generation.error();
+    source.generation_ = *std::move(generation);
     for_each_tensor(source.tensors_, [&](const TensorView& view) { source.tensor_bytes_ += view.nbytes(); });
     if (auto aligned = source.align(options.max_memory); !aligned) return aligned.error();
     return source;

@@ -124,11 +124,26 @@ class Settings(Folder):
         row = json.loads(run("generate", "-p", "ROMEO:", "--output", "json", "--config", config).stdout)[0]
         self.assertEqual((row["text"], row["finish_reason"]), ("\nI'll not, ", "stop"))
 
-    def test_published_settings_yield_to_presets_and_flags(self):
+    def published(self, settings):
+        """Arguments that continue a text with the sample model and this generation_config.json beside it."""
         for name in ("config.json", "tokenizer.model", "model.safetensors"):
             self.file(name, (SAMPLE / name).read_bytes())
-        self.file("generation_config.json", '{"max_new_tokens": 4, "do_sample": false}')
-        base = ["generate", "-m", self.folder, "-p", "ROMEO:", "--output", "json"]
+        self.file("generation_config.json", json.dumps(settings))
+        return ["generate", "-m", self.folder, "-p", "ROMEO:", "--output", "json"]
+
+    def test_published_ends_end_a_text(self):
+        greedy = ["--temperature", 0, "-n", 12]
+        row = lambda ends: json.loads(run(*self.published({"eos_token_id": ends}), *greedy).stdout)[0]
+        whole = json.loads(run("generate", "-p", "ROMEO:", "--output", "json", *greedy).stdout)[0]
+        self.assertEqual((len(whole["ids"]), whole["finish_reason"]), (12, "length"))
+        end = whole["ids"][1]
+        for ends in (end, [end], [9, end]):
+            self.assertEqual((row(ends)["ids"], row(ends)["finish_reason"]), (whole["ids"][:2], "eos"))
+        self.fails(4, *self.published({"eos_token_id": [end, 99999]}),
+                   says="generation_config.json: eos_token_id: expected 0 to 2047, got 99999")
+
+    def test_published_settings_yield_to_presets_and_flags(self):
+        base = self.published({"max_new_tokens": 4, "do_sample": False})
         count = lambda *more: len(json.loads(run(*base, *more).stdout)[0]["ids"])
         self.assertEqual((count(), count("--preset", "llama"), count("-n", 6)), (4, 128, 6))
 

@@ -17,7 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   } else if (config.error().code() != inkling::Code::malformed) {
     std::abort();
   }
-  const auto generation = inkling::parse_generation_config_json(text, "fuzz");
+  const auto generation = inkling::parse_generation_config_json(text, "fuzz", 50257);
   if (!generation && generation.error().code() != inkling::Code::malformed) std::abort();
   return 0;
 }

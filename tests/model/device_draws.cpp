@@ -27,6 +27,7 @@ struct Setting {
   Device device = Device::cpu;
   GeneratorOptions options;
   bool host_only_one = false;  // a request among the others that only the host can draw
+  bool several_ends = false;   // tokens that end a text; where they are forbidden, only the host can draw
 };
 
 /// Requests of every kind, some of which end early, cancel each other, submit or throw.
@@ -91,6 +92,7 @@ Story story_of(const World& world, const Setting& setting, DrawPlace place, int&
 
 void check_same(const Setting& setting) {
   const World world;
+  if (setting.several_ends) world.publish("{\"eos_token_id\": [7, 30, 99]}");
   int thrown_on_host = 0, thrown = 0;
   const Story host = story_of(world, setting, DrawPlace::host, thrown_on_host);
   const Story device = story_of(world, setting, DrawPlace::device, thrown);
@@ -114,6 +116,7 @@ void check_all(Device device) {
       CAPTURE(chunk);
       check_same({device, {.max_batch = batch, .prefill_chunk = chunk}});
       check_same({device, {.max_batch = batch, .prefill_chunk = chunk}, true});
+      check_same({device, {.max_batch = batch, .prefill_chunk = chunk}, false, true});
     }
   }
 }
@@ -188,10 +191,10 @@ TEST_CASE("a greedy draw has no top-k for the op, however large the one that was
   GenerationConfig config;
   config.temperature = 0.0;
   config.top_k = kMostTop + 1;
-  REQUIRE(Sampler::op_refusal(50257, config).empty());
-  CHECK(Sampler::settings(50257, config, {}, std::nullopt).top_k == 0);
+  REQUIRE(Sampler::op_refusal(50257, config, {}).empty());
+  CHECK(Sampler::settings(50257, config, {}, {}).top_k == 0);
   config.temperature = 1.0;
-  CHECK(!Sampler::op_refusal(50257, config).empty());
+  CHECK(!Sampler::op_refusal(50257, config, {}).empty());
 }
 
 TEST_CASE("a batch whose drawn ids are not there, or not for its tokens, is refused") {

@@ -145,6 +145,47 @@ TEST_CASE("generation ends for the reason that it gives") {
   CHECK_FALSE(generator.step());
 }
 
+TEST_CASE("a text ends at any of the tokens that generation_config.json names, wherever they are drawn") {
+  const World world;
+  ExecContext context({.threads = 1});
+  std::string even = "0";
+  for (int id = 2; id < 120; id += 2) even += "," + std::to_string(id);
+  world.publish("{\"eos_token_id\": [" + even + "], \"bos_token_id\": 3}");
+  const Model model = Model::load(world.folder.path(), context).value();
+  CHECK(model.end_ids().size() == 60);
+  CHECK(model.first_id() == 3);
+  const auto odd = [](std::int32_t id) { return id % 2 == 1; };
+  std::size_t longest = 0;
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    const auto run = [&](DrawPlace draws, bool ignore_eos) {
+      Answer answer;
+      Generator generator(model, context, {.draws = draws});
+      GenerationRequest r = request({5, 7}, 40, seed, answer);
+      r.config.ignore_eos = ignore_eos;
+      r.config.temperature = 100.0;  // any token
+      r.config.top_k = 0, r.config.top_p = 1.0;
+      generator.submit(std::move(r));
+      while (generator.step()) {
+      }
+      return answer;
+    };
+    for (const DrawPlace draws : {DrawPlace::host, DrawPlace::device}) {
+      const Answer ended = run(draws, false);
+      CHECK(ended.finish == Finish::eos);
+      CHECK(std::ranges::find_if_not(ended.ids, odd) == ended.ids.end() - 1);
+      longest = std::max(longest, ended.ids.size());
+      const Answer whole = run(draws, true);
+      CHECK(whole.finish == Finish::length);
+      CHECK(std::ranges::all_of(whole.ids, odd));
+    }
+  }
+  CHECK(longest > 1);
+  world.publish("{\"top_k\": 5}");  // states none: config.json's
+  const Model other = Model::load(world.folder.path(), context).value();
+  CHECK(other.end_ids() == Ids{7});
+  CHECK(other.first_id() == 7);
+}
+
 TEST_CASE("overflow is an error with both numbers, or cuts and says how much") {
   const World world;
   ExecContext context({.threads = 1});

@@ -247,11 +247,14 @@ TEST_CASE("a draw from the likeliest tokens is the draw from the row") {
     config.min_p = i % 7 == 0 ? 0.05 : 0.0;
     config.typical_p = i % 11 == 0 ? 0.6 : 1.0;
     config.ignore_eos = i % 4 < 2;
-    std::optional<std::int64_t> eos;
-    if (i % 4 != 1) eos = std::max_element(logits.begin(), logits.end()) - logits.begin();
-    const auto count = static_cast<std::size_t>(Sampler::top_wanted(logits.size(), config, eos));
+    std::vector<std::int32_t> ends;  // none, the likeliest, or that and two more
+    if (i % 4 != 1)
+      ends.push_back(
+          static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+    if (i % 8 == 4) ends.insert(ends.end(), {(ends[0] + 1) % 200, (ends[0] + 60) % 200});
+    const auto count = static_cast<std::size_t>(Sampler::top_wanted(logits.size(), config, ends));
     REQUIRE(count == (config.temperature == 0.0 ? 1 : static_cast<std::size_t>(config.top_k)) +
-                         (config.ignore_eos && eos ? 1 : 0));
+                         (config.ignore_eos ? ends.size() : 0));
     std::vector<std::int32_t> ids(logits.size());
     std::iota(ids.begin(), ids.end(), 0);
     std::stable_sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) {
@@ -261,20 +264,23 @@ TEST_CASE("a draw from the likeliest tokens is the draw from the row") {
     Logits top;
     for (const std::int32_t id : ids) top.push_back(logits[static_cast<std::size_t>(id)]);
     const DrawKey key{17, i, i % 4};
-    const std::int32_t expected = whole.draw(logits, config, {}, key, eos);
-    CHECK(part.draw({top, ids}, config, key, eos) == expected);
+    const std::int32_t expected = whole.draw(logits, config, {}, key, ends);
+    CHECK(part.draw({top, ids}, config, key, ends) == expected);
+    if (config.ignore_eos) CHECK(std::ranges::find(ends, expected) == ends.end());
     drawn += expected != ids.front() ? 1 : 0;
   }
   CHECK(drawn > 100);  // not greedy throughout
   GenerationConfig config;
   config.top_k = 40;
-  CHECK(Sampler::top_wanted(200, config, 3) == 40);
-  CHECK(Sampler::top_wanted(40, config, 3) == 0);  // nothing is cut
+  const std::vector<std::int32_t> ends{3, 4};
+  CHECK(Sampler::top_wanted(200, config, ends) == 40);
+  CHECK(Sampler::top_wanted(40, config, ends) == 0);  // nothing is cut
   config.ignore_eos = true;
-  CHECK(Sampler::top_wanted(200, config, 3) == 41);
-  CHECK(Sampler::top_wanted(200, config, std::nullopt) == 40);
+  CHECK(Sampler::top_wanted(200, config, ends) == 42);
+  CHECK(Sampler::top_wanted(41, config, ends) == 41);  // there are no more
+  CHECK(Sampler::top_wanted(200, config, {}) == 40);
   config.logprobs = 0;
-  CHECK(Sampler::top_wanted(200, config, std::nullopt) == 0);
+  CHECK(Sampler::top_wanted(200, config, {}) == 0);
 }
 
 TEST_CASE("the op's draw is the sampler's, on rows with ties, limits and every mix of cuts") {
@@ -293,12 +299,13 @@ TEST_CASE("the op's draw is the sampler's, on rows with ties, limits and every m
       config.temperature = one.scale == 0.0f ? 0.0 : 1.0 / static_cast<double>(one.scale);
       config.top_k = one.top_k, config.top_p = one.top_p, config.min_p = one.min_p;
       config.ignore_eos = one.forbidden >= 0;
+      const EndIds ends(&one.forbidden, one.forbidden >= 0 ? 1 : 0);
       const DrawKey key{one.seed, one.position, one.sample};
-      REQUIRE(Sampler::op_refusal(row.size(), config).empty());
-      DrawSettings made = Sampler::settings(row.size(), config, key, one.forbidden);
+      REQUIRE(Sampler::op_refusal(row.size(), config, ends).empty());
+      DrawSettings made = Sampler::settings(row.size(), config, key, ends);
       made.row = one.row;
       CHECK(draw_from(row, made) == draw_from(row, one));
-      return sampler.draw(row, config, {}, key, one.forbidden);
+      return sampler.draw(row, config, {}, key, ends);
     });
   }
 }
@@ -307,10 +314,11 @@ TEST_CASE("what the op cannot draw is told by name") {
   const auto refusal = [](auto&& change) {
     GenerationConfig config;
     change(config);
-    return Sampler::op_refusal(5000, config);
+    return Sampler::op_refusal(5000, config, std::vector<std::int32_t>{1, 2});
   };
   CHECK(refusal([](GenerationConfig&) {}).empty());
   CHECK(refusal([](GenerationConfig& c) { c.logprobs = 0; }) == "log-probabilities are asked for");
+  CHECK(refusal([](GenerationConfig& c) { c.ignore_eos = true; }) == "several tokens are forbidden");
   CHECK(refusal([](GenerationConfig& c) { c.typical_p = 0.5; }) == "typical_p is set");
   CHECK(refusal([](GenerationConfig& c) { c.typical_p = 0.5, c.temperature = 0.0; }).empty());
   CHECK(refusal([](GenerationConfig& c) { c.top_k = 1025; }) == "top_k is large");
@@ -348,7 +356,8 @@ TEST_CASE("bias, penalties, n-grams and ignore_eos change the logits as document
   GenerationConfig config = plain();
   config.temperature = 0.0;
   const std::vector<std::int32_t> history{4, 4, 2, 4};
-  const auto argmax = [&](Logits row) { return sampler.draw(row, config, history, {}, 3); };
+  std::vector<std::int32_t> ends{3};
+  const auto argmax = [&](Logits row) { return sampler.draw(row, config, history, {}, ends); };
   CHECK(argmax({0, 0, 1, 0, 5}) == 4);
   config.presence_penalty = 4.5;  // 5 − 4.5 = 0.5 and 1 − 4.5: id 0 stays at 0
   CHECK(argmax({0, 0, 1, 0, 5}) == 4);
@@ -375,6 +384,8 @@ TEST_CASE("bias, penalties, n-grams and ignore_eos change the logits as document
   CHECK(argmax({0, 1, 2, 9, 3}) == 3);
   config.ignore_eos = true;
   CHECK(argmax({0, 1, 2, 9, 3}) == 4);
+  ends = {3, 4, 1};
+  CHECK(argmax({0, 1, 2, 9, 3}) == 2);
 }
 
 TEST_CASE("rows of −inf and single survivors do no harm") {

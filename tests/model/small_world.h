@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <fstream>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,10 @@ struct World {
     config.n_head = 2;
     config.eos_token_id = 7;
     RandomGpt2(config, 5).save(folder.path());
+  }
+  /// Puts a generation_config.json beside the weights.
+  void publish(std::string_view text) const {
+    std::ofstream(folder.path() / "generation_config.json") << text;
   }
 };
 

@@ -236,30 +236,38 @@ TEST_CASE("validate() at each limit and one past it") {
 
 TEST_CASE("generation_config.json") {
   const auto read = [](std::string_view text) {
-    return parse_generation_config_json(text, "generation_config.json");
+    return parse_generation_config_json(text, "generation_config.json", 50257);
   };
-  const auto config = read(R"({"_from_model_config": true, "bos_token_id": 50256, "do_sample": true,
-      "eos_token_id": [50256, 7], "temperature": 0.7, "top_k": 50, "top_p": 1, "max_length": null})");
+  const auto config = read(R"({"bos_token_id": 50256, "do_sample": true, "eos_token_id": [50256, 7, 50256],
+      "temperature": 0.7, "top_k": 50, "top_p": 1, "max_length": 20, "max_new_tokens": null})");
   REQUIRE(config);
   CHECK(config->do_sample == true);
   CHECK(config->temperature == 0.7);
   CHECK(config->top_k == 50);
   CHECK(config->top_p == 1.0);
-  CHECK(config->max_length == std::nullopt);
+  CHECK(config->max_new_tokens == std::nullopt);
   CHECK(config->bos_token_id == 50256);
   CHECK(config->eos_token_ids == std::vector<std::int64_t>{50256, 7});
   CHECK(read("{\"eos_token_id\": 3}")->eos_token_ids == std::vector<std::int64_t>{3});
   CHECK(*read("{}") == PublishedGeneration{});
+  // Hugging Face writes config.json's default 50256 beside any vocabulary there, too.
+  const auto copied = parse_generation_config_json(
+      R"({"_from_model_config": true, "bos_token_id": 50256, "eos_token_id": [50256, 7]})",
+      "generation_config.json", 100);
+  REQUIRE(copied);
+  CHECK(copied->bos_token_id == std::nullopt);
+  CHECK(copied->eos_token_ids == std::vector<std::int64_t>{7});
   const std::pair<std::string, std::vector<std::string>> bad[] = {
       {"temperature", {"-0.1", "\"1\"", "true", "1e300", "[]"}},
       {"top_p", {"0", "-1", "1.01", "\"\"", "{}"}},
       {"top_k", {"-1", "0.5", "1e2", "9223372036854775808"}},
       {"repetition_penalty", {"0", "-1", "\"x\""}},
-      {"max_length", {"-1", "1.0"}},
       {"max_new_tokens", {"-1", "false"}},
       {"do_sample", {"1", "\"true\""}},
-      {"bos_token_id", {"-1", "[]"}},
-      {"eos_token_id", {"-1", "[1,-1]", "[[1]]", "\"a\"", "[1.5]", "[null]", "{}"}},
+      {"bos_token_id", {"-1", "[]", "[1]", "50257"}},
+      {"eos_token_id",
+       {"-1", "[1,-1]", "[[1]]", "\"a\"", "[1.5]", "[null]", "{}", "[]", "99999", "[7,50257]"}},
+      {"_from_model_config", {"1"}},
   };
   for (const auto& [field, values] : bad) {
     for (const std::string& value : values) {

@@ -303,6 +303,13 @@ TEST_CASE("shards and generation_config.json are found") {
   CHECK(source.published_generation().top_k == 5);
   put(dir / "generation_config.json", "{\"top_k\": -5}");
   CHECK(open_bad(dir.path()).message().find("top_k") != std::string::npos);
+  const std::int64_t vocab = tiny_config().vocab_size;
+  put(dir / "generation_config.json", "{\"eos_token_id\": " + std::to_string(vocab - 1) + "}");
+  CHECK(open_good(dir.path()).published_generation().eos_token_ids == std::vector<std::int64_t>{vocab - 1});
+  put(dir / "generation_config.json", "{\"eos_token_id\": " + std::to_string(vocab) + "}");
+  CHECK(open_bad(dir.path()).message() == (dir / "generation_config.json").string() +
+                                              ": eos_token_id: expected 0 to " + std::to_string(vocab - 1) +
+                                              ", got " + std::to_string(vocab));
 }
 
 TEST_CASE("the sample model opens") {
