@@ -7,10 +7,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <random>
 
-#include "apps/ceilings.h"
-#include "apps/json_text.h"
+#include "apps/bench_report.h"
+#include "apps/model_ceiling.h"
 #include "apps/model_options.h"
 #include "apps/program.h"
 #include "apps/signals.h"
@@ -22,24 +23,16 @@ namespace {
 
 struct BenchOptions {
   ModelOptions model;
-  std::vector<std::int64_t> prompts{512}, tokens{128}, batches{1};
+  std::vector<std::int64_t> prompts, tokens, batches{1};
   std::int64_t depth = 0;
   int repeats = 5;
   Table table = Table::md;
-  bool ceiling = false;
+  CeilingColumn ceiling = CeilingColumn::hidden;
 };
 
-struct Row {
-  std::string test;
-  std::int64_t batch = 1;
-  Spread rate;         // tokens a second
-  double ceiling = 0;  // tokens a second that the machine's measured limits allow
-};
-
-struct Header {
-  std::string model, dtype, quant, isa;
-  int threads = 0;
-  double rss_mb = 0, load_ms = 0;
+/// Lengths above 0 that fit the context.
+struct Tests {
+  std::vector<std::int64_t> prompts, tokens;
 };
 
 class Bench {
@@ -52,25 +45,27 @@ class Bench {
         forward_(model_, context_),
         pool_(forward_.kv_shape(forward_.default_kv_dtype()), workspace.kv_max_bytes(),
               &forward_.context().backend()) {
-    if (options.ceiling) ceilings_ = measure_ceilings(context_);
+    if (options.ceiling == CeilingColumn::shown) ceiling_.emplace(model_, measure_ceilings(context_));
   }
 
-  std::vector<Row> run() {
-    std::vector<Row> rows;
-    const std::size_t tests = options_.prompts.size() + options_.tokens.size() * options_.batches.size();
+  std::vector<BenchRow> run(const Tests& tests) {
+    std::vector<BenchRow> rows;
+    const std::size_t count = tests.prompts.size() + tests.tokens.size() * options_.batches.size();
     Progress progress(console_, "measuring");
-    const auto done = [&](Row row) {
+    const auto done = [&](BenchRow row) {
       rows.push_back(std::move(row));
-      progress.update(static_cast<double>(rows.size()) / static_cast<double>(tests));
+      progress.update(static_cast<double>(rows.size()) / static_cast<double>(count));
     };
-    for (const std::int64_t n : options_.prompts) {
-      if (n > 0) done(measure("pp" + std::to_string(n), 1, prefill_ceiling(n), [&] { return prefill(n); }));
+    for (const std::int64_t n : tests.prompts) {
+      const double ceiling = ceiling_ ? ceiling_->prefill(n) : 0;
+      done(measure("pp" + std::to_string(n), 1, ceiling, [&] { return prefill(n); }));
     }
-    for (const std::int64_t n : options_.tokens) {
+    for (const std::int64_t n : tests.tokens) {
       const std::string name =
           "tg" + std::to_string(n) + (options_.depth == 0 ? "" : " @ d" + std::to_string(options_.depth));
       for (const std::int64_t b : options_.batches) {
-        if (n > 0) done(measure(name, b, decode_ceiling(b), [&] { return decode(n, b); }));
+        const double ceiling = ceiling_ ? ceiling_->decode(b) : 0;
+        done(measure(name, b, ceiling, [&] { return decode(n, b); }));
       }
     }
     return rows;
@@ -78,7 +73,7 @@ class Bench {
 
  private:
   template <class Once>
-  Row measure(std::string test, std::int64_t batch, double ceiling, Once&& once) {
+  BenchRow measure(std::string test, std::int64_t batch, double ceiling, Once&& once) {
     once();
     std::vector<double> all(static_cast<std::size_t>(options_.repeats));
     for (double& value : all) value = once();
@@ -135,39 +130,6 @@ class Bench {
     return static_cast<double>(steps * count) / (now() - start);
   }
 
-  // Bytes of weights that a step reads: all but the positions, and the embedding when the head is another
-  // matrix.
-  double step_bytes() const {
-    const bool tied = &model_.head() == &model_.embedding();
-    return static_cast<double>(model_.nbytes() - model_.positions().nbytes() -
-                               (tied ? 0 : model_.embedding().bytes));
-  }
-  double layer_flops() const {
-    double flops = 0;
-    for (const LayerWeights& l : model_.layers()) {
-      for (const auto* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) {
-        flops += 2.0 * static_cast<double>(w->weight.k) * static_cast<double>(w->weight.n);
-      }
-    }
-    return flops;
-  }
-  double head_flops() const {
-    return 2.0 * static_cast<double>(model_.head().k) * static_cast<double>(model_.head().n);
-  }
-  double decode_ceiling(std::int64_t batch) const {
-    if (!options_.ceiling) return 0;
-    const auto b = static_cast<double>(batch);
-    const double read = step_bytes() / (ceilings_.read_gb_s * 1e9);
-    const double compute =
-        ceilings_.gflop_s > 0 ? b * (layer_flops() + head_flops()) / (ceilings_.gflop_s * 1e9) : 0;
-    return b / std::max(read, compute);
-  }
-  double prefill_ceiling(std::int64_t length) const {
-    if (!options_.ceiling || ceilings_.gflop_s <= 0) return 0;
-    const auto n = static_cast<double>(length);
-    return n / ((n * layer_flops() + head_flops()) / (ceilings_.gflop_s * 1e9));
-  }
-
   const BenchOptions& options_;
   const Console& console_;
   ExecContext& context_;
@@ -175,91 +137,57 @@ class Bench {
   Forward forward_;
   KvPool pool_;
   PackedBatch batch_;
-  Ceilings ceilings_;
+  std::optional<ModelCeiling> ceiling_;
   std::mt19937 random_{1};
 };
 
 std::string dtype_of_weights(const BenchOptions& o, const std::filesystem::path& path) {
-  if (o.model.dtype != WeightType::automatic) {
-    constexpr const char* kNames[] = {"auto", "f32", "f16", "bf16"};
-    return kNames[static_cast<std::size_t>(o.model.dtype)];
-  }
+  if (o.model.dtype != WeightType::automatic) return std::string(weight_type_name(o.model.dtype));
   return std::string(dtype_name(Gpt2Source::open(path).value().tensors().wte.dtype));
 }
 
-void print_json(const std::vector<Row>& rows, const Header& h) {
-  JsonRows out(JsonRows::Shape::array);
-  for (const Row& row : rows) {
-    out.write("{\"model\":" + json_string(h.model) + ",\"dtype\":" + json_string(h.dtype) +
-              ",\"quant\":" + json_string(h.quant) + ",\"threads\":" + std::to_string(h.threads) +
-              ",\"isa\":" + json_string(h.isa) + ",\"test\":" + json_string(row.test) + ",\"batch\":" +
-              std::to_string(row.batch) + ",\"tok_per_s\":{\"median\":" + format("%.6g", row.rate.median) +
-              ",\"min\":" + format("%.6g", row.rate.min) + ",\"max\":" + format("%.6g", row.rate.max) +
-              "},\"rss_mb\":" + format("%.6g", h.rss_mb) + ",\"load_ms\":" + format("%.6g", h.load_ms) + "}");
+/// The lengths given, each within `room`; where none are, the standard one or what room there is.
+std::vector<std::int64_t> lengths(const std::vector<std::int64_t>& given, std::int64_t standard,
+                                  std::int64_t room, const char* flag, std::int64_t depth) {
+  if (given.empty()) return {std::min(standard, room)};
+  for (const std::int64_t n : given) {
+    if (n <= room) continue;
+    throw Error(Code::input, std::string(flag) + ": expected at most the context's " +
+                                 std::to_string(room + depth) + " positions, got " + std::to_string(n) +
+                                 (depth == 0 ? "" : " after " + std::to_string(depth)));
   }
-  out.finish();
+  return given;
 }
 
-void print_table(const std::vector<Row>& rows, const Header& h, bool csv, bool ceiling) {
-  const std::string between = csv ? "," : " | ", edge = csv ? "" : "|";
-  const auto line = [&](const std::vector<std::string>& cells) {
-    std::string text = csv ? "" : "| ";
-    for (std::size_t i = 0; i < cells.size(); ++i) text += (i == 0 ? "" : between) + cells[i];
-    Console::write(text + (csv ? "\n" : " |\n"));
-  };
-  std::vector<std::string> head{"model", "dtype", "quant", "threads", "isa",    "test",
-                                "batch", "tok/s", "min",   "max",     "rss MB", "load ms"};
-  if (ceiling) head.push_back("of ceiling");
-  line(head);
-  if (!csv)
-    Console::write("|---|---|---|--:|---|---|--:|--:|--:|--:|--:|--:|" +
-                   std::string(ceiling ? "--:|\n" : "\n"));
-  for (const Row& row : rows) {
-    std::vector<std::string> cells{h.model,
-                                   h.dtype,
-                                   h.quant,
-                                   std::to_string(h.threads),
-                                   h.isa,
-                                   row.test,
-                                   std::to_string(row.batch),
-                                   format("%.1f", row.rate.median),
-                                   format("%.1f", row.rate.min),
-                                   format("%.1f", row.rate.max),
-                                   format("%.0f", h.rss_mb),
-                                   format("%.0f", h.load_ms)};
-    if (ceiling)
-      cells.push_back(row.ceiling > 0 ? format("%.0f%%", 100 * row.rate.median / row.ceiling) : "");
-    line(cells);
+Tests tests_of(const BenchOptions& o, std::int64_t positions) {
+  if (o.depth >= positions) {
+    throw Error(Code::input, "--depth: expected room for a token in the context's " +
+                                 std::to_string(positions) + " positions, got " + std::to_string(o.depth));
   }
+  Tests tests{lengths(o.prompts, 512, positions, "--prompt", 0),
+              lengths(o.tokens, 128, positions - o.depth, "--tokens", o.depth)};
+  std::erase(tests.prompts, 0);
+  std::erase(tests.tokens, 0);
+  if (tests.prompts.empty() && tests.tokens.empty())
+    throw Error(Code::usage, "expected --prompt or --tokens above 0, got 0 for both");
+  return tests;
 }
 
 void bench(const BenchOptions& o, const Console& console) {
-  if (o.ceiling && o.table == Table::json) {
+  if (o.ceiling == CeilingColumn::shown && o.table == Table::json) {
     throw Error(Code::usage, "--ceiling: expected --output md or csv beside it, got json");
   }
   Workspace workspace(o.model, ReadTokenizer::when_needed, console);
-  const std::int64_t most = workspace.positions();
-  for (const auto* lengths : {&o.prompts, &o.tokens}) {
-    for (const std::int64_t n : *lengths) {
-      const std::int64_t before = lengths == &o.tokens ? o.depth : 0;
-      if (n == 0 || n + before <= most) continue;
-      throw Error(Code::input, std::string(lengths == &o.prompts ? "--prompt" : "--tokens") +
-                                   ": expected at most the model's " + std::to_string(most) +
-                                   " positions, got " + std::to_string(n) +
-                                   (before == 0 ? "" : " after " + std::to_string(before)));
-    }
-  }
-  const std::vector<Row> rows = Bench(o, workspace, console).run();
-  constexpr const char* kQuants[] = {"none", "int8", "int4"};
-  const Header header{workspace.name(),
-                      dtype_of_weights(o, workspace.path()),
-                      kQuants[static_cast<std::size_t>(o.model.quant)],
-                      std::string(arithmetic_name(workspace.context())),
-                      workspace.context().pool().size(),
-                      peak_rss_mb(),
-                      workspace.load_ms()};
-  if (o.table == Table::json) return print_json(rows, header);
-  print_table(rows, header, o.table == Table::csv, o.ceiling);
+  const Tests tests = tests_of(o, workspace.positions());
+  const std::vector<BenchRow> rows = Bench(o, workspace, console).run(tests);
+  const BenchRun run{workspace.name(),
+                     dtype_of_weights(o, workspace.path()),
+                     std::string(quantisation_name(o.model.quant)),
+                     std::string(arithmetic_name(workspace.context())),
+                     workspace.context().pool().size(),
+                     peak_rss_mb(),
+                     workspace.load_ms()};
+  print_bench(rows, run, o.table, o.ceiling);
 }
 
 }  // namespace
@@ -277,9 +205,9 @@ void add_bench(Program& program) {
   Options& options = program.command("bench", "tokens per second; below it gemm, sdpa and train",
                                      [o](const Console& console) { bench(*o, console); });
   options.group("What and how", Options::Layers::command_line);
-  options.add("-p,--prompt", "N,..", "lengths of prefills: tests ppN; 0: none [512]",
+  options.add("-p,--prompt", "N,..", "lengths of prefills: tests ppN; 0: none [512, or what fits]",
               numbers(o->prompts, 0, kMaxPositions));
-  options.add("-n,--tokens", "N,..", "steps of decoding: tests tgN; 0: none [128]",
+  options.add("-n,--tokens", "N,..", "steps of decoding: tests tgN; 0: none [128, or what fits]",
               numbers(o->tokens, 0, kMaxPositions));
   options.add("-d,--depth", "N", "tokens in the context before decoding [0]",
               whole<std::int64_t>(o->depth, 0, kMaxPositions));
@@ -287,7 +215,9 @@ void add_bench(Program& program) {
   options.add("-r,--repeats", "N", "measurements of each, after one to warm up [5]",
               whole(o->repeats, 1, 10'000));
   options.add("--output", "FORM", "md, csv or json [md]", table_form(o->table));
-  options.flag("--ceiling", "measure the machine's limits, and show the share reached (md, csv)", o->ceiling);
+  options.flag(
+      "--ceiling", "measure the machine's limits, and show the share reached (md, csv)",
+      choice<CeilingColumn>(o->ceiling, {{"true", CeilingColumn::shown}, {"false", CeilingColumn::hidden}}));
   add_weight_options(options, o->model);
   add_bench_gemm(program, options);
   add_bench_sdpa(program, options);

@@ -11,6 +11,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/base/result.h"
@@ -25,6 +26,14 @@ namespace inkling {
 /// How weights are held. automatic: the type of the file's own matrices (f32, f16 or bf16).
 enum class WeightType : std::uint8_t { automatic, f32, f16, bf16 };
 enum class Quantisation : std::uint8_t { none, int8, int4 };
+constexpr std::string_view weight_type_name(WeightType type) noexcept {
+  constexpr std::string_view kNames[] = {"auto", "f32", "f16", "bf16"};
+  return kNames[static_cast<std::size_t>(type)];
+}
+constexpr std::string_view quantisation_name(Quantisation quant) noexcept {
+  constexpr std::string_view kNames[] = {"none", "int8", "int4"};
+  return kNames[static_cast<std::size_t>(quant)];
+}
 
 struct LoadOptions {
   WeightType dtype = WeightType::automatic;

@@ -29,7 +29,22 @@ class Bench(Folder):
         self.assertLessEqual(rows[0]["tok_per_s"]["min"], rows[0]["tok_per_s"]["median"])
         deep = json.loads(run("bench", "-p", 0, "-n", 4, "-d", 16, "-r", 1, "--output", "json").stdout)
         self.assertEqual([r["test"] for r in deep], ["tg4 @ d16"])
-        self.fails(7, "bench", "-p", 0, "-n", 4, "-d", 254, says="got 4 after 254")
+        self.fails(7, "bench", "-p", 0, "-n", 4, "-d", 254, says="--tokens: expected at most the context's 256 positions, got 4 after 254")
+        self.fails(7, "bench", "-d", 256, says="--depth: expected room for a token in the context's 256 positions, got 256")
+        self.fails(2, "bench", "-p", 0, "-n", "0,0", says="expected --prompt or --tokens above 0, got 0 for both")
+
+    def test_bench_alone_measures_what_the_context_holds(self):
+        tests = lambda *more: [r["test"] for r in json.loads(run("bench", "-r", 1, "--output", "json", *more).stdout)]
+        self.assertEqual(tests(), ["pp256", "tg128"])
+        self.assertEqual(tests("-c", 24, "-d", 4), ["pp24", "tg20 @ d4"])
+        self.assertEqual(tests("-c", 24, "-n", 3), ["pp24", "tg3"])
+        self.assertEqual(tests("-p", 5, "-c", 24), ["pp5", "tg24"])
+
+    def test_bench_names_weights_as_they_were_asked_for(self):
+        row = lambda *more: json.loads(run("bench", "-p", 2, "-n", 0, "-r", 1, "--output", "json", *more).stdout)[0]
+        for dtype in ("f32", "f16", "bf16"):
+            self.assertEqual(row("--dtype", dtype)["dtype"], dtype)
+        self.assertEqual((row()["dtype"], row()["quant"], row("--quant", "int4")["quant"]), ("bf16", "none", "int4"))
 
     def test_bench_prints_tables(self):
         args = ["bench", "-p", 8, "-n", 2, "-r", 1, "--ceiling", "--output"]
