@@ -179,7 +179,8 @@ void bench(const BenchOptions& o, const Console& console) {
   }
   Workspace workspace(o.model, ReadTokenizer::when_needed, console);
   const Tests tests = tests_of(o, workspace.positions());
-  const std::vector<BenchRow> rows = Bench(o, workspace, console).run(tests);
+  const std::vector<BenchRow> rows =
+      workspace.within_memory([&] { return Bench(o, workspace, console).run(tests); });
   const BenchRun run{workspace.name(),
                      dtype_of_weights(o, workspace.path()),
                      std::string(quantisation_name(o.model.quant)),

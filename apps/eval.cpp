@@ -1,6 +1,7 @@
 // inkling eval: perplexity of a text, log-probabilities of given tokens.
 #include <algorithm>
 #include <memory>
+#include <span>
 
 #include "apps/generation.h"
 #include "apps/input.h"
@@ -20,45 +21,46 @@ struct EvalOptions {
   std::optional<Output> output;
 };
 
-ScoreOptions score_options(const EvalOptions& o, Progress& progress, std::int64_t before,
-                           std::int64_t total) {
+ScoreOptions score_options(const EvalOptions& o, const Workspace& workspace) {
   ScoreOptions options;
   options.max_batch = o.batch.batch;
   options.prefill_chunk = o.batch.prefill_chunk;
-  options.progress = [&progress, before, total](std::int64_t done, std::int64_t all) {
-    check_interrupt();
-    progress.update(static_cast<double>(before + done) / static_cast<double>(std::max(total, all)));
-  };
+  options.kv_max_bytes = workspace.kv_max_bytes();
   return options;
 }
 
-struct Scored {
-  std::string id;
-  std::vector<std::int32_t> ids;
-};
+/// For score(): `before` tokens were done by earlier calls, of `total` in all.
+auto shown(Progress& progress, std::int64_t before, std::int64_t total) {
+  return [&progress, before, total](std::int64_t done, std::int64_t all) {
+    check_interrupt();
+    progress.update(static_cast<double>(before + done) / static_cast<double>(std::max(total, all)));
+  };
+}
 
-Scored read_sequence(const Record& record, std::size_t index, Workspace& workspace, std::int64_t most) {
-  Scored scored{record.id(index), {}};
-  if (record.has("ids") == record.has("text")) record.fail("expected one of the fields ids and text");
-  const char* field = record.has("ids") ? "ids" : "text";
-  scored.ids = record.has("ids") ? record.ids(field) : record.located(field, [&] {
-    return workspace.tokenizer().encode(record.text("text")).value();
-  });
-  const auto length = static_cast<std::int64_t>(scored.ids.size());
+std::vector<std::int32_t> encode(const Record& record, Workspace& workspace) {
+  const std::string text = record.text("text");
+  return record.located("text", [&] { return workspace.tokenizer().encode(text).value(); });
+}
+
+std::vector<std::int32_t> read_sequence(const Record& record, Workspace& workspace, std::int64_t most) {
+  const char* field = record.one_of("ids", "text");
+  std::vector<std::int32_t> ids = record.has("ids") ? record.ids("ids") : encode(record, workspace);
+  const auto length = static_cast<std::int64_t>(ids.size());
   if (length > most) {
     record.fail(std::string(field) + ": expected at most the context's " + std::to_string(most) +
                 " tokens, got " + std::to_string(length));
   }
   const std::int64_t vocab = workspace.model().config().vocab_size;
-  for (const std::int32_t id : scored.ids) {
+  for (const std::int32_t id : ids) {
     if (id >= vocab)
       record.fail("ids: expected ids below " + std::to_string(vocab) + ", got " + std::to_string(id));
   }
-  return scored;
+  return ids;
 }
 
-std::string line(const Scored& scored, const std::vector<float>& logprobs) {
-  std::string text = "{\"id\":" + scored.id + ",\"ids\":" + id_list(scored.ids) + ",\"logprobs\":[";
+std::string line(const std::string& id, const std::vector<std::int32_t>& ids,
+                 const std::vector<float>& logprobs) {
+  std::string text = "{\"id\":" + id + ",\"ids\":" + id_list(ids) + ",\"logprobs\":[";
   for (std::size_t i = 0; i < logprobs.size(); ++i) text += (i == 0 ? "" : ",") + json_number(logprobs[i]);
   return text + "]}";
 }
@@ -67,23 +69,26 @@ std::string line(const Scored& scored, const std::vector<float>& logprobs) {
 void score_file(const EvalOptions& o, Workspace& workspace, const Console& console) {
   constexpr std::size_t kAtOnce = 256;
   const std::int64_t most = workspace.positions();
-  std::vector<Scored> all;
+  std::vector<std::string> names;
+  std::vector<std::vector<std::int32_t>> all;
   std::int64_t total = 0, before = 0;
   for (const Record& record : read_records(o.score, {"id", "ids", "text"})) {
-    all.push_back(read_sequence(record, all.size(), workspace, most));
-    total += static_cast<std::int64_t>(all.back().ids.size());
+    names.push_back(record.id(names.size()));
+    all.push_back(read_sequence(record, workspace, most));
+    total += static_cast<std::int64_t>(all.back().size());
   }
+  ScoreOptions options = score_options(o, workspace);
+  check_scorable(workspace.model(), workspace.context(), all, options);
   JsonRows rows(o.output == Output::json ? JsonRows::Shape::array : JsonRows::Shape::lines);
   Progress progress(console, "scoring");
   for (std::size_t begin = 0; begin < all.size(); begin += kAtOnce) {
     const std::size_t end = std::min(begin + kAtOnce, all.size());
-    std::vector<std::vector<std::int32_t>> part;
-    for (std::size_t i = begin; i < end; ++i) part.push_back(all[i].ids);
+    options.progress = shown(progress, before, total);
     const auto logprobs =
-        score(workspace.model(), workspace.context(), part, score_options(o, progress, before, total));
+        score(workspace.model(), workspace.context(), std::span(all).subspan(begin, end - begin), options);
     for (std::size_t i = begin; i < end; ++i) {
-      rows.write(line(all[i], logprobs[i - begin]));
-      before += static_cast<std::int64_t>(all[i].ids.size());
+      rows.write(line(names[i], all[i], logprobs[i - begin]));
+      before += static_cast<std::int64_t>(all[i].size());
     }
   }
   rows.finish();
@@ -100,8 +105,9 @@ void perplexity_of_file(const EvalOptions& o, Workspace& workspace, const Consol
   const Perplexity result = located(o.perplexity.string(), [&] {
     const auto ids = workspace.tokenizer().encode(text).value();
     Progress progress(console, "scoring");
-    return perplexity(workspace.model(), workspace.context(), ids, window, stride,
-                      score_options(o, progress, 0, 0));
+    ScoreOptions options = score_options(o, workspace);
+    options.progress = shown(progress, 0, 0);
+    return perplexity(workspace.model(), workspace.context(), ids, window, stride, options);
   });
   if (o.output.value_or(Output::text) == Output::text) {
     Console::write("perplexity " + json_number(result.value) + "\nnll " + json_number(result.nll) +
@@ -127,7 +133,9 @@ void eval(const EvalOptions& o, const Console& console) {
   }
   Workspace workspace(o.model, o.score.empty() ? ReadTokenizer::at_once : ReadTokenizer::when_needed,
                       console);
-  o.score.empty() ? perplexity_of_file(o, workspace, console) : score_file(o, workspace, console);
+  workspace.within_memory([&] {
+    o.score.empty() ? perplexity_of_file(o, workspace, console) : score_file(o, workspace, console);
+  });
 }
 
 }  // namespace

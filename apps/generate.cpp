@@ -56,7 +56,7 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
 Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace) {
   Prompt prompt;
   prompt.id = record.id(index);
-  if (record.has("ids") == record.has("prompt")) record.fail("expected one of the fields 'prompt' or 'ids'");
+  record.one_of("prompt", "ids");
   if (record.has("ids")) {
     prompt.ids = record.ids("ids");
     const Tokenizer* tokenizer = workspace.tokenizer_or_null();
@@ -85,10 +85,12 @@ void add_many(const GenerateOptions& o, Workspace& workspace, Generation& genera
 void generate(const GenerateOptions& options, const Console& console) {
   check_sources(options);
   Workspace workspace(options.model, ReadTokenizer::at_once, console);
-  Generation generation(options, workspace, console);
-  options.prompts.empty() ? add_one(options, workspace, generation)
-                          : add_many(options, workspace, generation);
-  generation.run();
+  workspace.within_memory([&] {
+    Generation generation(options, workspace, console);
+    options.prompts.empty() ? add_one(options, workspace, generation)
+                            : add_many(options, workspace, generation);
+    generation.run();
+  });
 }
 
 }  // namespace

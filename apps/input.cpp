@@ -97,6 +97,14 @@ void Record::wrong(const char* field, const std::string& expected) const {
        shortened(at(field).dump(-1, ' ', false, Json::error_handler_t::replace)));
 }
 
+const char* Record::one_of(const char* first, const char* second) const {
+  if (has(first) == has(second)) {
+    fail(std::string("expected one of the fields ") + first + " and " + second + ", got " +
+         (has(first) ? "both" : "none"));
+  }
+  return has(first) ? first : second;
+}
+
 std::string Record::text(const char* field) const {
   if (!at(field).is_string()) wrong(field, "a string");
   return at(field).get<std::string>();

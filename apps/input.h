@@ -34,6 +34,8 @@ class Record {
   Record(std::string_view line, std::string where, std::initializer_list<std::string_view> known);
 
   bool has(const char* field) const { return value_.contains(field); }
+  /// Which of two fields there is; both or neither is an error.
+  const char* one_of(const char* first, const char* second) const;
   std::string text(const char* field) const;
   std::vector<std::int32_t> ids(const char* field) const;
   /// A whole number from 0 to `most`.

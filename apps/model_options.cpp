@@ -180,7 +180,7 @@ Workspace::Workspace(const ModelOptions& options, ReadTokenizer read, const Cons
       context_(exec_options(options, console)) {
   if (!options.attn.empty()) attn_.emplace(context_, SdpaPolicy{options.attn});
   const double start = now();
-  model_ = load(path_, context_, options, console).value();
+  model_ = within_memory([&] { return load(path_, context_, options, console).value(); });
   load_ms_ = (now() - start) * 1e3;
   if (const std::int64_t most = model_->config().n_positions; options.context > most) {
     throw Error(Code::usage, "--ctx-size: expected at most the model's " + std::to_string(most) +
@@ -223,8 +223,16 @@ std::string Workspace::name() const {
 
 std::size_t Workspace::kv_max_bytes() const {
   if (options_.max_memory == 0) return 0;
-  const std::uint64_t weights = model_->nbytes();
-  return options_.max_memory > weights ? static_cast<std::size_t>(options_.max_memory - weights) : 1;
+  if (options_.max_memory == model_->nbytes())
+    throw Error(Code::out_of_memory, "kv cache: expected room for keys and values, got 0 bytes");
+  return static_cast<std::size_t>(options_.max_memory - model_->nbytes());
+}
+
+Error Workspace::with_limit(const Error& error) const {
+  if (options_.max_memory == 0 || error.code() != Code::out_of_memory) return error;
+  return Error(error.code(),
+               error.message() + " (--max-memory " + std::to_string(options_.max_memory) +
+                   (model_ ? ", of which weights take " + std::to_string(model_->nbytes()) : "") + ')');
 }
 
 const Tokenizer& Workspace::tokenizer() {

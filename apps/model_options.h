@@ -79,8 +79,18 @@ class Workspace {
   const std::filesystem::path& path() const noexcept { return path_; }
   /// For reports: the folder's or the file's name.
   std::string name() const;
-  /// Bytes left for keys and values; 0: no limit.
+  /// Bytes that --max-memory leaves for keys and values; 0: no limit. Throws Error{out_of_memory} when it
+  /// leaves none.
   std::size_t kv_max_bytes() const;
+  /// Runs `work`. An Error{out_of_memory} that leaves it tells of --max-memory, if that is set.
+  template <class Work>
+  auto within_memory(Work&& work) const {
+    try {
+      return work();
+    } catch (const Error& error) {
+      throw with_limit(error);
+    }
+  }
 
   /// Throws the Error that reading it gave. Checked against the vocabulary of the model.
   const Tokenizer& tokenizer();
@@ -89,6 +99,7 @@ class Workspace {
 
  private:
   void keep_packed_weights() const;
+  Error with_limit(const Error& error) const;
 
   const ModelOptions& options_;
   const Console& console_;

@@ -62,9 +62,25 @@ std::vector<std::int32_t> end_ids(const ModelConfig& config, const PublishedGene
   return ids;
 }
 
-/// What a tensor that is no matrix takes in a cache file: f32, whole cache lines. 0 for an absent one.
+/// What a tensor that is no matrix takes: f32. 0 for an absent one.
 std::size_t small_nbytes(const TensorView& view) {
-  return view.data == nullptr ? 0 : (static_cast<std::size_t>(view.numel()) * sizeof(float) + 63) / 64 * 64;
+  return view.data == nullptr ? 0 : static_cast<std::size_t>(view.numel()) * sizeof(float);
+}
+/// The same in a cache file: whole cache lines.
+std::size_t cached_nbytes(const TensorView& view) {
+  return (small_nbytes(view) + 63) / 64 * 64;
+}
+
+/// Calls visit(view) for every tensor that is no matrix, in the order of ModelLoader::load().
+template <class Visit>
+void for_each_small(const Gpt2Tensors& t, Visit&& visit) {
+  visit(t.wpe);
+  for (const Gpt2Layer& l : t.layers) {
+    for (const TensorView* v :
+         {&l.ln1_w, &l.ln1_b, &l.attn_b, &l.proj_b, &l.ln2_w, &l.ln2_b, &l.fc_b, &l.fcproj_b})
+      visit(*v);
+  }
+  visit(t.lnf_w), visit(t.lnf_b);
 }
 
 }  // namespace
@@ -118,8 +134,8 @@ class ModelLoader {
   }
 
   Result<void> check_memory(const ModelConfig& c) const {
-    const std::uint64_t total =
-        slab_bytes(c) + static_cast<std::uint64_t>(c.n_positions * c.n_embd) * sizeof(float);
+    std::uint64_t total = slab_bytes(c);  // Model::nbytes() to be
+    for_each_small(source_.tensors(), [&](const TensorView& view) { total += small_nbytes(view); });
     if (options_.max_memory == 0 || total <= options_.max_memory) return {};
     return Error(Code::out_of_memory, "model: weights need " + std::to_string(total) + " bytes as " +
                                           std::string(weight_format_name(format_)) + ", but the limit is " +
@@ -134,22 +150,13 @@ class ModelLoader {
     model.cache_folder_ = options_.packed_cache;
     model.cache_key_ = *key;
     auto file = open_packed_cache(options_.packed_cache, *key, model.slab_bytes_);
-    if (!file || file->small.size() != small_bytes()) return false;
+    std::size_t small = 0;
+    for_each_small(source_.tensors(), [&](const TensorView& view) { small += cached_nbytes(view); });
+    if (!file || file->small.size() != small) return false;
     cached_matrix_ = file->slab.data();
     cached_small_ = file->small.data();
     model.cached_ = std::move(file->map);
     return true;
-  }
-  /// Of all tensors that are not matrices, as Model::write_packed_cache() lays them out.
-  std::size_t small_bytes() const {
-    const Gpt2Tensors& t = source_.tensors();
-    std::size_t total = small_nbytes(t.wpe) + small_nbytes(t.lnf_w) + small_nbytes(t.lnf_b);
-    for (const Gpt2Layer& l : t.layers) {
-      for (const TensorView* v :
-           {&l.ln1_w, &l.ln1_b, &l.attn_b, &l.proj_b, &l.ln2_w, &l.ln2_b, &l.fc_b, &l.fcproj_b})
-        total += small_nbytes(*v);
-    }
-    return total;
   }
 
   /// A matrix of a linear layer in either layout of files.
@@ -202,7 +209,7 @@ class ModelLoader {
       if (view.data == nullptr) return {};
       Tensor tensor(DType::f32, std::span(view.shape.data(), view.rank));
       std::memcpy(tensor.view().data, cached_small_, tensor.view().nbytes());
-      cached_small_ += small_nbytes(view);
+      cached_small_ += cached_nbytes(view);
       return tensor;
     }
     Tensor tensor = to_f32(view);
@@ -261,11 +268,11 @@ Result<void> Model::write_packed_cache() const {
   std::vector<std::byte> small;
   const auto add = [&](const Tensor& tensor) {
     const std::size_t begin = small.size();
-    small.resize(begin + small_nbytes(tensor.view()));
+    small.resize(begin + cached_nbytes(tensor.view()));
     if (tensor.view().data != nullptr)
       std::memcpy(small.data() + begin, tensor.view().data, tensor.view().nbytes());
   };
-  // In the order in which ModelLoader asks for them.
+  // In the order of for_each_small().
   const auto norm = [&](const NormWeights& n) { add(n.weight), add(n.bias); };
   add(positions_);
   for (const LayerWeights& l : layers_) {

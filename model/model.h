@@ -38,7 +38,8 @@ constexpr std::string_view quantisation_name(Quantisation quant) noexcept {
 struct LoadOptions {
   WeightType dtype = WeightType::automatic;
   Quantisation quant = Quantisation::none;  ///< of the matrices; embeddings of positions and norms stay f32
-  std::uint64_t max_memory = 0;  ///< bytes of packed weights, and of what is copied of the file; 0: no limit
+  std::uint64_t max_memory =
+      0;  ///< the most that nbytes() may be, and what is copied of the file; 0: no limit
   std::optional<ModelConfig> config;  ///< in place of config.json
   std::filesystem::path
       packed_cache;  ///< folder of packed weights to take these from, on the CPU; empty: none
@@ -91,7 +92,7 @@ class Model {
   Isa isa() const noexcept { return embedding_.isa; }
   /// Whose memory holds it.
   Device device() const noexcept { return embedding_.device; }
-  /// Bytes of packed weights.
+  /// Bytes of all weights: the packed matrices, positions, norms and biases.
   std::uint64_t nbytes() const noexcept;
   /// Lines "name  shape  format  bytes", one per kind of matrix, for reports.
   std::vector<std::string> memory_report() const;

@@ -39,7 +39,30 @@ struct Under {  // a sequence under way
   KvSequence kv;
 };
 
+// The last token predicts nothing and is not run.
+std::int64_t positions_of(std::span<const std::int32_t> ids) {
+  return std::max<std::int64_t>(static_cast<std::int64_t>(ids.size()) - 1, 0);
+}
+
+void check_memory(const KvPool& pool, std::span<const std::vector<std::int32_t>> sequences) {
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const std::int64_t positions = positions_of(sequences[i]);
+    require(pool.max_bytes() == 0 || pool.bytes_for(positions) <= pool.max_bytes(), Code::out_of_memory, [&] {
+      return "kv cache: sequence " + std::to_string(i) + ": " + std::to_string(positions) +
+             " positions need " + std::to_string(pool.bytes_for(positions)) + " bytes, but the limit is " +
+             std::to_string(pool.max_bytes());
+    });
+  }
+}
+
 }  // namespace
+
+void check_scorable(const Model& model, ExecContext& context,
+                    std::span<const std::vector<std::int32_t>> sequences, const ScoreOptions& options) {
+  check(model, sequences, options);
+  const Forward forward(model, context);
+  check_memory(KvPool(forward.kv_shape(forward.default_kv_dtype()), options.kv_max_bytes), sequences);
+}
 
 std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
                                       std::span<const std::vector<std::int32_t>> sequences,
@@ -52,23 +75,28 @@ std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
     total += static_cast<std::int64_t>(ids.size());
   }
   Forward forward(model, context);
-  KvPool pool(forward.kv_shape(forward.default_kv_dtype()), 0, &context.backend());
+  KvPool pool(forward.kv_shape(forward.default_kv_dtype()), options.kv_max_bytes, &context.backend());
+  check_memory(pool, sequences);
   std::vector<Under> active;
+  std::size_t taken = 0;  // bytes of the pool that those will have in the end
   std::vector<std::pair<std::size_t, std::size_t>>
       targets;  // (sequence, token) that each wanted row predicts
   PackedBatch batch;
   std::size_t next = 0;
   while (true) {
     while (next < sequences.size() && static_cast<std::int64_t>(active.size()) < options.max_batch) {
-      if (sequences[next].size() > 1) active.push_back({next, KvSequence(pool)});
+      const std::size_t bytes = pool.bytes_for(positions_of(sequences[next]));
+      if (pool.max_bytes() != 0 && taken + bytes > pool.max_bytes()) break;
+      taken += bytes;
+      if (bytes > 0) active.push_back({next, KvSequence(pool)});
       ++next;
     }
     if (active.empty()) break;
     batch.clear();
     targets.clear();
     for (Under& u : active) {
-      // The last token predicts nothing and is not run.
-      const auto ids = std::span(sequences[u.index]).first(sequences[u.index].size() - 1);
+      const auto ids =
+          std::span(sequences[u.index]).first(static_cast<std::size_t>(positions_of(sequences[u.index])));
       const auto at = static_cast<std::size_t>(u.kv.length());
       std::size_t count = ids.size() - at;
       if (options.prefill_chunk > 0) count = std::min(count, static_cast<std::size_t>(options.prefill_chunk));
@@ -90,7 +118,10 @@ std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
     done += batch.tokens();
     if (options.progress) options.progress(done, total);
     std::erase_if(active, [&](const Under& u) {
-      return u.kv.length() + 1 == static_cast<std::int64_t>(sequences[u.index].size());
+      const std::int64_t all = positions_of(sequences[u.index]);
+      if (u.kv.length() < all) return false;
+      taken -= pool.bytes_for(all);
+      return true;
     });
   }
   return result;

@@ -2,6 +2,7 @@
 // (N,V).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -14,16 +15,22 @@ namespace inkling {
 struct ScoreOptions {
   std::int64_t max_batch = 8;        ///< sequences per packed step
   std::int64_t prefill_chunk = 512;  ///< most tokens of one sequence per step; 0: all
+  std::size_t kv_max_bytes =
+      0;  ///< of keys and values; fewer sequences run together to stay below; 0: no limit
   std::function<void(std::int64_t done, std::int64_t total)> progress;  ///< in tokens
 };
 
 /// For each sequence, the natural log-probability of token i given tokens before it; index 0 is NaN, since
 /// nothing precedes the first. Bits depend on the sequence alone. Throws Error{input} for a sequence longer
-/// than the model's positions or an id outside the vocabulary, with both numbers, and Error{usage} for
-/// options out of range.
+/// than the model's positions or an id outside the vocabulary, with both numbers, Error{out_of_memory} for
+/// one that alone takes more than kv_max_bytes, before any is run, and Error{usage} for options out of range.
 std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
                                       std::span<const std::vector<std::int32_t>> sequences,
                                       const ScoreOptions& options = {});
+
+/// Throws what score() would for these, and runs none. For who scores them a few at a time.
+void check_scorable(const Model& model, ExecContext& context,
+                    std::span<const std::vector<std::int32_t>> sequences, const ScoreOptions& options = {});
 
 struct Perplexity {
   double value = 0.0;       ///< e^(mean negative log-likelihood)

@@ -82,8 +82,25 @@ class BadInput(Folder):
 
     def test_devices_and_memory(self):
         self.fails(6, "generate", "-p", "x", "--device", "cuda:99", says="cuda was asked for, but")
-        self.fails(5, "generate", "-p", "x", "--max-memory", "1000", says="limit is 1000")
         self.fails(2, "generate", "-p", "x", says="INKLING_CPU_ISA", env={"INKLING_CPU_ISA": "mmx"})
+
+    def test_a_limit_of_memory_holds_for_weights_keys_and_values_and_is_named(self):
+        memory = json.loads(run("inspect", "--no-hash", "--output", "json").stdout)["memory"]
+        weights, page = memory["all weights"], memory["kv, whole context"] // 4  # of 64 tokens
+        texts = self.file("t.jsonl", "".join(json.dumps({"ids": [1 + i] * length}) + "\n" for i, length in enumerate((60, 5, 120, 30))))
+        commands = ["generate", "-p", "x", "-n", 65], ["eval", "--score", texts], ["bench", "-p", 65, "-n", 0, "-r", 1]
+        for command in commands:
+            self.fails(5, *command, "--max-memory", 1000, says="but the limit is 1000 (--max-memory 1000)")
+            self.fails(5, *command, "--max-memory", weights - 1, says=f"weights need {weights} bytes as bf16, but the limit is {weights - 1}")
+            self.fails(5, *command, "--max-memory", weights, says=f"(--max-memory {weights}, of which weights take {weights})")
+            self.fails(5, *command, "--max-memory", weights + page, says=f"(--max-memory {weights + page}, of which weights take {weights})")
+        short = ["generate", "-p", "x", "-n", 5, "-s", 1, "-q"]
+        self.assertEqual(run(*short, "--max-memory", weights + page).stdout, run(*short).stdout)
+        # Texts are scored one by one where only one has room.
+        for room in (2, 3, 4):
+            self.assertEqual(run("eval", "--score", texts, "--max-memory", weights + room * page).stdout, run("eval", "--score", texts).stdout)
+        self.fails(5, "eval", "--score", texts, "--max-memory", weights + page, says=f"sequence 2: 119 positions need {2 * page} bytes, but the limit is {page} ")
+        self.fails(5, "eval", "--perplexity", self.file("t.txt", "To be. " * 200), "--max-memory", weights + page, says="--max-memory")
 
     def test_files(self):
         self.fails(3, "generate", "-p", "x", "-m", self.folder / "no-model")
@@ -98,7 +115,8 @@ class BadInput(Folder):
         return self.folder
 
     def test_records(self):
-        for line, says in (("{", "expected JSON"), ("[1]", "expected an object"), ("{}", "'prompt' or 'ids'"),
+        for line, says in (("{", "expected JSON"), ("[1]", "expected an object"), ("{}", "expected one of the fields prompt and ids, got none"),
+                           ('{"prompt":"x","ids":[1]}', "expected one of the fields prompt and ids, got both"),
                            ('{"ids":[-1]}', "ids: expected ids"), ('{"ids":[5000]}', "ids below 2048"),
                            ('{"prompt":5}', "prompt: expected a string"), ('{"prompt":"x","max_tokens":-1}', "max_tokens"),
                            ('{"prompt":"x","seed":1.5}', "seed"), ('{"promt":"x"}', "got 'promt'"),

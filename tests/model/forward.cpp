@@ -257,4 +257,8 @@ TEST_CASE("a step that does not fit the model is refused by figure") {
   LoadOptions tight;
   tight.max_memory = 1000;
   CHECK(Model::load(folder.path(), context, tight).error().code() == Code::out_of_memory);
+  tight.max_memory = model.nbytes();
+  CHECK(Model::load(folder.path(), context, tight));
+  --tight.max_memory;
+  CHECK(Model::load(folder.path(), context, tight).error().code() == Code::out_of_memory);
 }

@@ -379,6 +379,20 @@ TEST_CASE("scores have the same bits in any batch and chunking, and perplexity c
       }
     }
   }
+  // Within any limit that the longest fits, alone if need be.
+  const Forward forward(model, context);
+  const std::size_t page = KvPool(forward.kv_shape(forward.default_kv_dtype())).bytes_for(1);
+  std::vector<Ids> many(6, sequences[4]);
+  for (std::size_t pages = 1; pages <= 7; ++pages) {
+    const auto again = score(model, context, many, {.prefill_chunk = 20, .kv_max_bytes = pages * page + 1});
+    for (const auto& row : again) {
+      for (std::size_t t = 1; t < 64; ++t) REQUIRE(row[t] == base[4][t]);
+    }
+  }
+  const ScoreOptions tight{.kv_max_bytes = page - 1};
+  CHECK_THROWS_AS((void)score(model, context, many, tight), Error);
+  CHECK_THROWS_AS(check_scorable(model, context, many, tight), Error);
+  check_scorable(model, context, std::vector<Ids>{{1}}, tight);  // runs nothing, so that it needs nothing
   Ids text(300);
   for (auto& id : text) id = static_cast<std::int32_t>(random.range(0, 119));
   for (const auto& [window, stride] :
