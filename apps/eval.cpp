@@ -23,7 +23,7 @@ struct EvalOptions {
 
 ScoreOptions score_options(const EvalOptions& o, const Workspace& workspace) {
   ScoreOptions options;
-  options.max_batch = o.batch.batch;
+  options.max_batch = o.batch.batch.value_or(kBatch);
   options.prefill_chunk = o.batch.prefill_chunk;
   options.kv_max_bytes = workspace.kv_max_bytes();
   return options;

@@ -26,7 +26,7 @@ Generation::Generation(const GenerateOptions& options, Workspace& workspace, con
       console_(console),
       config_(options.sampling.resolve(workspace.model().published_generation())),
       generator_(workspace.model(), workspace.context(),
-                 {.max_batch = std::max<std::int64_t>(options.batch.batch, options.samples),
+                 {.max_batch = options.batch.batch.value_or(std::max<std::int64_t>(kBatch, options.samples)),
                   .prefill_chunk = options.batch.prefill_chunk,
                   .context = workspace.positions(),
                   .kv_max_bytes = workspace.kv_max_bytes()}),

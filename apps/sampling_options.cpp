@@ -78,8 +78,12 @@ void add_sampling_options(Options& options, SamplingOptions& sampling) {
 }
 
 void add_batch_options(Options& options, BatchOptions& batch) {
-  options.add("--batch", "N", "sequences that run together; changes no result [8]",
-              whole<std::int64_t>(batch.batch, 1, 1 << 16));
+  options.add("--batch", "N", "most sequences that run together; changes no result [8]",
+              [&batch](const std::string& value) {
+                std::int64_t most = 0;
+                whole<std::int64_t>(most, 1, 1 << 16)(value);
+                batch.batch = most;
+              });
   options.add("--prefill-chunk", "N", "prompt tokens a step; 0: all; changes no result [512]",
               whole<std::int64_t>(batch.prefill_chunk, 0, 1 << 24));
 }

@@ -26,9 +26,10 @@ void add_sampling_options(Options& options, SamplingOptions& sampling);
 
 /// No result depends on these.
 struct BatchOptions {
-  std::int64_t batch = 8;
+  std::optional<std::int64_t> batch;  ///< sequences that run together at most; unset: kBatch, or all of -N
   std::int64_t prefill_chunk = 512;
 };
+inline constexpr std::int64_t kBatch = 8;
 void add_batch_options(Options& options, BatchOptions& batch);
 
 }  // namespace inkling::app

@@ -10,12 +10,12 @@
 
 namespace inkling {
 
-// One sample under way. Until its prompt is in the cache a sequence stands for all samples of its request.
+// One sample under way. Until its prompt is in the cache a sequence stands for a group of samples.
 struct Generator::Sequence {
   std::uint64_t id = 0;
   std::shared_ptr<const GenerationRequest> request;
   std::uint32_t sample = 0;
-  bool forks_to_come = false;
+  std::uint32_t group = 1;  // samples from this one on that it stands for; 1 once it stands for itself alone
   KvSequence kv;
   std::vector<std::int32_t> tokens;  // prompt and new tokens; the cache holds a prefix of tokens[forgotten …]
   std::size_t forgotten = 0;         // tokens that overflow has cut off the front
@@ -114,32 +114,34 @@ std::uint64_t Generator::submit(GenerationRequest request) {
       return "prompt: expected ids below " + std::to_string(vocab) + ", got " + std::to_string(id);
     });
   }
-  require(request.samples >= 1 && request.samples <= static_cast<std::uint64_t>(options_.max_batch),
-          Code::usage, [&] {
-            return "samples: expected 1 to max_batch = " + std::to_string(options_.max_batch) + ", got " +
-                   std::to_string(request.samples);
-          });
-  auto sequence = std::make_unique<Sequence>(pool_);
-  check_fit(request, sequence->dropped);
-  sequence->id = next_id_++;
-  sequence->tokens.reserve(request.prompt.size() +
-                           static_cast<std::size_t>(std::min(request.config.max_tokens, kReserved)));
-  sequence->tokens = request.prompt;
-  sequence->top.reserve(static_cast<std::size_t>(std::max<std::int64_t>(request.config.logprobs, 0)));
-  sequence->forks_to_come = request.samples > 1;
-  for (Sampler& sampler : samplers_) {
-    sampler.reserve(static_cast<std::size_t>(vocab), sequence->tokens.capacity(), request.config);
-  }
-  sequence->request = std::make_shared<const GenerationRequest>(std::move(request));
-  const std::uint64_t id = sequence->id;
-  sequence->op_refusal =
-      Sampler::op_refusal(static_cast<std::size_t>(vocab), sequence->request->config, model_.end_ids());
-  if (device_draws_ && !sequence->op_refusal.empty()) {
+  require(request.samples >= 1, Code::usage, [] { return "samples: expected at least 1, got 0"; });
+  std::int64_t dropped = 0;
+  check_fit(request, dropped);
+  const std::uint64_t id = next_id_++;
+  const auto shared = std::make_shared<const GenerationRequest>(std::move(request));
+  const GenerationConfig& config = shared->config;
+  const auto op_refusal = Sampler::op_refusal(static_cast<std::size_t>(vocab), config, model_.end_ids());
+  if (device_draws_ && !op_refusal.empty()) {
     forward_.context().log().debug("request " + std::to_string(id) + ": drawn on the host, since " +
-                                   std::string(sequence->op_refusal));
+                                   std::string(op_refusal));
   }
-  // Nothing to draw is nothing to do.
-  if (sequence->request->config.max_tokens > 0) waiting_.push_back(std::move(sequence));
+  const std::size_t room =
+      shared->prompt.size() + static_cast<std::size_t>(std::min(config.max_tokens, kReserved));
+  for (Sampler& sampler : samplers_) sampler.reserve(static_cast<std::size_t>(vocab), room, config);
+  if (config.max_tokens == 0) return id;  // nothing to draw is nothing to do
+  for (std::int64_t first = 0; first < shared->samples; first += options_.max_batch) {
+    auto sequence = std::make_unique<Sequence>(pool_);
+    sequence->id = id;
+    sequence->request = shared;
+    sequence->sample = static_cast<std::uint32_t>(first);
+    sequence->group = static_cast<std::uint32_t>(std::min(options_.max_batch, shared->samples - first));
+    sequence->dropped = dropped;
+    sequence->op_refusal = op_refusal;
+    sequence->tokens.reserve(room);
+    sequence->tokens = shared->prompt;
+    sequence->top.reserve(static_cast<std::size_t>(std::max<std::int64_t>(config.logprobs, 0)));
+    waiting_.push_back(std::move(sequence));
+  }
   return id;
 }
 
@@ -159,12 +161,12 @@ void Generator::retire() {
   std::erase_if(active_, [](const auto& s) { return s->finished; });
 }
 
-// A request enters when there is a place for each of its samples.
+// A group of samples enters when there is a place for each.
 void Generator::admit() {
   auto places = static_cast<std::size_t>(options_.max_batch);
-  for (const auto& s : active_) places -= s->forks_to_come ? s->request->samples : 1;
-  while (!waiting_.empty() && waiting_.front()->request->samples <= places) {
-    places -= waiting_.front()->request->samples;
+  for (const auto& s : active_) places -= s->group;
+  while (!waiting_.empty() && waiting_.front()->group <= places) {
+    places -= waiting_.front()->group;
     active_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
@@ -326,8 +328,8 @@ void Generator::emit(const Draws& draws, std::exception_ptr& thrown) {
 
 // The other samples of a prompt that is now in the cache. They draw from the same logits.
 void Generator::fork(Sequence& s, const Draw& draw) {
-  if (!std::exchange(s.forks_to_come, false)) return;
-  for (std::uint32_t i = 1; i < s.request->samples; ++i) {
+  const std::uint32_t end = s.sample + std::exchange(s.group, 1);
+  for (std::uint32_t i = s.sample + 1; i < end; ++i) {
     auto other = std::make_unique<Sequence>(pool_);
     other->id = s.id;
     other->request = s.request;

@@ -65,8 +65,11 @@ enum class Continue : std::uint8_t { yes, stop };
 struct GenerationRequest {
   std::vector<std::int32_t> prompt;  ///< at least one id
   GenerationConfig config;
-  std::uint64_t seed = 0;     ///< config.seed is not looked at
-  std::uint32_t samples = 1;  ///< continuations of one prompt, which share its keys and values
+  std::uint64_t seed = 0;  ///< config.seed is not looked at
+  /// Continuations of one prompt. Up to max_batch of them share its keys and values; beyond that they run in
+  /// groups of max_batch, each of which encodes the prompt anew. A sample's tokens do not depend on its
+  /// group.
+  std::uint32_t samples = 1;
   Overflow overflow = Overflow::error;
   /// Called for every token, on the thread of step(). Continue::stop ends this sample (a stop string was
   /// seen). It may submit and cancel. What it throws ends this sample and leaves step() once the step is

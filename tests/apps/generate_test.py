@@ -111,6 +111,18 @@ class Generate(Folder):
         alone = json.loads(run("generate", "-p", "ROMEO:", "-n", 9, "-s", 3, "--output", "json").stdout)[0]
         self.assertEqual(rows[0]["ids"], alone["ids"])
 
+    def test_batch_bounds_how_many_samples_run_together(self):
+        def rows(*more):
+            """The samples' ids, and the most rows of a step's products."""
+            trace = self.folder / "trace.json"
+            done = run("generate", "-p", "ROMEO:", "-N", 10, "-n", 4, "-s", 3, "--output", "json", "--trace", trace, *more)
+            events = json.loads(trace.read_text())["traceEvents"]
+            return [row["ids"] for row in json.loads(done.stdout)], max(e["args"]["rows"] for e in events if e["name"].startswith("linear"))
+        together, most = rows()
+        self.assertEqual((len(together), most), (10, 10))
+        for batch in (2, 3, 8, 64):
+            self.assertEqual(rows("--batch", batch), (together, min(batch, 10)))
+
     def test_logprobs_are_those_of_eval(self):
         row = json.loads(run("generate", "-p", "ROMEO:", "-n", 5, "-s", 3, "--output", "json", "--logprobs", 2).stdout)[0]
         self.assertEqual([each["id"] for each in row["logprobs"]], row["ids"])
