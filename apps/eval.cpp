@@ -44,16 +44,12 @@ std::vector<std::int32_t> encode(const Record& record, Workspace& workspace) {
 
 std::vector<std::int32_t> read_sequence(const Record& record, Workspace& workspace, std::int64_t most) {
   const char* field = record.one_of("ids", "text");
-  std::vector<std::int32_t> ids = record.has("ids") ? record.ids("ids") : encode(record, workspace);
+  std::vector<std::int32_t> ids = record.has("ids") ? record.ids(field, workspace.model().config().vocab_size)
+                                                    : encode(record, workspace);
   const auto length = static_cast<std::int64_t>(ids.size());
   if (length > most) {
     record.fail(std::string(field) + ": expected at most the context's " + std::to_string(most) +
                 " tokens, got " + std::to_string(length));
-  }
-  const std::int64_t vocab = workspace.model().config().vocab_size;
-  for (const std::int32_t id : ids) {
-    if (id >= vocab)
-      record.fail("ids: expected ids below " + std::to_string(vocab) + ", got " + std::to_string(id));
   }
   return ids;
 }
@@ -145,10 +141,10 @@ void add_eval(Program& program) {
   Options& options = program.command("eval", "perplexity, or log-probabilities of given tokens",
                                      [o](const Console& console) { eval(*o, console); });
   options.group("What and how", Options::Layers::command_line);
-  options.add("--perplexity", "FILE", "of this text; - is standard input", path(o->perplexity));
+  options.add("--perplexity", "FILE", "of this text; - is standard input", input_path(o->perplexity));
   options.add("--stride", "N", "tokens from one window to the next [a whole window]",
               whole<std::int64_t>(o->stride, 1, kMaxPositions));
-  options.add("--score", "FILE", "log-probabilities of JSON lines {id, ids or text}", path(o->score));
+  options.add("--score", "FILE", "log-probabilities of JSON lines {id, ids or text}", input_path(o->score));
   options.add(
       "--output", "FORM", "text, json or jsonl [text; jsonl with --score]", [o](const std::string& value) {
         Output output{};

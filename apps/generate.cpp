@@ -14,8 +14,8 @@ void check_sources(const GenerateOptions& o) {
   for (const std::string& word : o.words) {
     if (word != "-") throw Error(Code::usage, "expected - (standard input) or a flag, got '" + word + "'");
   }
-  const int sources = (o.prompt.empty() ? 0 : 1) + (o.words.empty() ? 0 : 1) + (o.file.empty() ? 0 : 1) +
-                      (o.prompts.empty() ? 0 : 1);
+  const std::size_t sources =
+      o.prompt.size() + o.words.size() + (o.file.empty() ? 0 : 1) + (o.prompts.empty() ? 0 : 1);
   if (sources != 1) {
     throw Error(Code::usage, "expected one of --prompt TEXT, --file FILE, - and --prompts FILE.jsonl, got " +
                                  std::to_string(sources));
@@ -36,15 +36,19 @@ void check_sources(const GenerateOptions& o) {
 std::vector<std::int32_t> encode(Workspace& workspace, std::string_view text) {
   std::vector<std::int32_t> ids = workspace.tokenizer().encode(text).value();
   if (const auto first = workspace.model().first_id(); ids.empty() && first) ids.push_back(*first);
+  if (ids.empty()) {
+    throw Error(Code::input,
+                "expected a text, got none, and the model states no token that an empty one begins with");
+  }
   return ids;
 }
 
 void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generation) {
   const char* name = !o.file.empty() ? "--file" : !o.words.empty() ? "-" : "--prompt";
-  std::string text = !o.file.empty()    ? read_text(o.file)
-                     : !o.words.empty() ? read_text("-")
-                                        : o.prompt.back();
-  if (o.prompt.size() == 1 && o.prompt.back() == "-") text = read_text("-");
+  const bool from_stdin = !o.words.empty() || (!o.prompt.empty() && o.prompt.front() == "-");
+  const std::string text = !o.file.empty() ? read_text(o.file)
+                           : from_stdin    ? read_text("-")
+                                           : o.prompt.front();
   Prompt prompt{"0", o.raw_bytes ? text : to_valid_utf8(text), {}, *generation.config().seed, 0};
   located(name, [&] {
     prompt.ids = encode(workspace, text);
@@ -56,15 +60,16 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
 Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace) {
   Prompt prompt;
   prompt.id = record.id(index);
-  record.one_of("prompt", "ids");
+  const char* field = record.one_of("prompt", "ids");
   if (record.has("ids")) {
-    prompt.ids = record.ids("ids");
+    prompt.ids = record.ids(field, workspace.model().config().vocab_size);
+    if (prompt.ids.empty()) record.fail("ids: expected at least one, got none");
     const Tokenizer* tokenizer = workspace.tokenizer_or_null();
     if (tokenizer == nullptr) return prompt;
     if (const auto text = tokenizer->decode(prompt.ids); text) prompt.text = to_valid_utf8(*text);
   } else {
-    prompt.text = record.text("prompt");
-    prompt.ids = record.located("prompt", [&] { return encode(workspace, prompt.text); });
+    prompt.text = record.text(field);
+    prompt.ids = record.located(field, [&] { return encode(workspace, prompt.text); });
   }
   return prompt;
 }
@@ -101,10 +106,10 @@ void add_generate(Program& program) {
                                      [o](const Console& console) { generate(*o, console); });
   options.group("Prompt and output", Options::Layers::command_line);
   options.add("-p,--prompt", "TEXT", "the text to continue", append(o->prompt));
-  options.add("-f,--file", "FILE", "read it from a file", path(o->file));
+  options.add("-f,--file", "FILE", "read it from a file", input_path(o->file));
   options.words("[-]", "read it from standard input", o->words);
   options.add("--prompts", "FILE", "JSON lines {id, prompt or ids, seed, max_tokens}, run together",
-              path(o->prompts));
+              input_path(o->prompts));
   options.add("-N,--num-samples", "N", "continuations of each prompt [1]",
               whole<std::uint32_t>(o->samples, 1, 4096));
   options.add(

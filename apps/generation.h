@@ -22,8 +22,7 @@ struct GenerateOptions {
   ModelOptions model;
   SamplingOptions sampling;
   BatchOptions batch;
-  std::vector<std::string> prompt;  ///< the last one counts
-  std::vector<std::string> words;   ///< "-"
+  std::vector<std::string> prompt, words;  ///< texts, and "-": one in all, and then neither file nor prompts
   std::filesystem::path file, prompts;
   std::uint32_t samples = 1;
   Output output = Output::text;

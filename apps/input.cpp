@@ -6,9 +6,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <set>
 
+#include "apps/options.h"
 #include "apps/signals.h"
+#include "tokenizer/utf8.h"
 
 namespace inkling::app {
 namespace {
@@ -30,6 +33,47 @@ Json parse_strictly(std::string_view line) {
 
 std::string shortened(const std::string& text) {
   return text.size() <= 40 ? text : text.substr(0, 37) + "...";
+}
+
+std::string shown(const Json& value) {
+  return shortened(value.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+/// The parser's own words, without its number for them.
+std::string complaint(const Json::exception& error) {
+  const std::string what = error.what();
+  return "expected JSON: " + what.substr(std::min(what.find("] ") + 2, what.size()));
+}
+
+/// Throws Error{input} "expected …, got …".
+std::vector<std::int32_t> to_ids(const Json& array, std::int64_t vocab_size) {
+  const auto fail = [](const std::string& message) { throw Error(Code::input, message); };
+  if (!array.is_array()) fail("expected an array of token ids, got " + shown(array));
+  std::vector<std::int32_t> ids;
+  for (const Json& id : array) {
+    const std::string place = " at [" + std::to_string(ids.size()) + "]";
+    if (!id.is_number_unsigned()) fail("expected ids, got " + shown(id) + place);
+    if (id.get<std::uint64_t>() >= static_cast<std::uint64_t>(vocab_size))
+      fail("expected ids below " + std::to_string(vocab_size) + ", got " + shown(id) + place);
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
+
+std::vector<std::int32_t> to_ids(std::string_view numbers) {
+  constexpr std::string_view kBetween = " \t\r\n";
+  std::vector<std::int32_t> ids;
+  for (std::size_t at = 0; (at = numbers.find_first_not_of(kBetween, at)) != std::string_view::npos;) {
+    const std::size_t end = std::min(numbers.find_first_of(kBetween, at), numbers.size());
+    const std::string word(numbers.substr(at, end - at));
+    if (!parse_number(word, ids.emplace_back())) {
+      throw Error(Code::input,
+                  "expected whole numbers with white space between them, or a JSON array, got '" +
+                      shortened(to_valid_utf8(word)) + "'");
+    }
+    at = end;
+  }
+  return ids;
 }
 
 class Descriptor {
@@ -69,13 +113,24 @@ std::string read_text(const std::filesystem::path& path) {
   }
 }
 
+std::vector<std::int32_t> parse_ids(std::string_view text) {
+  return located("ids", [&] {
+    const std::size_t first = text.find_first_not_of(" \t\r\n");
+    if (first == std::string_view::npos || text[first] != '[') return to_ids(text);
+    try {
+      return to_ids(parse_strictly(text), std::numeric_limits<std::int32_t>::max());
+    } catch (const Json::exception& error) {
+      throw Error(Code::input, complaint(error));
+    }
+  });
+}
+
 Record::Record(std::string_view line, std::string where, std::initializer_list<std::string_view> known)
     : where_(std::move(where)) {
   try {
     value_ = parse_strictly(line);
   } catch (const Json::exception& error) {
-    const std::string what = error.what();
-    fail("expected JSON: " + what.substr(what.find("] ") + 2));
+    fail(complaint(error));
   } catch (const Error& error) {
     fail(error.message());
   }
@@ -93,8 +148,7 @@ void Record::fail(const std::string& what) const {
 }
 
 void Record::wrong(const char* field, const std::string& expected) const {
-  fail(std::string(field) + ": expected " + expected + ", got " +
-       shortened(at(field).dump(-1, ' ', false, Json::error_handler_t::replace)));
+  fail(std::string(field) + ": expected " + expected + ", got " + shown(at(field)));
 }
 
 const char* Record::one_of(const char* first, const char* second) const {
@@ -110,18 +164,8 @@ std::string Record::text(const char* field) const {
   return at(field).get<std::string>();
 }
 
-std::vector<std::int32_t> Record::ids(const char* field) const {
-  if (!at(field).is_array()) wrong(field, "an array of token ids");
-  std::vector<std::int32_t> ids;
-  for (const Json& id : at(field)) {
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > 0x7fffffff) {
-      fail(std::string(field) + ": expected ids, got " +
-           shortened(id.dump(-1, ' ', false, Json::error_handler_t::replace)) + " at [" +
-           std::to_string(ids.size()) + "]");
-    }
-    ids.push_back(id.get<std::int32_t>());
-  }
-  return ids;
+std::vector<std::int32_t> Record::ids(const char* field, std::int64_t vocab_size) const {
+  return located(field, [&] { return to_ids(at(field), vocab_size); });
 }
 
 std::uint64_t Record::count(const char* field, std::uint64_t most) const {
@@ -133,7 +177,8 @@ std::uint64_t Record::count(const char* field, std::uint64_t most) const {
 
 std::string Record::id(std::size_t otherwise) const {
   if (!has("id")) return std::to_string(otherwise);
-  if (!at("id").is_string() && !at("id").is_number()) wrong("id", "a string or a number");
+  if (!at("id").is_string() && !at("id").is_number_integer())
+    wrong("id", "a string or a whole number of 64 bits");
   return at("id").dump();
 }
 

@@ -16,6 +16,10 @@ namespace inkling::app {
 /// A whole file, or standard input for "-". Throws Error{file}, or Interrupted.
 std::string read_text(const std::filesystem::path& path);
 
+/// Token ids as a JSON array, or as whole numbers with white space between them. Throws Error{input}
+/// "ids: expected …, got …".
+std::vector<std::int32_t> parse_ids(std::string_view text);
+
 /// Runs `work`; an Error about its input gets `where` in front.
 template <class Work>
 auto located(const std::string& where, Work&& work) {
@@ -37,10 +41,12 @@ class Record {
   /// Which of two fields there is; both or neither is an error.
   const char* one_of(const char* first, const char* second) const;
   std::string text(const char* field) const;
-  std::vector<std::int32_t> ids(const char* field) const;
+  /// Token ids below `vocab_size`.
+  std::vector<std::int32_t> ids(const char* field, std::int64_t vocab_size) const;
   /// A whole number from 0 to `most`.
   std::uint64_t count(const char* field, std::uint64_t most) const;
-  /// The field "id" as JSON text, or `otherwise` when there is none. A string or a number.
+  /// The field "id" as JSON text, or `otherwise` when there is none. A string or a whole number of 64 bits:
+  /// what comes back as it was given.
   std::string id(std::size_t otherwise) const;
   /// Throws Error{input} with the place in front.
   [[noreturn]] void fail(const std::string& what) const;

@@ -48,6 +48,14 @@ Setter path(std::filesystem::path& target) {
   };
 }
 
+Setter input_path(std::filesystem::path& target) {
+  return [&target](const std::string& value) {
+    if (!target.empty())
+      throw Error(Code::usage, "expected one path, got '" + target.string() + "' and '" + value + "'");
+    path(target)(value);
+  };
+}
+
 Setter append(std::vector<std::string>& target) {
   return [&target](const std::string& value) { target.push_back(value); };
 }

@@ -63,6 +63,8 @@ Setter fraction(T& target, T least, T most, const std::string& expected) {
 
 Setter text(std::string& target);
 Setter path(std::filesystem::path& target);
+/// A path that may be given once: of two inputs, neither is left unread.
+Setter input_path(std::filesystem::path& target);
 /// Adds to a list; the option may be repeated.
 Setter append(std::vector<std::string>& target);
 /// Whole numbers separated by commas, each in [least, most].

@@ -78,7 +78,7 @@ void add_tokenize(Program& program) {
   options.group("Text and output", Options::Layers::command_line);
   options.words("[TEXT]", "the text; - is standard input", o->words);
   options.add("-p,--prompt", "TEXT", "the same", append(o->prompt));
-  options.add("-f,--file", "FILE", "read it from a file", path(o->file));
+  options.add("-f,--file", "FILE", "read it from a file", input_path(o->file));
   options.flag("--ids", "ids alone, on one line", o->ids);
   options.flag("--json", "a JSON array", o->json);
   options.flag("--offsets", "with the bytes [begin, end) of the text that each token covers", o->offsets);

@@ -56,6 +56,10 @@ class BadInput(Folder):
         self.fails(2, "generat", says="generat")
         self.fails(2, "generate", says="--prompt TEXT")
         self.fails(2, "generate", "-p", "x", "-f", "y", says="got 2")
+        for more in (["-p", "JULIET:"], ["-p", "-"], ["-"], ["--prompts", "y"]):
+            self.fails(2, "generate", "-p", "ROMEO:", *more, says="got 2")
+        for command in (["generate", "-f"], ["generate", "--prompts"], ["tokenize", "-f"], ["eval", "--score"], ["eval", "--perplexity"]):
+            self.fails(2, *command, "a", command[-1], "b", says=": expected one path, got 'a' and 'b'")
         self.fails(2, "generate", "-p", says="--prompt: expected a value")
         self.fails(2, "generate", "-p", "x", "--logprobs", 1, says="--output json")
         self.fails(2, "generate", "-p", "x", says="INKLING_TOP_K: expected", env={"INKLING_TOP_K": "many"})
@@ -120,11 +124,24 @@ class BadInput(Folder):
                            ('{"ids":[-1]}', "ids: expected ids"), ('{"ids":[5000]}', "ids below 2048"),
                            ('{"prompt":5}', "prompt: expected a string"), ('{"prompt":"x","max_tokens":-1}', "max_tokens"),
                            ('{"prompt":"x","seed":1.5}', "seed"), ('{"promt":"x"}', "got 'promt'"),
-                           ('{"prompt":"x","prompt":"y"}', "'prompt' occurs twice"), ('{"id":[],"prompt":"x"}', "id: expected")):
+                           ('{"prompt":"x","prompt":"y"}', "'prompt' occurs twice"), ('{"id":[],"prompt":"x"}', "id: expected"),
+                           ('{"ids":[]}', "line 2: ids: expected at least one, got none"),
+                           ('{"ids":[1,2048]}', "line 2: ids: expected ids below 2048, got 2048 at [1]"),
+                           ('{"id":12345678901234567890123,"prompt":"x"}', "id: expected a string or a whole number of 64 bits"),
+                           ('{"id":1.0e2,"prompt":"x"}', "id: expected a string or a whole number of 64 bits, got 100.0")):
             prompts = self.file("p.jsonl", '{"prompt":"fine"}\n' + line)
             self.fails(7, "generate", "--prompts", prompts, "--output", "jsonl", says="line 2")
             self.fails(7, "generate", "--prompts", prompts, "--output", "jsonl", says=says)
         self.fails(7, "eval", "--score", self.file("s.jsonl", json.dumps({"ids": [1] * 257})), says="expected at most the context's 256 tokens, got 257")
+        path = self.file("q.jsonl", '{"text":5}')
+        self.fails(7, "eval", "--score", path, says=f"error: {path}: line 1: text: expected a string, got 5")
+        self.fails(7, "eval", "--score", self.file("i.jsonl", '{"ids":[3,2048]}'), says="line 1: ids: expected ids below 2048, got 2048 at [1]")
+
+    def test_ids_of_records_come_back_as_they_were_given(self):
+        ids = ['"b"', "7", "-9223372036854775808", "18446744073709551615", '"\u00e4"']
+        prompts = self.file("p.jsonl", "\n".join(f'{{"id":{id},"prompt":"x","max_tokens":0}}' for id in ids))
+        rows = run("generate", "--prompts", prompts, "--output", "jsonl").stdout.splitlines()
+        self.assertEqual([json.loads(row)["id"] for row in rows], [json.loads(id) for id in ids])
 
 
 class Settings(Folder):

@@ -196,6 +196,17 @@ class Texts(Folder):
         self.fails(7, "detokenize", "2048", says="2048")
         self.fails(7, "detokenize", stdin="12 x")
 
+    def test_detokenize_takes_numbers_or_a_json_array_and_nothing_between(self):
+        text = run("detokenize", "812", "2007").stdout
+        self.assertEqual(text, "ROMEO:")
+        for words, stdin in (["[812,2007]"], ""), (["[812,", "2007]"], ""), ([" [812, 2007]\n"], ""), (["812\t2007"], ""), (["-"], "812\n2007\n"), ([], "[812,\n2007]\n"):
+            self.assertEqual(run("detokenize", *words, stdin=stdin).stdout, text, words)
+        self.assertEqual(run("detokenize", "[]").stdout, "")
+        for words in ["[812, 2007"], ["]812,,[2007"], ["[[812"], ["[[812]]"], ["812,2007"], ["[812,,2007]"], ["[812] 2007"], ["[812.0]"], ["[-1]"], ["[2147483648]"]:
+            self.fails(7, "detokenize", *words, says="ids: expected ")
+        for words in ["-", "812"], ["812", "-"], ["-", "-"]:
+            self.fails(2, "detokenize", *words, stdin="812", says="expected ids or - (standard input), got both")
+
     def test_the_tokenizers_image_is_kept_used_and_never_trusted(self):
         vocabulary, cache = self.folder / "vocab", self.folder / "cache"
         words = "tokenizer", "train", "--vocab-size", 2048, "--min-frequency", 1, "--output", vocabulary, SOURCE / "README.md"
