@@ -12,6 +12,7 @@
 
 #include "engine/exec_context.h"
 #include "tests/attention/gpu_copy.h"
+#include "tests/attention/problem.h"
 #include "tests/count_allocations.h"
 #include "tests/data.h"
 #include "tests/random.h"
@@ -37,7 +38,7 @@ Floats read_numbers(std::istream& file) {
 double difference(const float* got, const Floats& want) {
   double worst = 0;
   for (std::size_t i = 0; i < want.size(); ++i) {
-    worst = std::max(worst, std::fabs(double{got[i]} - double{want[i]}));
+    worst = test::worse(worst, std::fabs(double{got[i]} - double{want[i]}));
   }
   return worst;
 }

@@ -39,8 +39,7 @@ double difference(const Data& got, const std::vector<float>& want) {
   REQUIRE(static_cast<std::int64_t>(want.size()) == got.size());
   double worst = 0;
   for (std::int64_t i = 0; i < got.size(); ++i) {
-    const double error = std::fabs(double{got.get(i)} - double{want[static_cast<std::size_t>(i)]});
-    worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+    worst = test::worse(worst, std::fabs(double{got.get(i)} - double{want[static_cast<std::size_t>(i)]}));
   }
   return worst;
 }

@@ -41,13 +41,12 @@ inline Gradients differentiate(ExecContext& context, const Problem& p, const Dat
   return g;
 }
 
-/// The largest |a − b| / (1 + |b|); infinity where one is not finite.
+/// The largest |a − b| / (1 + |b|).
 inline double difference(const Data& a, const Data& b) {
   double worst = 0;
   for (std::int64_t i = 0; i < a.size(); ++i) {
     const double x = double{a.get(i)}, y = double{b.get(i)};
-    worst = std::isfinite(x) && std::isfinite(y) ? std::max(worst, std::fabs(x - y) / (1 + std::fabs(y)))
-                                                 : INFINITY;
+    worst = worse(worst, std::fabs(x - y) / (1 + std::fabs(y)));
   }
   return worst;
 }
