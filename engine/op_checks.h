@@ -4,7 +4,6 @@
 #include <span>
 #include <string>
 
-#include "engine/profiler.h"
 #include "engine/tensor.h"
 
 namespace inkling::op {
@@ -48,11 +47,6 @@ inline void check_size(std::size_t got, std::size_t expected, const char* what) 
     return std::string(what) + ": expected " + std::to_string(expected) + " elements, got " +
            std::to_string(got);
   });
-}
-
-/// Reads and writes `touched` elements of f32 per element of x.
-inline ProfileWork elementwise(const TensorView& x, double touched) {
-  return {4 * touched * static_cast<double>(x.numel()), 0, {x.shape[0], 0, 0}};
 }
 
 }  // namespace inkling::op

@@ -6,6 +6,8 @@
 #include "engine/draw_rule.h"
 #include "engine/exec_context.h"
 #include "engine/op_checks.h"
+#include "engine/op_work.h"
+#include "engine/profiler.h"
 
 namespace inkling {
 namespace {
@@ -68,6 +70,18 @@ ProfileWork work_of(const LinearArgs& args, const Right& w) {
   return {w.bytes + 4 * m * rows, 2 * m * k * n, {args.out.shape[0], w.k, w.n}};
 }
 
+// Draws with a temperature sum e^(scale · (x − max)) over their row. Settings of another device cannot be
+// read here; the likeliest token costs comparisons alone.
+ProfileWork work_of(const ExecContext& context, const DrawArgs& args) {
+  double rows = 0;
+  for (std::int64_t i = 0; i < args.count && context.device() == Device::cpu; ++i) {
+    rows += args.settings[i].scale != 0.0f ? 1 : 0;
+  }
+  ProfileWork work = elementwise(args.logits, 1, 0);
+  work.flops = rows * static_cast<double>(args.logits.shape[1]) * (op::kSoftmaxSum + 1);
+  return work;
+}
+
 }  // namespace
 
 void linear(ExecContext& context, const LinearArgs& args) {
@@ -106,7 +120,7 @@ void embed(ExecContext& context, const EmbedArgs& args) {
   check_indices(context, args.ids, vocabulary, "embed: ids");
   check_indices(context, args.positions, args.position_table.shape[0], "embed: positions");
   check_shape(args.out, rows, width, "embed: out");
-  const ProfileRange range(context, "embed", [&] { return elementwise(args.out, 3); });
+  const ProfileRange range(context, "embed", [&] { return elementwise(args.out, 3, 1); });
   if (rows > 0) context.backend().embed(args);
 }
 
@@ -115,19 +129,20 @@ void layer_norm(ExecContext& context, const NormArgs& args) {
   check_indices(context, args.rows, args.x.shape[0], "layer_norm: rows");
   check_shape(args.out, rows_of(args.x, args.rows), args.x.shape[1], "layer_norm: out",
               context.backend().activation_dtype(WeightFormat::bf16));
-  const ProfileRange range(context, "layer_norm", [&] { return elementwise(args.out, 2); });
+  const ProfileRange range(context, "layer_norm",
+                           [&] { return elementwise(args.out, 2, op::norm_flops(args.norm)); });
   if (args.out.numel() > 0) context.backend().layer_norm(args);
 }
 
 void softmax(ExecContext& context, TensorView x) {
   check_rows(x, "softmax: x");
-  const ProfileRange range(context, "softmax", [&] { return elementwise(x, 2); });
+  const ProfileRange range(context, "softmax", [&] { return elementwise(x, 2, op::kSoftmaxSum + 1); });
   if (x.numel() > 0) context.backend().softmax(x);
 }
 
 void log_softmax(ExecContext& context, TensorView x) {
   check_rows(x, "log_softmax: x");
-  const ProfileRange range(context, "log_softmax", [&] { return elementwise(x, 2); });
+  const ProfileRange range(context, "log_softmax", [&] { return elementwise(x, 2, op::kSoftmaxSum + 1); });
   if (x.numel() > 0) context.backend().log_softmax(x);
 }
 
@@ -139,7 +154,7 @@ void top(ExecContext& context, const TopArgs& args) {
             k <= args.x.shape[1] && args.ids != nullptr,
         "top: values: expected a contiguous row of 1 to min(N, 1024) for each of x, and ids",
         [&] { return args.values.shape_string() + " of " + args.x.shape_string(); });
-  const ProfileRange range(context, "top", [&] { return elementwise(args.x, 1); });
+  const ProfileRange range(context, "top", [&] { return elementwise(args.x, 1, 0); });
   if (args.x.shape[0] > 0) context.backend().top(args);
 }
 
@@ -158,13 +173,14 @@ void draw(ExecContext& context, const DrawArgs& args) {
             "draw: top_k: expected 0 to min(V, 1024)", [&] { return std::to_string(one.top_k); });
     }
   }
-  const ProfileRange range(context, "draw", [&] { return elementwise(args.logits, 1); });
+  const ProfileRange range(context, "draw", [&] { return work_of(context, args); });
   if (args.count > 0) context.backend().draw(args);
 }
 
 void activate(ExecContext& context, TensorView x, Activation activation) {
   check_rows(x, "activate: x");
-  const ProfileRange range(context, "activate", [&] { return elementwise(x, 2); });
+  const ProfileRange range(context, "activate",
+                           [&] { return elementwise(x, 2, op::activation_flops(activation)); });
   if (x.numel() > 0) context.backend().activate(x, activation);
 }
 

@@ -29,6 +29,8 @@ namespace inkling {
 /// What a range must at least do.
 struct ProfileWork {
   double bytes = 0;  ///< that must be read and written once
+  /// Additions, multiplications, divisions, roots and functions such as exp, each as one; a fused
+  /// multiply-add as two. Comparisons and integers are none.
   double flops = 0;
   /// Of the call, outermost extent first; 0: none. The last two tell calls of one name apart: "linear
   /// 768x2304".

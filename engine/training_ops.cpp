@@ -5,6 +5,8 @@
 
 #include "engine/exec_context.h"
 #include "engine/op_checks.h"
+#include "engine/op_work.h"
+#include "engine/profiler.h"
 
 namespace inkling {
 
@@ -106,7 +108,13 @@ void layer_norm_backward(ExecContext& context, const LayerNormBackwardArgs& args
           "layer_norm_backward: branch: expected x and its mask alone", [] { return "more"; });
     check_dropout(context, args.branch, args.x.shape[0], args.x.shape[1]);
   }
-  const ProfileRange range(context, "layer_norm_backward", [&] { return elementwise(args.x, 4); });
+  // g = dout · weight 1; mean and variance 4; (x − mean)/σ 1; the sums of g and g · y 3; dx 5. Then the
+  // branch's mask, and what weight and bias get.
+  const ProfileRange range(context, "layer_norm_backward", [&] {
+    return elementwise(args.x, 4,
+                       14 + (args.branch.x.data != nullptr && args.branch.p > 0.0f ? 1 : 0) +
+                           (args.dweight != nullptr ? 2 : 0) + (args.dbias != nullptr ? 1 : 0));
+  });
   if (args.x.numel() > 0) context.backend().layer_norm_backward(args);
 }
 
@@ -119,7 +127,10 @@ void activate_backward(ExecContext& context, const ActivateBackwardArgs& args) {
   check_like_x(args.dx, "activate_backward: dx");
   const bool both = args.activated.data != nullptr;
   if (both) check_like_x(args.activated, "activate_backward: activated");
-  const ProfileRange range(context, "activate_backward", [&] { return elementwise(args.x, both ? 4 : 3); });
+  const ProfileRange range(context, "activate_backward", [&] {
+    const double slope = op::activation_slope_flops(args.activation);
+    return elementwise(args.x, both ? 4 : 3, slope + (both && slope > 0 ? 1 : 0));
+  });
   if (args.x.numel() > 0) context.backend().activate_backward(args);
 }
 
@@ -134,7 +145,7 @@ void embed_backward(ExecContext& context, const EmbedBackwardArgs& args) {
     op::check_indices(args.ids, args.dtoken.shape[0], "embed_backward: ids");
     op::check_indices(args.positions, args.dposition.shape[0], "embed_backward: positions");
   }
-  const ProfileRange range(context, "embed_backward", [&] { return elementwise(args.dout, 5); });
+  const ProfileRange range(context, "embed_backward", [&] { return elementwise(args.dout, 5, 2); });
   if (args.dout.numel() > 0) context.backend().embed_backward(args);
 }
 
@@ -142,8 +153,10 @@ void dropout(ExecContext& context, const DropoutArgs& args) {
   check_rows(args.x, "dropout: x", half(context));
   check_dropout(context, args, args.x.shape[0], args.x.shape[1]);
   const bool more = args.residual.data != nullptr, normed = args.normed.data != nullptr;
-  const ProfileRange range(context, "dropout",
-                           [&] { return elementwise(args.x, 2 + (more ? 1 : 0) + (normed ? 1 : 0)); });
+  const ProfileRange range(context, "dropout", [&] {
+    return elementwise(args.x, 2 + (more ? 1 : 0) + (normed ? 1 : 0),
+                       (args.p > 0.0f ? 1 : 0) + (more ? 1 : 0) + (normed ? op::norm_flops(args.norm) : 0));
+  });
   const bool changes = args.p > 0.0f || more || normed || args.from.data != nullptr;
   if (changes && args.x.numel() > 0) context.backend().dropout(args);
 }
@@ -157,8 +170,10 @@ void cross_entropy(ExecContext& context, const CrossEntropyArgs& args) {
     check(target >= -1 && target < vocabulary, "cross_entropy: targets: expected columns of logits or -1",
           [&] { return std::to_string(target) + " of " + std::to_string(vocabulary); });
   }
-  const ProfileRange range(context, "cross_entropy",
-                           [&] { return elementwise(args.logits, args.scale != 0.0f ? 2 : 1); });
+  const bool gradient = args.scale != 0.0f;
+  const ProfileRange range(context, "cross_entropy", [&] {
+    return elementwise(args.logits, gradient ? 2 : 1, op::kSoftmaxSum + (gradient ? 1 : 0));
+  });
   if (rows > 0) context.backend().cross_entropy(args);
 }
 

@@ -6,9 +6,12 @@
 #include <algorithm>
 #include <chrono>
 #include <thread>
+#include <tuple>
 #include <vector>
 
+#include "engine/draw_rule.h"
 #include "engine/ops.h"
+#include "engine/training_ops.h"
 
 using namespace inkling;
 
@@ -88,6 +91,83 @@ TEST_CASE("ops report their shapes, bytes and flops, and without a profiler noth
     const ProfileRange range(silent, "range", [&] { return asked = true, ProfileWork{}; });
   }
   CHECK_FALSE(asked);
+}
+
+TEST_CASE("ops without a product report what they compute of an element") {
+  constexpr std::int64_t kRows = 3, kColumns = 5;
+  constexpr double kElements = kRows * kColumns;
+  std::vector<float> x(15, 1.0f), y(15), z(15), weight(5, 1.0f), bias(5), dweight(5), dbias(5), losses(3);
+  std::vector<std::int32_t> ids(3), cu{0, 3};
+  const auto view = [](std::vector<float>& values) {
+    return TensorView(values.data(), DType::f32, {kRows, kColumns});
+  };
+  const auto flops_of = [](std::string_view name, auto&& op) {
+    Profiler profiler;
+    ExecContext context({.threads = 1, .profiler = &profiler});
+    op(context);
+    return row_of(profiler, name).flops;
+  };
+  const LayerNorm norm{weight.data(), bias.data()}, without_bias{weight.data(), nullptr};
+  const auto normed = [&](const LayerNorm& how) {
+    return flops_of("layer_norm", [&](ExecContext& context) {
+      layer_norm(context, {view(x), {}, how, view(y)});
+    });
+  };
+  CHECK(normed(norm) == 8 * kElements);
+  CHECK(normed(without_bias) == 7 * kElements);
+  CHECK(normed({}) == 0);  // a copy
+  const auto loss = [&](float scale) {
+    return flops_of("cross_entropy", [&](ExecContext& context) {
+      cross_entropy(context, {view(x), ids, scale, losses});
+    });
+  };
+  CHECK(loss(0.0f) == 3 * kElements);
+  CHECK(loss(0.5f) == 4 * kElements);
+  DropoutArgs drop{.x = view(x), .cu_seqlens = cu, .p = 0.1f};
+  const auto dropped = [&] {
+    return flops_of("dropout", [&](ExecContext& context) { dropout(context, drop); });
+  };
+  CHECK(dropped() == kElements);
+  drop.residual = view(y);
+  CHECK(dropped() == 2 * kElements);
+  drop.norm = norm;
+  drop.normed = view(z);
+  CHECK(dropped() == 10 * kElements);
+  drop.p = 0.0f;
+  CHECK(dropped() == 9 * kElements);
+  LayerNormBackwardArgs backward{.x = view(x), .norm = norm, .dout = view(y), .dx = view(z)};
+  const auto norm_gradient = [&] {
+    return flops_of("layer_norm_backward",
+                    [&](ExecContext& context) { layer_norm_backward(context, backward); });
+  };
+  CHECK(norm_gradient() == 14 * kElements);
+  backward.dweight = dweight.data();
+  backward.dbias = dbias.data();
+  CHECK(norm_gradient() == 17 * kElements);
+  for (const auto& [activation, forward, gradient] : {std::tuple{Activation::none, 0, 0},
+                                                      {Activation::relu, 0, 0},
+                                                      {Activation::gelu_tanh, 8, 16},
+                                                      {Activation::gelu_erf, 5, 11}}) {
+    CHECK(flops_of("activate", [&](ExecContext& context) { activate(context, view(y), activation); }) ==
+          forward * kElements);
+    CHECK(flops_of("activate_backward", [&](ExecContext& context) {
+            activate_backward(context, {view(x), activation, view(y)});
+          }) == gradient * kElements);
+  }
+  CHECK(flops_of("softmax", [&](ExecContext& context) { softmax(context, view(y)); }) == 4 * kElements);
+  CHECK(flops_of("log_softmax", [&](ExecContext& context) { log_softmax(context, view(y)); }) ==
+        4 * kElements);
+  const auto drawn = [&](float scale) {
+    DrawSettings settings[2];
+    settings[0].scale = 0.0f;
+    settings[1].row = 2;
+    settings[1].scale = scale;
+    return flops_of("draw", [&](ExecContext& context) {
+      draw(context, {.logits = view(x), .settings = settings, .count = 2, .ids = ids.data()});
+    });
+  };
+  CHECK(drawn(0.0f) == 0);
+  CHECK(drawn(1.0f) == 4 * kColumns);
 }
 
 // Under 1% of a decode step of 1 ms with 66 ranges is 150 ns a range. A least of many rounds, since others
