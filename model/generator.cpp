@@ -373,6 +373,20 @@ void Generator::list_draws() {
   }
 }
 
+ProfileWork Generator::work_of_draws() const {
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+  ProfileWork work;
+  for (const Draw& draw : draws_) {
+    const GenerationConfig& config = draw.sequence->request->config;
+    const std::int64_t top = top_count_ > 0 ? Sampler::top_wanted(vocab, config, model_.end_ids()) : 0;
+    const ProfileWork one = Sampler::work(top > 0 ? static_cast<std::size_t>(top) : vocab, config);
+    work.bytes += one.bytes;
+    work.flops += one.flops;
+    work.shape[0] += one.shape[0];
+  }
+  return work;
+}
+
 // draws_ side by side when there are several.
 void Generator::draw_on_host() {
   top_count_ = top_wanted();
@@ -381,7 +395,7 @@ void Generator::draw_on_host() {
   } else {
     logits_ = forward_.on_host(forward_.logits());
   }
-  const ProfileRange range(forward_.context(), "sample");
+  const ProfileRange range(forward_.context(), "sample", [this] { return work_of_draws(); });
   if (draws_.size() == 1) return draw(samplers_[0], draws_[0]);
   forward_.context().pool().run(
       static_cast<std::int64_t>(draws_.size()), [this](std::int64_t index, int worker) {

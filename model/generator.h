@@ -136,6 +136,7 @@ class Generator {
   void see(const DeviceDraws::Drawn& ids, std::exception_ptr& thrown);
   std::int64_t top_wanted() const;
   void draw_on_host();
+  ProfileWork work_of_draws() const;
   void draw(Sampler& sampler, const Draw& draw) const;
   void emit(const Draws& draws, std::exception_ptr& thrown);
   void emit(Sequence& sequence);

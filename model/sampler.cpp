@@ -134,6 +134,13 @@ std::int64_t Sampler::top_wanted(std::size_t vocab, const GenerationConfig& conf
   return config.top_k > 0 && config.top_k < all ? std::min(config.top_k + spare, all) : 0;
 }
 
+// e^(scale · (x − max)) and its sum take 4 for a logit, a log-probability's sum 3, the largest comparisons.
+ProfileWork Sampler::work(std::size_t logits, const GenerationConfig& config) {
+  const auto all = static_cast<double>(logits), top_k = static_cast<double>(config.top_k);
+  const double drawn_from = config.temperature == 0.0 ? 0 : top_k > 0 ? std::min(top_k, all) : all;
+  return {all * sizeof(float), 4 * drawn_from + (config.logprobs >= 0 ? 3 * all : 0), {1, 0, 0}};
+}
+
 std::string_view Sampler::op_refusal(std::size_t vocab, const GenerationConfig& config, EndIds ends) {
   if (config.logprobs >= 0) return "log-probabilities are asked for";
   if (adjusts(config)) return "a bias, a penalty or no_repeat_ngram_size changes the logits first";

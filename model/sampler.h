@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "engine/draw_rule.h"
+#include "engine/profiler.h"
 #include "model/generation_config.h"
 
 namespace inkling {
@@ -53,6 +54,10 @@ class Sampler {
   static std::string_view op_refusal(std::size_t vocab, const GenerationConfig& config, EndIds ends);
   static DrawSettings settings(std::size_t vocab, const GenerationConfig& config, const DrawKey& key,
                                EndIds ends);
+
+  /// What a draw must at least read and compute that looks at `logits` of them (V, or top_wanted()): for the
+  /// profiler.
+  static ProfileWork work(std::size_t logits, const GenerationConfig& config);
 
   /// Takes the memory that draws with `config` need after up to `history` tokens, so that none allocates.
   void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);

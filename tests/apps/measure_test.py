@@ -70,7 +70,10 @@ class Bench(Folder):
             for e in events:  # every op of a step lies within one
                 if e["name"].startswith("linear"):
                     self.assertTrue(any(s["ts"] <= e["ts"] and e["ts"] + e["dur"] <= s["ts"] + s["dur"] for s in steps))
+                if e["name"].startswith("linear") or e["name"] in ("embed", "sample"):
                     self.assertGreater(e["args"]["flops"], 0)
+                    self.assertGreater(e["args"]["bytes"], 0)
+            self.assertLess({"embed", "sample"}, {e["name"] for e in events})
             self.assertEqual(os.listdir(folder), ["trace.json"])
             done = run("bench", "gemm", "--shapes", "8x8", "--rows", 1, "--formats", "f32", "-r", 1, "--profile")
             self.assertIn("linear 8x8", done.stderr)

@@ -416,6 +416,22 @@ TEST_CASE("log-probabilities are those of the model's own distribution") {
   CHECK(sampler.top(logits, lse, 1000).size() == 777);
 }
 
+TEST_CASE("a draw tells the profiler what it must compute") {
+  GenerationConfig config;
+  config.temperature = 1.0;
+  config.top_k = 0;
+  CHECK(Sampler::work(100, config).bytes == 400);
+  CHECK(Sampler::work(100, config).flops == 400);
+  config.logprobs = 0;
+  CHECK(Sampler::work(100, config).flops == 700);
+  config.top_k = 10;
+  CHECK(Sampler::work(100, config).flops == 340);
+  config.temperature = 0.0;
+  CHECK(Sampler::work(100, config).flops == 300);
+  config.logprobs = -1;
+  CHECK(Sampler::work(100, config).flops == 0);
+}
+
 TEST_CASE("every option is tested at its limits: min − 1, min, max, max + 1, NaN, nonsense") {
   const auto takes = [](std::string_view name, const std::string& text) {
     GenerationConfig config;
