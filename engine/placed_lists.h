@@ -31,6 +31,12 @@ class PlacedLists {
     }
   }
 
+  /// The copy that a placed list is, to be written where the ops read it; null where it is the caller's own.
+  std::int32_t* copy_of(const List& list) noexcept {
+    auto* const first = reinterpret_cast<std::int32_t*>(placed_.data());
+    return placed_.empty() ? nullptr : first + (list.data() - first);
+  }
+
  private:
   std::vector<std::int32_t> host_;
   Buffer placed_;

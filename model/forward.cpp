@@ -151,10 +151,10 @@ void Forward::place_lists(const PackedBatch& batch) {
   }
   if (!batch.drawn.empty()) lists_.ids = ids_ = batch.ids;
   placed_.place(backend, {&lists_.ids, &lists_.positions, &lists_.wanted});
+  std::int32_t* const copied = placed_.copy_of(lists_.ids);
+  std::int32_t* const ids = copied != nullptr ? copied : ids_.data();
   for (const PackedBatch::Drawn& drawn : batch.drawn) {
-    // Ours to write, whether in placed_ or in ids_.
-    auto* const ids = const_cast<std::int32_t*>(lists_.ids.data()) + drawn.first;
-    backend.copy(ids, drawn.ids, static_cast<std::size_t>(drawn.count) * sizeof(std::int32_t));
+    backend.copy(ids + drawn.first, drawn.ids, static_cast<std::size_t>(drawn.count) * sizeof(std::int32_t));
   }
 }
 
