@@ -19,6 +19,7 @@ namespace inkling::cuda {
 namespace {
 
 constexpr int kWarps = 4, kRows = forward_tile_rows(DType::bf16), kKeys = 64;
+static_assert(kRows == 4 * kWarp);  // draw_block<4> draws a tile's queries, draw_block<2> half of them
 
 /// Both keys of every round: the same for all counters.
 struct RoundKeys {
