@@ -189,6 +189,10 @@ std::size_t sdpa_drawn_bytes(std::int64_t heads, std::span<const std::int32_t> c
   return static_cast<std::size_t>(words) * sizeof(std::uint32_t);
 }
 
+bool sdpa_reads_drawn(ExecContext& context, DType dtype, std::int64_t dim) {
+  return context.device() == Device::cuda && reads_drawn_on_cuda(context, dtype, dim);
+}
+
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args) {
   return choose_for(context, SdpaProblem(args).sizes(), SdpaPass::forward);
 }

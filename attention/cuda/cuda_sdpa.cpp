@@ -211,6 +211,12 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
         "flash attention");
 }
 
+bool reads_drawn_on_cuda(ExecContext& context, DType dtype, std::int64_t dim) {
+  const cuda::DeviceTraits& traits =
+      GpuWorkspace::of(context).traits(static_cast<CudaBackend&>(context.backend()));
+  return cuda::reads_drawn(traits.major, traits.minor, dtype, dim);
+}
+
 void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
   check_gradients(problem, args);
   auto& gpu = static_cast<CudaBackend&>(context.backend());

@@ -12,5 +12,7 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
 /// sdpa_backward() likewise. Throws Error{usage} for what the CPU takes and the kernels do not: dout in
 /// another dtype than q, gradients of several dtypes, the gradient of a bias that is broadcast.
 void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args);
+/// sdpa_reads_drawn() on a GPU.
+bool reads_drawn_on_cuda(ExecContext& context, DType dtype, std::int64_t dim);
 
 }  // namespace inkling

@@ -41,7 +41,7 @@ cudaError_t forward_hopper(const ForwardArgs& args, const DeviceTraits& traits, 
 /// Whether the Hopper kernels, forward and backward, read what dropout keeps from its memory: once drawn it
 /// serves three times.
 inline bool reads_drawn(const ForwardArgs& args) noexcept {
-  return args.dropout.drawn != nullptr && args.dim <= 64;
+  return args.dropout.drawn != nullptr && args.dim <= kMostDrawnDim;
 }
 /// Draws it, of the tiles of forward_hopper().
 cudaError_t draw_dropout(const ForwardArgs& args, cudaStream_t stream);

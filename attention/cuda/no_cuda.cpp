@@ -30,4 +30,8 @@ void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem&, const SdpaB
   refuse("sdpa_backward", context);
 }
 
+bool reads_drawn_on_cuda(ExecContext& context, DType, std::int64_t) {
+  refuse("sdpa", context);
+}
+
 }  // namespace inkling

@@ -6,8 +6,11 @@
 #include <tuple>
 #include <vector>
 
+#include "attention/cuda/args.h"
 #include "attention/cuda/visible.h"
 #include "attention/cuda/work_list.h"
+#include "attention/sdpa.h"
+#include "engine/exec_context.h"
 
 using namespace inkling;
 using namespace inkling::cuda;
@@ -34,6 +37,18 @@ bool sees(MaskKind kind, int left, int right, int queries, int keys, int i, int 
 }
 
 }  // namespace
+
+TEST_CASE("cuda schedule: what dropout keeps has memory where the kernels read it, and nowhere else") {
+  static_assert(reads_drawn(9, 0, DType::bf16, 64) && reads_drawn(9, 0, DType::f16, 8));
+  CHECK_FALSE(reads_drawn(8, 0, DType::bf16, 64));
+  CHECK_FALSE(reads_drawn(8, 9, DType::bf16, 64));
+  CHECK_FALSE(reads_drawn(10, 0, DType::bf16, 64));
+  CHECK_FALSE(reads_drawn(9, 0, DType::f32, 64));
+  CHECK_FALSE(reads_drawn(9, 0, DType::bf16, 72));
+  CHECK_FALSE(reads_drawn(9, 0, DType::bf16, 20));
+  ExecContext cpu({.device = Device::cpu, .threads = 1});
+  CHECK_FALSE(sdpa_reads_drawn(cpu, DType::bf16, 64));
+}
 
 TEST_CASE("cuda schedule: spans are the hull of what is seen") {
   for (const MaskKind kind : kRanges) {
