@@ -92,6 +92,10 @@ ParameterLayout::ParameterLayout(const ModelConfig& config) : config_(config) {
   }
 }
 
+std::int64_t ParameterLayout::vocab_rows() const noexcept {
+  return round_up(config_.vocab_size, kRows);
+}
+
 Gpt2Tensors ParameterLayout::tensors(void* buffer, DType dtype) const {
   Gpt2Tensors tensors;
   const std::vector<Slot> all = slots(tensors, config_);
@@ -101,7 +105,7 @@ Gpt2Tensors ParameterLayout::tensors(void* buffer, DType dtype) const {
     all[i].view->data =
         static_cast<std::byte*>(buffer) + entries_[i].offset * static_cast<std::int64_t>(dtype_size(dtype));
   }
-  tensors.vocab_rows = round_up(config_.vocab_size, kRows);
+  tensors.vocab_rows = vocab_rows();
   return tensors;
 }
 

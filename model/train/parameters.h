@@ -38,8 +38,10 @@ class ParameterLayout {
   /// The first of them: matrices, which weight decay applies to (as in nanoGPT, embeddings too).
   std::int64_t matrices() const noexcept { return matrices_; }
 
-  /// The tensors of a buffer of size() numbers of `dtype`, by role. vocab_rows: of the tables, with the zeros
-  /// behind V.
+  /// Of the tables, with the zeros behind V.
+  std::int64_t vocab_rows() const noexcept;
+
+  /// The tensors of a buffer of size() numbers of `dtype`, by role.
   Gpt2Tensors tensors(void* buffer, DType dtype = DType::f32) const;
   /// The tensors of a buffer by name, each with `prefix`, for a file.
   std::vector<NamedTensor> named(float* buffer, std::string_view prefix = {}) const;

@@ -180,6 +180,17 @@ Trainer Trainer::from_weights(ExecContext& context, const Gpt2Source& source, co
   return trainer;
 }
 
+std::size_t Trainer::nbytes_of(ExecContext& context, const ModelConfig& config, const TrainOptions& options,
+                               std::span<const std::int32_t> cu_seqlens) {
+  const ParameterLayout layout(config);
+  const DType half = context.backend().activation_dtype(options.compute);
+  const Activations activations(config, layout.vocab_rows(), context.device(), half);
+  const auto floats = static_cast<std::size_t>(layout.size());
+  const std::size_t held = 4 * floats * sizeof(float) + (half == DType::f32 ? 0 : (floats + 1) / 2 * 4);
+  const std::size_t passing = activations.nbytes({cu_seqlens, Activations::Direction::both, options.dropout});
+  return passing > SIZE_MAX - held ? SIZE_MAX : held + passing;
+}
+
 Result<ModelConfig> Trainer::checkpoint_config(const SafetensorsFile& file) {
   const std::string* const format = find(file.metadata(), kFormatKey);
   if (format == nullptr || *format != kFormat) {

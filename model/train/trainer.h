@@ -55,6 +55,10 @@ class Trainer {
   /// Error{malformed}.
   static Result<Trainer> from_checkpoint(ExecContext& context, const SafetensorsFile& file,
                                          const TrainOptions& options, Communicator* communicator = nullptr);
+  /// What nbytes() comes to after a step with batches of such sequences; SIZE_MAX when it is more than that.
+  /// Allocates nothing of that size.
+  static std::size_t nbytes_of(ExecContext& context, const ModelConfig& config, const TrainOptions& options,
+                               std::span<const std::int32_t> cu_seqlens);
   /// The model of a checkpoint, by its header alone. Error{malformed}.
   static Result<ModelConfig> checkpoint_config(const SafetensorsFile& file);
   Trainer(Trainer&&) noexcept;

@@ -1,4 +1,3 @@
-// Above 400 lines: forward and backward of one pass over the same views.
 #include "model/train/training_pass.h"
 
 #include <algorithm>
@@ -13,13 +12,6 @@
 
 namespace inkling {
 namespace {
-
-// Logits of a block of rows are the largest activation: 64 MiB of them, or a few rows. A GPU wants thousands
-// of rows at a time.
-std::int64_t most_logits(Device device) {
-  return std::int64_t{1} << (device == Device::cpu ? 24 : 29);
-}
-constexpr std::int64_t kFewestRows = 64;
 
 const float* numbers(const TensorView& view) {
   return static_cast<const float*>(view.data);
@@ -66,7 +58,7 @@ TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, cons
       gradients_(gradients),
       compute_(compute),
       half_(context.backend().activation_dtype(compute)),
-      keeps_(context.device() != Device::cpu) {
+      activations_(config, parameters.vocab_rows, context.device(), half_) {
   require(compute == WeightFormat::f32 || compute == WeightFormat::bf16, Code::usage, [&] {
     return "training_pass: compute: expected f32 or bf16, got " + std::string(weight_format_name(compute));
   });
@@ -93,7 +85,8 @@ double TrainingPass::run(const TrainingBatch& batch, float scale, const PassDrop
   if (batch.tokens() == 0) return 0.0;
   batch_ = &batch;
   dropout_ = dropout;
-  plan(batch, scale != 0.0f);
+  const auto direction = scale != 0.0f ? Activations::Direction::both : Activations::Direction::forward;
+  activations_.place({batch.cu_seqlens, direction, dropout.p}, context_.backend());
   lists_ = {batch.ids, batch.positions, batch.targets, batch.cu_seqlens};
   placed_.place(context_.backend(), {&lists_.ids, &lists_.positions, &lists_.targets, &lists_.cu_seqlens});
   {
@@ -110,70 +103,6 @@ double TrainingPass::run(const TrainingBatch& batch, float scale, const PassDrop
   }
   batch_ = nullptr;
   return total_loss();
-}
-
-// In evaluation every layer writes to the same memory, and so do those results that are computed again.
-void TrainingPass::plan(const TrainingBatch& batch, bool backward) {
-  const std::int64_t tokens = batch.tokens();
-  const std::int64_t c = config_.n_embd, inner = config_.inner(), heads = config_.n_head;
-  const std::int64_t kept = backward ? config_.n_layer : 1, gradients = backward ? tokens : 0;
-  const std::int64_t rows =
-      std::min(tokens, std::max(kFewestRows, most_logits(context_.device()) / parameters_.vocab_rows));
-  const std::int64_t blocks = (tokens + rows - 1) / rows;
-  const bool draws = backward && keeps_ && half_ != DType::f32 && dropout_.p > 0.0f;
-  const std::size_t drawn_bytes = draws ? sdpa_drawn_bytes(heads, batch.cu_seqlens, batch.cu_seqlens) : 0;
-  const auto words = static_cast<std::int64_t>(drawn_bytes / sizeof(float));
-
-  plan_.clear();
-  const std::size_t normed = plan_.add("normed", tokens, c, half_);
-  const std::size_t activated = plan_.add("activated", tokens, inner, half_);
-  struct LayerEntries {
-    std::size_t x, normed, qkv, attended, lse, middle, middle_normed, wide, activated, drawn;
-  };
-  std::vector<LayerEntries> layers;
-  for (std::int64_t i = 0; i < kept; ++i) {
-    const auto again = [&](std::size_t shared, std::string_view name, std::int64_t columns) {
-      return keeps_ ? plan_.add(name, tokens, columns, half_) : shared;
-    };
-    layers.push_back({plan_.add("input of attention", tokens, c), again(normed, "normed for attention", c),
-                      plan_.add("queries, keys, values", tokens, 3 * c, half_),
-                      plan_.add("attention", tokens, c, half_), plan_.add("log-sum-exp", heads, tokens),
-                      plan_.add("input of the mlp", tokens, c), again(normed, "normed for the mlp", c),
-                      plan_.add("mlp", tokens, inner, half_), again(activated, "activated", inner),
-                      plan_.add("dropout of attention", 1, words)});
-  }
-  const std::size_t x = plan_.add("residual stream", tokens, c);
-  const std::size_t branch = plan_.add("branch", rounds_branches() ? tokens : 0, c, half_);
-  const std::size_t dx = plan_.add("gradient of the residual stream", gradients, c);
-  const std::size_t dbranch = plan_.add("gradient of a branch", gradients, c, half_);
-  const std::size_t dnormed = plan_.add("gradient of a norm's output", gradients, c, half_);
-  const std::size_t dattended = plan_.add("gradient of attention", gradients, c, half_);
-  const std::size_t dqkv = plan_.add("gradient of queries, keys, values", gradients, 3 * c, half_);
-  const std::size_t dwide = plan_.add("gradient of the mlp", gradients, inner, half_);
-  const std::size_t logits =
-      plan_.add("logits", (tokens + blocks - 1) / blocks, parameters_.vocab_rows, half_);
-  const std::size_t losses = plan_.add("losses", 1, tokens);
-  arena_.use(plan_, context_.backend());
-
-  views_.layers.clear();
-  for (std::int64_t i = 0; i < config_.n_layer; ++i) {
-    const LayerEntries& l = layers[static_cast<std::size_t>(i % kept)];
-    views_.layers.push_back({arena_.view(l.x), arena_.view(l.normed), arena_.view(l.qkv),
-                             arena_.view(l.attended), arena_.view(l.lse), arena_.view(l.middle),
-                             arena_.view(l.middle_normed), arena_.view(l.wide), arena_.view(l.activated),
-                             draws ? arena_.view(l.drawn) : TensorView()});
-  }
-  views_.x = arena_.view(x);
-  views_.normed = arena_.view(normed);
-  views_.branch = arena_.view(branch);
-  views_.dx = arena_.view(dx);
-  views_.dbranch = arena_.view(dbranch);
-  views_.dnormed = arena_.view(dnormed);
-  views_.dattended = arena_.view(dattended);
-  views_.dqkv = arena_.view(dqkv);
-  views_.dwide = arena_.view(dwide);
-  views_.logits = arena_.view(logits);
-  views_.losses = arena_.view(losses);
 }
 
 void TrainingPass::zero(const TensorView& gradient) {
@@ -196,14 +125,14 @@ void TrainingPass::zero_gradients() {
 }
 
 const TensorView& TrainingPass::stream_at(std::size_t joint) const {
-  if (joint / 2 == views_.layers.size()) return views_.x;
-  const LayerViews& v = views_.layers[joint / 2];
+  if (joint / 2 == views().layers.size()) return views().x;
+  const Activations::Layer& v = views().layers[joint / 2];
   return joint % 2 == 0 ? v.x : v.middle;
 }
 
 const TensorView& TrainingPass::normed_at(std::size_t joint) const {
-  if (joint / 2 == views_.layers.size()) return views_.normed;
-  const LayerViews& v = views_.layers[joint / 2];
+  if (joint / 2 == views().layers.size()) return views().normed;
+  const Activations::Layer& v = views().layers[joint / 2];
   return joint % 2 == 0 ? v.normed : v.middle_normed;
 }
 
@@ -214,7 +143,7 @@ LayerNorm TrainingPass::norm_at(std::size_t joint) const {
 
 // The masks of a pass are numbered by the joint where what they drop from arrives.
 std::uint32_t TrainingPass::mask(std::size_t joint) const {
-  const std::size_t masks = 1 + 2 * views_.layers.size();
+  const std::size_t masks = 1 + 2 * views().layers.size();
   return static_cast<std::uint32_t>(dropout_.pass * masks + joint);
 }
 
@@ -245,10 +174,10 @@ void TrainingPass::add_branch(const TensorView& x, const TensorView& weight, con
     linear(context_, args);
     return normalise(joint);
   }
-  linear(context_, product(x, weight, bias, views_.branch));
+  linear(context_, product(x, weight, bias, views().branch));
   DropoutArgs args = dropout_args(after, joint);
   args.residual = before;
-  args.from = views_.branch;
+  args.from = views().branch;
   args.norm = norm_at(joint);
   args.normed = normed_at(joint);
   dropout(context_, args);
@@ -268,14 +197,14 @@ void TrainingPass::forward() {
     first.normed = normed_at(0);
     dropout(context_, first);
   }
-  for (std::size_t i = 0; i < views_.layers.size(); ++i) {
+  for (std::size_t i = 0; i < views().layers.size(); ++i) {
     attention_forward(i);
     mlp_forward(i);
   }
 }
 
 SdpaArgs TrainingPass::attention_args(std::size_t layer) const {
-  const LayerViews& v = views_.layers[layer];
+  const Activations::Layer& v = views().layers[layer];
   SdpaArgs args = attention_of(v.qkv, config_.n_head, batch_->cu_seqlens, v.attended);
   args.lse = v.lse;
   args.dropout = {dropout_.p, dropout_.seed, mask(1 + 2 * layer), v.drawn.data};
@@ -283,7 +212,7 @@ SdpaArgs TrainingPass::attention_args(std::size_t layer) const {
 }
 
 void TrainingPass::attention_forward(std::size_t layer) {
-  const LayerViews& v = views_.layers[layer];
+  const Activations::Layer& v = views().layers[layer];
   const Gpt2Layer& w = parameters_.layers[layer];
   const Gpt2Layer& f = factors_.layers[layer];
   linear(context_, product(v.normed, f.attn_w, w.attn_b, v.qkv));
@@ -292,7 +221,7 @@ void TrainingPass::attention_forward(std::size_t layer) {
 }
 
 void TrainingPass::mlp_forward(std::size_t layer) {
-  const LayerViews& v = views_.layers[layer];
+  const Activations::Layer& v = views().layers[layer];
   const Gpt2Layer& w = parameters_.layers[layer];
   const Gpt2Layer& f = factors_.layers[layer];
   LinearArgs up = product(v.middle_normed, f.fc_w, w.fc_b, v.activated);
@@ -307,22 +236,23 @@ void TrainingPass::mlp_forward(std::size_t layer) {
 // (parameters.h), the loss V columns: the others are zeros before and after it.
 void TrainingPass::head(std::int64_t tokens, float scale) {
   const TensorView table = whole_table(factors_, parameters_), dtable = whole_table(gradients_, parameters_);
-  const std::int64_t most = views_.logits.shape[0];
+  const std::int64_t most = views().logits.shape[0];
   for (std::int64_t begin = 0; begin < tokens; begin += most) {
     const std::int64_t count = std::min(most, tokens - begin);
-    const TensorView logits = rows_of(views_.logits, 0, count), normed = rows_of(views_.normed, begin, count);
+    const TensorView logits = rows_of(views().logits, 0, count),
+                     normed = rows_of(views().normed, begin, count);
     linear(context_, product(normed, as_head(table), {}, logits));
     const auto first = static_cast<std::size_t>(begin), rows = static_cast<std::size_t>(count);
     TensorView named = logits;
     named.shape[1] = config_.vocab_size;
     cross_entropy(
         context_,
-        {named, lists_.targets.subspan(first, rows), scale, {views_.losses.as<float>() + first, rows}});
+        {named, lists_.targets.subspan(first, rows), scale, {views().losses.as<float>() + first, rows}});
     if (scale == 0.0f) continue;
     LinearBackwardArgs input;  // of the head as a matrix (C,V)
     input.weight = as_head(table);
     input.dout = logits;
-    input.dx = rows_of(views_.dnormed, begin, count);
+    input.dx = rows_of(views().dnormed, begin, count);
     input.format = compute_;
     linear_backward(context_, input);
     LinearBackwardArgs weight;  // (V,C), the other way round: its rows are those of the table
@@ -335,49 +265,49 @@ void TrainingPass::head(std::int64_t tokens, float scale) {
   }
   if (scale != 0.0f) {
     context_.backend().zero(
-        views_.dx.data, static_cast<std::size_t>(views_.dx.shape[0] * views_.dx.stride[0]) * sizeof(float));
-    norm_backward(2 * views_.layers.size());
+        views().dx.data,
+        static_cast<std::size_t>(views().dx.shape[0] * views().dx.stride[0]) * sizeof(float));
+    norm_backward(2 * views().layers.size());
   }
 }
 
 // In f64, in the order of rows.
 double TrainingPass::total_loss() {
-  losses_.resize(static_cast<std::size_t>(views_.losses.shape[1]));
-  context_.backend().copy_out(losses_.data(), views_.losses.data, losses_.size() * sizeof(float));
+  losses_.resize(static_cast<std::size_t>(views().losses.shape[1]));
+  context_.backend().copy_out(losses_.data(), views().losses.data, losses_.size() * sizeof(float));
   double total = 0.0;
   for (const float loss : losses_) total += double{loss};
   return total;
 }
 
-// views_.dx is the gradient of the stream, from its end to its beginning.
+// views().dx is the gradient of the stream, from its end to its beginning.
 void TrainingPass::backward() {
   if (replaces_) {  // to which the embedding's gradient is added; a tied table has that of the head
     zero(gradients_.wpe);
     if (parameters_.lm_head.data != nullptr) zero(gradients_.wte);
   }
-  for (std::size_t i = views_.layers.size(); i-- > 0;) {
+  for (std::size_t i = views().layers.size(); i-- > 0;) {
     mlp_backward(i);
     attention_backward(i);
   }
   embed_backward(context_, {lists_.ids, lists_.positions, branch_gradient(), gradients_.wte, gradients_.wpe});
 }
 
-// Whether a branch and its gradient are kept apart from the stream's: with p = 0 still rounded to half.
 bool TrainingPass::rounds_branches() const {
-  return dropout_.p > 0.0f || half_ != DType::f32;
+  return activations_.rounds_branches(dropout_.p);
 }
 
 // That of the branch which arrives at the joint whose norm_backward() came last.
 TensorView TrainingPass::branch_gradient() const {
-  return rounds_branches() ? views_.dbranch : views_.dx;
+  return rounds_branches() ? views().dbranch : views().dx;
 }
 
 // From dnormed, and adds to the stream's gradient.
 void TrainingPass::norm_backward(std::size_t joint) {
   const auto [dweight, dbias] = norm_of(gradients_, joint);
-  LayerNormBackwardArgs args{stream_at(joint), norm_at(joint),           views_.dnormed,
-                             views_.dx,        mutable_numbers(dweight), mutable_numbers(dbias)};
-  if (rounds_branches()) args.branch = dropout_args(views_.dbranch, joint);
+  LayerNormBackwardArgs args{stream_at(joint), norm_at(joint),           views().dnormed,
+                             views().dx,       mutable_numbers(dweight), mutable_numbers(dbias)};
+  if (rounds_branches()) args.branch = dropout_args(views().dbranch, joint);
   args.replaces = replaces_;
   layer_norm_backward(context_, args);
 }
@@ -390,33 +320,33 @@ void TrainingPass::linear_gradient(const TensorView& x, const TensorView& weight
 }
 
 void TrainingPass::mlp_backward(std::size_t layer) {
-  const LayerViews& v = views_.layers[layer];
+  const Activations::Layer& v = views().layers[layer];
   const Gpt2Layer& f = factors_.layers[layer];
   const Gpt2Layer& d = gradients_.layers[layer];
   const TensorView dy = branch_gradient();
-  LinearBackwardArgs down{{}, f.fcproj_w, dy, views_.dwide, {}, nullptr, compute_};
-  if (keeps_) {
+  LinearBackwardArgs down{{}, f.fcproj_w, dy, views().dwide, {}, nullptr, compute_};
+  if (activations_.keeps()) {
     down.activation = config_.activation;
     down.pre_activation = v.wide;
   }
   linear_backward(context_, down);
-  if (!keeps_) {
-    activate_backward(context_, {v.wide, config_.activation, views_.dwide, v.activated});
+  if (!activations_.keeps()) {
+    activate_backward(context_, {v.wide, config_.activation, views().dwide, v.activated});
     normalise(1 + 2 * layer);
   }
   linear_gradient(v.activated, {}, dy, {}, d.fcproj_w, d.fcproj_b);
-  linear_gradient(v.middle_normed, f.fc_w, views_.dwide, views_.dnormed, d.fc_w, d.fc_b);
+  linear_gradient(v.middle_normed, f.fc_w, views().dwide, views().dnormed, d.fc_w, d.fc_b);
   norm_backward(1 + 2 * layer);
 }
 
 void TrainingPass::attention_backward(std::size_t layer) {
-  const LayerViews& v = views_.layers[layer];
+  const Activations::Layer& v = views().layers[layer];
   const Gpt2Layer& f = factors_.layers[layer];
   const Gpt2Layer& d = gradients_.layers[layer];
-  linear_gradient(v.attended, f.proj_w, branch_gradient(), views_.dattended, d.proj_w, d.proj_b);
-  sdpa_backward(context_, gradient_of(attention_args(layer), views_.dattended, views_.dqkv));
-  if (!keeps_) normalise(2 * layer);
-  linear_gradient(v.normed, f.attn_w, views_.dqkv, views_.dnormed, d.attn_w, d.attn_b);
+  linear_gradient(v.attended, f.proj_w, branch_gradient(), views().dattended, d.proj_w, d.proj_b);
+  sdpa_backward(context_, gradient_of(attention_args(layer), views().dattended, views().dqkv));
+  if (!activations_.keeps()) normalise(2 * layer);
+  linear_gradient(v.normed, f.attn_w, views().dqkv, views().dnormed, d.attn_w, d.attn_b);
   norm_backward(2 * layer);
 }
 

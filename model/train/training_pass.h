@@ -3,11 +3,11 @@
 //   embed → L × { x += attention(ln1(x));  x += mlp(ln2(x)) } → lnf → Σ cross-entropy
 //
 // and back, by the ops of inference and their gradients (engine/ops.h, engine/training_ops.h) and the
-// attention of attention/sdpa.h. Per layer it keeps the two inputs of the norms, qkv, attention's output and
-// log-sum-exp, and the MLP before its activation. A GPU, whose memory is large beside its time, keeps the
-// norms' results, the activation's and what dropout drew in attention too (bf16: 12 · C bytes more a token
-// and layer beside 24 · C, and 2 bits a weight of attention); elsewhere they are computed again. Logits exist
-// for a block of rows at a time.
+// attention of attention/sdpa.h. Per layer it keeps (activations.h) the two inputs of the norms, qkv,
+// attention's output and log-sum-exp, and the MLP before its activation. A GPU keeps the norms' results, the
+// activation's and what dropout drew in attention too (bf16: 12 · C bytes more a token and layer beside
+// 24 · C, and 2 bits a weight of attention); elsewhere they are computed again. Logits exist for a block of
+// rows at a time.
 //
 // On a device that has 16-bit activations (Backend::activation_dtype), what lies between two matrices is kept
 // in bf16 when bf16 is computed with, and the matrices come rounded; the stream and its gradient are f32
@@ -24,10 +24,10 @@
 #include <vector>
 
 #include "attention/sdpa.h"
-#include "engine/arena.h"
 #include "engine/exec_context.h"
 #include "engine/placed_lists.h"
 #include "engine/training_ops.h"
+#include "model/train/activations.h"
 #include "model/train/training_batch.h"
 #include "weights/gpt2_source.h"
 
@@ -62,27 +62,10 @@ class TrainingPass {
                     Accumulation accumulation = Accumulation::add);
 
   /// Bytes of activations held.
-  std::size_t nbytes() const noexcept { return arena_.nbytes(); }
+  std::size_t nbytes() const noexcept { return activations_.nbytes(); }
 
  private:
-  struct LayerViews {
-    TensorView x, normed, qkv, attended, lse, middle, middle_normed, wide, activated;
-    TensorView drawn;  // in attention; empty: drawn again
-  };
-  struct Views {
-    std::vector<LayerViews> layers;
-    TensorView x;       // (N,C) after the last block
-    TensorView normed;  // (N,C) output of the last norm
-    TensorView branch;  // (N,C) before its dropout
-    TensorView dx, dbranch,
-        dnormed;  // (N,C) gradients: the stream, a branch before its dropout, a norm's output
-    TensorView dattended, dqkv, dwide;
-    TensorView logits;  // (R,V), with the columns of zeros
-    TensorView losses;  // (1,N)
-  };
-
   double run(const TrainingBatch& batch, float scale, const PassDropout& dropout);
-  void plan(const TrainingBatch& batch, bool backward);
   void zero(const TensorView& gradient);
   void zero_gradients();
   void forward();
@@ -96,6 +79,7 @@ class TrainingPass {
 
   // Joints of the stream are numbered 0 … 2L: where the embedding, then each branch in turn, has been added,
   // and a norm begins the next branch.
+  const Activations::Views& views() const noexcept { return activations_.views(); }
   const TensorView& stream_at(std::size_t joint) const;
   const TensorView& normed_at(std::size_t joint) const;
   LayerNorm norm_at(std::size_t joint) const;
@@ -117,11 +101,8 @@ class TrainingPass {
   Gpt2Tensors parameters_, gradients_;
   Gpt2Tensors factors_;  // the parameters as products take them
   WeightFormat compute_;
-  ArenaPlan plan_;
-  Arena arena_;
-  Views views_;
   DType half_;  // of activations between matrices: f32, or narrower on a device that computes in bf16
-  bool keeps_;  // what could be computed again
+  Activations activations_;
   std::vector<float> losses_;
   PlacedLists placed_;
   struct {

@@ -66,6 +66,34 @@ TEST_CASE("a run resumes from its checkpoint as if it had not stopped") {
   CHECK(weights_of(through) == weights_of(resumed));
 }
 
+TEST_CASE("the memory of a run is told before it is taken, to the byte") {
+  ExecContext context({.threads = 1});
+  for (std::size_t index = 0; index < 2; ++index) {
+    const Case c(index);
+    for (const float dropout : {0.0f, 0.1f}) {
+      for (const WeightFormat compute : {WeightFormat::f32, WeightFormat::bf16}) {
+        TrainOptions options = options_of(c.data);
+        options.dropout = dropout;
+        options.compute = compute;
+        const TrainingBatch batch = c.batches().front();
+        Trainer trainer = Trainer::from_weights(context, c.source(), options);
+        trainer.loss(batch);
+        const std::size_t evaluating = trainer.nbytes();
+        trainer.step(std::span(&batch, 1));
+        CHECK(trainer.nbytes() > evaluating);
+        CHECK(Trainer::nbytes_of(context, c.config, options, batch.cu_seqlens) == trainer.nbytes());
+      }
+    }
+  }
+  // GPT-2 124M at 4 x 64: 4 x 498 MB, 12 layers of 64-byte rows, 64 MiB of logits; tests/bench has the peak.
+  ModelConfig gpt2 = config_of(golden()["cases"][0]);
+  gpt2.vocab_size = 50257, gpt2.n_positions = 1024, gpt2.n_embd = 768, gpt2.n_layer = gpt2.n_head = 12;
+  const std::vector<std::int32_t> four = {0, 64, 128, 192, 256}, vast = {0, INT32_MAX};
+  CHECK(Trainer::nbytes_of(context, gpt2, {}, four) == doctest::Approx(2.14e9).epsilon(0.01));
+  gpt2.n_embd = kMaxEmbd, gpt2.n_layer = kMaxLayers;
+  CHECK(Trainer::nbytes_of(context, gpt2, {}, vast) == SIZE_MAX);
+}
+
 TEST_CASE("what is no checkpoint is refused") {
   const Case c(0);
   const TemporaryFolder folder;

@@ -75,6 +75,23 @@ TEST_CASE("[cuda] a run has the same bits twice, and resumes as if it had not st
   }
 }
 
+TEST_CASE("[cuda] the memory of a run is told before it is taken, to the byte") {
+  if (!have_gpu()) return;
+  const Case c(1);
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  for (const float dropout : {0.0f, 0.1f}) {
+    for (const WeightFormat compute : {WeightFormat::f32, WeightFormat::bf16}) {
+      TrainOptions options = options_of(c.data);
+      options.dropout = dropout;
+      options.compute = compute;
+      const TrainingBatch batch = c.batches().front();
+      Trainer trainer = Trainer::from_weights(context, c.source(), options);
+      trainer.step(std::span(&batch, 1));
+      CHECK(Trainer::nbytes_of(context, c.config, options, batch.cu_seqlens) == trainer.nbytes());
+    }
+  }
+}
+
 TEST_CASE("[cuda] products of bf16 train as those of f32 do, to their rounding") {
   if (!have_gpu()) return;
   const Case c(1);
