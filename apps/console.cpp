@@ -41,9 +41,14 @@ void Console::start_recording() {
   if (!options_.trace.empty()) trace_.emplace(AtomicFile::create(options_.trace).value());
 }
 
+bool Console::has_recorded() const {
+  return profiler_ != nullptr && !profiler_->rows().empty();
+}
+
 void Console::report() {
   if (profiler_ == nullptr) return;
-  if (options_.profile) say(profiler_->table());
+  if (!has_recorded()) note("inkling: nothing was recorded: the command has run no op");
+  if (options_.profile && has_recorded()) say(profiler_->table());
   if (!trace_) return;
   std::string pieces;
   profiler_->write_trace([&](std::string_view piece) {

@@ -53,6 +53,8 @@ class Console {
   Profiler* profiler() const noexcept { return profiler_.get(); }
   /// Begins to record if the options ask for it. Throws Error{output} when the trace cannot be written.
   void start_recording();
+  /// Whether there is anything to report.
+  bool has_recorded() const;
   /// What was recorded: the table on standard error, the trace to its file. Throws Error{output}.
   void report();
 

@@ -79,6 +79,14 @@ void config(const Gpt2Source& source, Facts& facts) {
   if (c.eos_token_id) facts.add("eos_token_id", *c.eos_token_id);
 }
 
+std::string tokenizer_of(const ModelOptions& options, const ModelConfig& config) {
+  const std::filesystem::path path = tokenizer_path(options);
+  const Result<Tokenizer> tokenizer = Tokenizer::load(path);
+  if (!tokenizer) return "none: " + tokenizer.error().message();
+  const Result<void> fits = check_fits(*tokenizer, config, path);
+  return tokenizer->description() + (fits ? "" : "; refused: " + fits.error().message());
+}
+
 void files(const InspectOptions& o, const std::filesystem::path& path, const Gpt2Source& source,
            Facts& facts) {
   facts.section("files");
@@ -92,8 +100,7 @@ void files(const InspectOptions& o, const std::filesystem::path& path, const Gpt
       facts.add(file.path.filename().string(), "sha256:" + file.sha256);
     }
   }
-  const Result<Tokenizer> tokenizer = Tokenizer::load(tokenizer_path(o.model));
-  facts.add("tokenizer", tokenizer ? tokenizer->description() : "none: " + tokenizer.error().message());
+  facts.add("tokenizer", tokenizer_of(o.model, source.config()));
 }
 
 void tensors(const Gpt2Source& source, Facts& facts) {

@@ -43,7 +43,8 @@ Setter device(Device& target, int& ordinal) {
 Result<Model> load(const fs::path& path, ExecContext& context, const ModelOptions& options,
                    const Console& console) {
   if (!options.verify.empty()) {
-    if (Result<void> verified = verify(path, options.verify); !verified) return verified.error();
+    if (Result<void> verified = verify(path, options.verify); !verified)
+      return about_flag(verified.error(), "verify");
   }
   Progress progress(console, "loading " + path.filename().string());
   LoadOptions load;
@@ -143,9 +144,16 @@ fs::path tokenizer_path(const ModelOptions& options) {
   if (!options.tokenizer.empty()) return options.tokenizer;
   const fs::path model = model_path(options);
   std::error_code ignored;
-  return fs::is_directory(model, ignored) ? model
-         : model.has_parent_path()        ? model.parent_path()
-                                          : fs::path(".");
+  const fs::file_status status = fs::status(model, ignored);
+  if (fs::is_directory(status) || !fs::exists(status)) return model;  // what is not there is named as it is
+  return model.has_parent_path() ? model.parent_path() : fs::path(".");
+}
+
+Result<void> check_fits(const Tokenizer& tokenizer, const ModelConfig& config, const fs::path& path) {
+  if (tokenizer.vocab_size() <= config.vocab_size) return {};
+  return Error(Code::malformed, path.string() + ": vocabulary: expected at most the model's " +
+                                    std::to_string(config.vocab_size) + " tokens, got " +
+                                    std::to_string(tokenizer.vocab_size()));
 }
 
 ExecOptions exec_options(const ModelOptions& options, const Console& console) {
@@ -238,12 +246,7 @@ Error Workspace::with_limit(const Error& error) const {
 const Tokenizer& Workspace::tokenizer() {
   if (!tokenizer_) tokenizer_ = reading_.get();
   const Tokenizer& tokenizer = tokenizer_->value();
-  const std::int64_t vocab = model_->config().vocab_size;
-  if (tokenizer.vocab_size() > vocab) {
-    throw Error(Code::malformed, tokenizer_path(options_).string() + ": expected at most the model's " +
-                                     std::to_string(vocab) + " tokens, got " +
-                                     std::to_string(tokenizer.vocab_size()));
-  }
+  check_fits(tokenizer, model_->config(), tokenizer_path(options_)).value();
   return tokenizer;
 }
 

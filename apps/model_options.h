@@ -52,6 +52,9 @@ void add_tokenizer_options(Options& options, ModelOptions& model);
 std::filesystem::path model_path(const ModelOptions& options);
 /// Folder or file of the tokenizer.
 std::filesystem::path tokenizer_path(const ModelOptions& options);
+/// Whether a model has all tokens of a tokenizer, which was read from `path`. Error{malformed} if not.
+Result<void> check_fits(const Tokenizer& tokenizer, const ModelConfig& config,
+                        const std::filesystem::path& path);
 
 ExecOptions exec_options(const ModelOptions& options, const Console& console);
 /// The same for a command that has no GPU form: auto means the CPU. Throws Error{device} for cuda.

@@ -37,6 +37,12 @@ std::string flag_name(std::string_view option) {
   return name;
 }
 
+Error about_flag(const Error& error, std::string_view field) {
+  const std::string message = error.message();
+  if (!message.starts_with(std::string(field) + ": ")) return error;
+  return Error(error.code(), "--" + flag_name(field) + message.substr(field.size()));
+}
+
 Setter text(std::string& target) {
   return [&target](const std::string& value) { target = value; };
 }

@@ -32,6 +32,10 @@ using Setter = std::function<void(const std::string& value)>;
 /// A field's name on the command line: "top_p" is "top-p".
 std::string flag_name(std::string_view option);
 
+/// An Error that names this field of the library's options ("top_p: expected …") as one that names its flag
+/// ("--top-p: expected …"); any other as it is.
+Error about_flag(const Error& error, std::string_view field);
+
 /// Parses all of `text` as a number; false when it is none or does not fit.
 template <class T>
 bool parse_number(std::string_view text, T& value) {

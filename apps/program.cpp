@@ -27,25 +27,37 @@ std::filesystem::path default_config() {
   return !folder.empty() && fs::exists(path, ignored) ? path : fs::path();
 }
 
-std::string in_words(const CLI::ParseError& error, const CLI::App& command) {
+// The words of the command line that nothing takes, as they were typed. CLI11's message has them in reverse.
+std::string unknown_words(const CLI::App& app, const CLI::App& command) {
+  std::string words;
+  for (const std::string& word : app.remaining(true)) words += (words.empty() ? "" : " ") + word;
+  const std::string kind = command.get_parent() == nullptr ? "a command or an option"
+                           : words.starts_with('-')        ? "an option"
+                                                           : "an argument";
+  return words + ": not " + kind + " here (see " + command_path(command) + " --help)";
+}
+
+std::string in_words(const CLI::ParseError& error, const CLI::App& app, const CLI::App& command) {
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) return unknown_words(app, command);
   const std::string message = error.what();
   const std::size_t colon = std::min(message.rfind(": "), message.size());
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && colon < message.size()) {
-    const std::string kind = command.get_parent() == nullptr ? "a command or an option" : "an option";
-    return message.substr(colon + 2) + ": not " + kind + " here (see " + command_path(command) + " --help)";
-  }
   if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && colon < message.size()) {
     return message.substr(0, message.find(": ")) + ": expected a value, got none";
   }
   return message;
 }
 
-// What was recorded is worth as much when the work was cut short.
+// What was recorded is worth as much when the work was cut short or has failed. The failure is the one that
+// counts, whatever becomes of the report.
 void run_and_report(const std::function<void(const Console&)>& run, Console& console) {
   try {
     run(console);
-  } catch (const Interrupted&) {
-    console.report();
+  } catch (const std::exception&) {
+    try {
+      if (console.has_recorded()) console.report();
+    } catch (const Error& error) {
+      console.note("inkling: warning: " + error.message());
+    }
     throw;
   }
   console.report();
@@ -103,7 +115,7 @@ void Program::parse(int argc, const char* const* argv) {
     const CLI::App* at = app_.get();
     while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
     if (at->count("--help") > 0) return;  // whoever asks for help need not have the rest right
-    throw Error(Code::usage, in_words(error, *at));
+    throw Error(Code::usage, in_words(error, *app_, *at));
   }
 }
 

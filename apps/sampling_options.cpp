@@ -37,7 +37,8 @@ bool SamplingOptions::has(std::string_view name) const {
   return std::any_of(given.begin(), given.end(), [&](const auto& each) { return each.first == name; });
 }
 
-GenerationConfig SamplingOptions::resolve(const PublishedGeneration& published) const {
+GenerationConfig SamplingOptions::resolve(const PublishedGeneration& published,
+                                          std::int64_t vocab_size) const {
   GenerationConfig config;
   if (!preset.empty()) {
     config = GenerationConfig::preset(preset).value();
@@ -50,6 +51,14 @@ GenerationConfig SamplingOptions::resolve(const PublishedGeneration& published) 
     if (published.do_sample == false) config.temperature = 0;
   }
   for (const auto& [name, value] : given) set_option(config, name, value).value();
+  try {
+    config.validate(vocab_size);
+  } catch (const Error& error) {  // "FIELD: expected …"
+    const std::string message = error.message();
+    const std::string field = message.substr(0, message.find(':'));
+    if (has(field)) throw about_flag(error, field);
+    throw Error(Code::malformed, "generation_config.json: " + message);
+  }
   return config;
 }
 

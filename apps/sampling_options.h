@@ -19,8 +19,9 @@ struct SamplingOptions {
   std::vector<std::pair<std::string_view, std::string>> given;  ///< option of the table and value
 
   bool has(std::string_view name) const;
-  /// Asked for, over the preset, over the model's generation_config.json, over built-in.
-  GenerationConfig resolve(const PublishedGeneration& published) const;
+  /// Asked for, over the preset, over the model's generation_config.json, over built-in. Throws Error{usage}
+  /// for a flag and Error{malformed} for a published setting that is out of range or of the vocabulary.
+  GenerationConfig resolve(const PublishedGeneration& published, std::int64_t vocab_size) const;
 };
 void add_sampling_options(Options& options, SamplingOptions& sampling);
 

@@ -42,7 +42,9 @@ class BadInput(Folder):
         self.fails(2, "generate", "-p", "x", "--temperature", "nan", says="--temperature")
         self.fails(2, "generate", "-p", "x", "--preset", "gpt5", says="--preset")
         self.fails(2, "generate", "-p", "x", "--quant", "int3", says="--quant")
-        self.fails(2, "generate", "-p", "x", "-l", "99999+1", says="logit_bias: expected ids below 2048")
+        self.fails(2, "generate", "-p", "x", "-l", "99999+1", says="error: --logit-bias: expected ids below 2048, got 99999")
+        self.fails(2, "generate", "--prompts", self.file("p.jsonl", '{"prompt":"x"}'), "-l", "99999+1", says="error: --logit-bias: ")
+        self.fails(2, "generate", "-p", "x", "--verify", "sha256:00", says="error: --verify: expected sha256: and 64")
         self.fails(2, "eval", says="--perplexity")
         self.fails(2, says="subcommand")
 
@@ -53,7 +55,10 @@ class BadInput(Folder):
         self.fails(2, "generate", "-p", "x", "--stop", b"\xff", says="--stop")
 
     def test_commands_and_their_sources(self):
-        self.fails(2, "generat", says="generat")
+        self.fails(2, "generat", says="error: generat: not a command or an option here (see inkling --help)")
+        self.fails(2, "generate", "--foo", "--bar", says="error: --foo --bar: not an option here (see inkling generate --help)")
+        self.fails(2, "doctor", "-m", "x", says="error: -m x: not an option here (see inkling doctor --help)")
+        self.fails(2, "bench", "sdpa", "x", "y", says="error: x y: not an argument here (see inkling bench sdpa --help)")
         self.fails(2, "generate", says="--prompt TEXT")
         self.fails(2, "generate", "-p", "x", "-f", "y", says="got 2")
         for more in (["-p", "JULIET:"], ["-p", "-"], ["-"], ["--prompts", "y"]):
@@ -75,7 +80,7 @@ class BadInput(Folder):
         texts = self.file("t.jsonl", '{"text":"ROMEO:"}')
         self.fails(2, "eval", "--score", texts, "--stride", 4, says="--stride: expected --perplexity beside it")
         self.fails(2, "bench", "--ceiling", "--output", "json", says="--ceiling: expected --output md or csv beside it, got json")
-        self.fails(2, "bench", "--tokenizer", SAMPLE, says="--tokenizer: not an option here")
+        self.fails(2, "bench", "--tokenizer", SAMPLE, says=f"--tokenizer {SAMPLE}: not an option here")
         self.fails(2, "doctor", "--attn-order", "math", says="--attn-order: expected --attn SHAPE beside it")
 
     def test_texts_to_score(self):
@@ -107,10 +112,27 @@ class BadInput(Folder):
         self.fails(5, "eval", "--perplexity", self.file("t.txt", "To be. " * 200), "--max-memory", weights + page, says="--max-memory")
 
     def test_files(self):
-        self.fails(3, "generate", "-p", "x", "-m", self.folder / "no-model")
+        for path in (self.folder / "no-model", "weights/sampel", "sampel", "/nope"):
+            for command in (["generate", "-p", "x"], ["eval", "--perplexity", "x"], ["bench"], ["inspect"], ["tokenize", "x"], ["detokenize", "1"]):
+                self.fails(3, *command, "-m", path, says=f"error: {path}: ")
         self.fails(3, "generate", "-f", self.folder / "no-file", says="no-file")
         self.fails(4, "inspect", self.broken(), says="model.safetensors")
         self.fails(4, "inspect", SAMPLE, "--verify", "sha256:" + "0" * 64, says="sha256")
+
+    def test_a_tokenizer_that_is_larger_than_the_model(self):
+        self.file("meta.json", json.dumps({"stoi": {chr(0x4e00 + i): i for i in range(2049)}}))
+        says = f"{self.folder}: vocabulary: expected at most the model's 2048 tokens, got 2049"
+        self.fails(4, "generate", "-p", "\u4e00", "--tokenizer", self.folder, says=says)
+        told = run("inspect", "--tokenizer", self.folder, "--no-hash")
+        self.assertEqual(told.returncode, 0)
+        self.assertIn("; refused: " + says, told.stdout)
+
+    def test_a_published_setting_out_of_range_is_named_with_its_file(self):
+        for name in ("config.json", "tokenizer.model", "model.safetensors"):
+            self.file(name, (SAMPLE / name).read_bytes())
+        self.file("generation_config.json", '{"temperature": 1e30}')
+        self.fails(4, "generate", "-m", self.folder, "-p", "x", says="generation_config.json: temperature: expected a number from 0 to 10000")
+        self.assertEqual(run("generate", "-m", self.folder, "-p", "x", "-n", 1, "--temperature", 1).returncode, 0)
 
     def broken(self):
         for name in ("config.json", "tokenizer.model"):
