@@ -1,7 +1,9 @@
 // inkling inspect: what a model holds, what it would take, and how this machine would run it.
+#include <cmath>
 #include <memory>
 
 #include "apps/attention_case.h"
+#include "apps/facts.h"
 #include "apps/generation.h"
 #include "apps/json_text.h"
 #include "apps/program.h"
@@ -19,48 +21,6 @@ struct InspectOptions {
   bool explain = false, tensors = false, no_hash = false;
 };
 
-// Everything that is told: a section, a name, a value that is already JSON, and the value for people.
-struct Fact {
-  std::string section, name, json, text;
-};
-
-class Facts {
- public:
-  void section(std::string name) { section_ = std::move(name); }
-  void add(std::string name, const std::string& text) {
-    facts_.push_back({section_, std::move(name), json_string(text), text});
-  }
-  template <class Number>
-  requires std::is_arithmetic_v<Number>
-  void add(std::string name, Number value, const std::string& unit = "") {
-    facts_.push_back({section_, std::move(name), std::to_string(value), std::to_string(value) + unit});
-  }
-
-  void print_text() const {
-    std::string last;
-    for (const Fact& fact : facts_) {
-      if (fact.section != last) Console::write((last.empty() ? "" : "\n") + fact.section + '\n');
-      last = fact.section;
-      std::string name = "  " + fact.name;
-      name.resize(std::max<std::size_t>(name.size() + 1, 22), ' ');
-      Console::write(name + fact.text + '\n');
-    }
-  }
-  void print_json() const {
-    std::string out, last;
-    for (const Fact& fact : facts_) {
-      if (fact.section != last) out += (last.empty() ? "{" : "},\n") + json_string(fact.section) + ":{";
-      out += (fact.section == last ? "," : "") + json_string(fact.name) + ":" + fact.json;
-      last = fact.section;
-    }
-    Console::write(out + "}}\n");
-  }
-
- private:
-  std::string section_;
-  std::vector<Fact> facts_;
-};
-
 void config(const Gpt2Source& source, Facts& facts) {
   const ModelConfig& c = source.config();
   facts.section("config");
@@ -72,7 +32,7 @@ void config(const Gpt2Source& source, Facts& facts) {
   facts.add("n_head", c.n_head);
   facts.add("n_inner", c.inner());
   facts.add("activation", std::string(activation_name(c.activation)));
-  facts.add("layer_norm_epsilon", format("%g", static_cast<double>(c.layer_norm_epsilon)));
+  facts.add("layer_norm_epsilon", c.layer_norm_epsilon);
   facts.add("bias", std::string(c.bias == Bias::present ? "present" : "absent"));
   facts.add("head", std::string(c.head == Head::tied ? "tied" : "separate"));
   if (c.bos_token_id) facts.add("bos_token_id", *c.bos_token_id);
@@ -87,6 +47,19 @@ std::string tokenizer_of(const ModelOptions& options, const ModelConfig& config)
   return tokenizer->description() + (fits ? "" : "; refused: " + fits.error().message());
 }
 
+// As text, lines of a manifest for --verify.
+void hashes(const std::filesystem::path& path, Facts& facts) {
+  std::vector<std::pair<std::string, std::string>> members;
+  std::vector<std::string> lines;
+  const std::vector<FileHash> files = hash_weight_files(path).value();
+  for (const FileHash& file : files) {
+    const std::string name = file.path.filename().string();
+    members.emplace_back(name, json_string(file.sha256));
+    lines.push_back(file.sha256 + "  " + name);
+  }
+  facts.add("sha256", json_object(members), std::move(lines));
+}
+
 void files(const InspectOptions& o, const std::filesystem::path& path, const Gpt2Source& source,
            Facts& facts) {
   facts.section("files");
@@ -94,20 +67,26 @@ void files(const InspectOptions& o, const std::filesystem::path& path, const Gpt
   facts.add("layout", std::string(source.tensors().layout == MatrixLayout::in_out ? "Conv1D (in,out)"
                                                                                   : "nn.Linear (out,in)"));
   facts.add("tensor_bytes", source.tensor_bytes());
-  if (!o.no_hash) {
-    const std::vector<FileHash> hashes = hash_weight_files(path).value();
-    for (const FileHash& file : hashes) {
-      facts.add(file.path.filename().string(), "sha256:" + file.sha256);
-    }
-  }
+  if (!o.no_hash) hashes(path, facts);
   facts.add("tokenizer", tokenizer_of(o.model, source.config()));
 }
 
 void tensors(const Gpt2Source& source, Facts& facts) {
   facts.section("tensors");
   for (const NamedTensor* tensor : source.files().tensors()) {
-    facts.add(tensor->name, std::string(dtype_name(tensor->view.dtype)) + ' ' + tensor->view.shape_string());
+    const TensorView& view = tensor->view;
+    const std::string dtype(dtype_name(view.dtype));
+    const std::string shape = json_list(std::span(view.shape.data(), view.rank));
+    facts.add(tensor->name, json_object({{"dtype", json_string(dtype)}, {"shape", shape}}),
+              {dtype + ' ' + shape});
   }
+}
+
+void generation(const Model& model, Facts& facts) {
+  facts.section("generation");
+  if (const auto first = model.first_id()) facts.add("first_id", *first);
+  const std::string ends = id_list(model.end_ids());
+  facts.add("end_ids", ends, {ends});
 }
 
 void memory(Workspace& workspace, Facts& facts) {
@@ -115,19 +94,27 @@ void memory(Workspace& workspace, Facts& facts) {
   const Forward forward(model, workspace.context());
   const KvPool pool(forward.kv_shape(forward.default_kv_dtype()));
   facts.section("memory");
-  for (const std::string& line : model.memory_report()) {  // "name  shape  format  bytes"
-    const std::size_t gap = line.find("  ");
-    facts.add(line.substr(0, gap), line.substr(std::min(gap + 2, line.size())));
+  for (const MemoryUse& use : model.memory_report()) {
+    const std::string shape = use.shape.empty() ? "" : json_list(use.shape),
+                      format(weight_format_name(use.format));
+    facts.add(std::string(use.name),
+              json_object({{"count", std::to_string(use.count)},
+                           {"shape", shape.empty() ? "null" : shape},
+                           {"format", json_string(format)},
+                           {"bytes", std::to_string(use.bytes)}}),
+              {std::to_string(use.count) + " x " + (shape.empty() ? "" : shape + " ") + format + ", " +
+               std::to_string(use.bytes) + " bytes"});
   }
-  facts.add("all weights", model.nbytes(), " bytes");
-  facts.add("kv cache", std::string(dtype_name(forward.default_kv_dtype())) + ", " +
-                            std::to_string(pool.bytes_for(1)) + " bytes per " +
-                            std::to_string(kKvPageTokens) + " tokens of a sequence");
-  facts.add("kv, whole context", pool.bytes_for(model.config().n_positions), " bytes");
+  facts.add("all_weights", model.nbytes(), " bytes");
+  const std::string dtype(dtype_name(forward.default_kv_dtype())), page = std::to_string(pool.bytes_for(1)),
+                                                                   tokens = std::to_string(kKvPageTokens);
+  facts.add("kv_page", json_object({{"tokens", tokens}, {"dtype", json_string(dtype)}, {"bytes", page}}),
+            {dtype + ", " + page + " bytes per " + tokens + " tokens of a sequence"});
+  facts.add("kv_whole_context", pool.bytes_for(model.config().n_positions), " bytes");
 }
 
 // What cached_attention() will take under --attn: sdpa() chooses by the same rule.
-std::string attention_choice(Workspace& workspace, std::int64_t fresh, std::int64_t keys) {
+Choice attention_choice(Workspace& workspace, std::int64_t fresh, std::int64_t keys) {
   const ModelConfig& config = workspace.model().config();
   AttentionCase shape;
   shape.q_lengths = {fresh};
@@ -137,32 +124,27 @@ std::string attention_choice(Workspace& workspace, std::int64_t fresh, std::int6
   shape.mask = MaskKind::causal_lower_right;
   const AttentionData data(shape, nullptr);
   const SdpaChoice choice = choose(workspace.context(), data.forward());
-  std::string text = choice.backend ? std::string(sdpa_backend_name(*choice.backend)) : "none can run it";
-  for (const SdpaChoice::Refusal& refusal : choice.refused) {
-    text += "; " + std::string(sdpa_backend_name(refusal.backend)) + " refused: " + refusal.reason;
-  }
-  return text;
+  return choice_of(choice.backend ? sdpa_backend_name(*choice.backend) : "", choice.refused,
+                   [](const SdpaChoice::Refusal& r) { return std::string(sdpa_backend_name(r.backend)); });
 }
 
 void explain(Workspace& workspace, Facts& facts) {
   const ExecContext& context = workspace.context();
-  facts.section("how it runs here");
+  facts.section("execution");
   facts.add("cpu", cpu_name());
   facts.add("device", context.backend().description());
   const std::string cuda = cuda_unavailable_reason();
   facts.add("cuda", cuda.empty() ? "available" : "refused: " + cuda);
-  facts.add(std::string(isa_name(context.isa())), "chosen");
-  for (const IsaChoice::Refusal& refusal : context.isa_choice().refused) {
-    facts.add(std::string(isa_name(refusal.isa)), "refused: " + refusal.reason);
-  }
-  facts.add("threads",
-            std::to_string(context.pool().size()) + " of " + std::to_string(available_cpus()) + " CPUs");
+  facts.add("kernels", choice_of(isa_name(context.isa()), context.isa_choice().refused,
+                                 [](const IsaChoice::Refusal& r) { return std::string(isa_name(r.isa)); }));
+  facts.add("threads", context.pool().size());
+  facts.add("cpus", available_cpus());
   facts.add("matrices", std::string(weight_format_name(workspace.model().format())));
-  facts.add("attention", "over cached pages of " + std::to_string(kKvPageTokens) + " tokens, in order");
+  // Over cached pages, in order: of a prompt that fills the context, and of the last token after it.
   const std::int64_t most = workspace.model().config().n_positions;
-  facts.add("prompt of " + std::to_string(most), attention_choice(workspace, most, most));
-  facts.add("one token more", attention_choice(workspace, 1, most));
-  facts.add("load", format("%.0f ms", workspace.load_ms()));
+  facts.add("attention_of_prompt", attention_choice(workspace, most, most));
+  facts.add("attention_of_token", attention_choice(workspace, 1, most));
+  facts.add("load_ms", std::round(static_cast<float>(workspace.load_ms()) * 10) / 10);
 }
 
 void inspect(InspectOptions& o, const Console& console) {
@@ -180,6 +162,7 @@ void inspect(InspectOptions& o, const Console& console) {
     if (o.tensors) tensors(source, facts);
   }
   Workspace workspace(o.model, ReadTokenizer::when_needed, console);
+  generation(workspace.model(), facts);
   memory(workspace, facts);
   if (o.explain) explain(workspace, facts);
   o.output == Output::text ? facts.print_text() : facts.print_json();

@@ -82,6 +82,17 @@ void for_each_small(const Gpt2Tensors& t, Visit&& visit) {
   }
   visit(t.lnf_w), visit(t.lnf_b);
 }
+/// The same once loaded, in the same order.
+template <class Visit>
+void for_each_small(const Model& model, Visit&& visit) {
+  visit(model.positions());
+  for (const LayerWeights& l : model.layers()) {
+    for (const Tensor* t : {&l.ln1.weight, &l.ln1.bias, &l.qkv.bias, &l.proj.bias, &l.ln2.weight, &l.ln2.bias,
+                            &l.fc.bias, &l.fcproj.bias})
+      visit(*t);
+  }
+  visit(model.final_norm().weight), visit(model.final_norm().bias);
+}
 
 }  // namespace
 
@@ -266,22 +277,12 @@ Result<void> Model::write_packed_cache() const {
                  "model: write_packed_cache: expected a load with packed_cache, got one without");
   }
   std::vector<std::byte> small;
-  const auto add = [&](const Tensor& tensor) {
+  for_each_small(*this, [&](const Tensor& tensor) {
     const std::size_t begin = small.size();
     small.resize(begin + cached_nbytes(tensor.view()));
     if (tensor.view().data != nullptr)
       std::memcpy(small.data() + begin, tensor.view().data, tensor.view().nbytes());
-  };
-  // In the order of for_each_small().
-  const auto norm = [&](const NormWeights& n) { add(n.weight), add(n.bias); };
-  add(positions_);
-  for (const LayerWeights& l : layers_) {
-    norm(l.ln1);
-    add(l.qkv.bias), add(l.proj.bias);
-    norm(l.ln2);
-    add(l.fc.bias), add(l.fcproj.bias);
-  }
-  norm(final_norm_);
+  });
   return inkling::write_packed_cache(cache_folder_, *cache_key_, {layers_[0].qkv.weight.data, slab_bytes_},
                                      small);
 }
@@ -293,34 +294,35 @@ std::optional<std::int32_t> Model::first_id() const noexcept {
 }
 
 std::uint64_t Model::nbytes() const noexcept {
-  std::uint64_t total = slab_bytes_ + positions_.nbytes();
-  const auto norm = [](const NormWeights& n) { return n.weight.nbytes() + n.bias.nbytes(); };
-  total += norm(final_norm_);
-  for (const LayerWeights& l : layers_) {
-    total += norm(l.ln1) + norm(l.ln2);
-    for (const LinearWeights* w : {&l.qkv, &l.proj, &l.fc, &l.fcproj}) total += w->bias.nbytes();
-  }
+  std::uint64_t total = slab_bytes_;
+  for_each_small(*this, [&](const Tensor& tensor) { total += tensor.nbytes(); });
   return total;
 }
 
-std::vector<std::string> Model::memory_report() const {
-  std::vector<std::string> lines;
-  const auto line = [&](const char* name, const PackedMatrix& m, std::size_t count) {
-    lines.push_back(std::string(name) + "  " + (count > 1 ? std::to_string(count) + " x " : "") + "[" +
-                    std::to_string(m.k) + ", " + std::to_string(m.n) + "]  " +
-                    std::string(weight_format_name(m.format)) + "  " + std::to_string(m.bytes * count) +
-                    " bytes");
+std::vector<MemoryUse> Model::memory_report() const {
+  std::vector<MemoryUse> uses;
+  const auto matrices = [&](std::string_view name, const PackedMatrix& m, std::size_t count) {
+    uses.push_back({name, static_cast<std::int64_t>(count), {m.k, m.n}, m.format, m.bytes * count});
   };
-  line(head_ ? "embedding" : "embedding and head (tied)", embedding_, 1);
-  if (head_) line("head", *head_, 1);
-  lines.push_back("positions  " + positions_.view().shape_string() + "  f32  " +
-                  std::to_string(positions_.nbytes()) + " bytes");
-  if (layers_.empty()) return lines;
-  line("attention qkv", layers_[0].qkv.weight, layers_.size());
-  line("attention projection", layers_[0].proj.weight, layers_.size());
-  line("mlp up", layers_[0].fc.weight, layers_.size());
-  line("mlp down", layers_[0].fcproj.weight, layers_.size());
-  return lines;
+  matrices("embedding", embedding_, 1);
+  if (head_) matrices("head", *head_, 1);
+  const TensorView positions = positions_.view();
+  uses.push_back(
+      {"positions", 1, {positions.shape[0], positions.shape[1]}, WeightFormat::f32, positions_.nbytes()});
+  if (!layers_.empty()) {
+    matrices("attention_qkv", layers_[0].qkv.weight, layers_.size());
+    matrices("attention_projection", layers_[0].proj.weight, layers_.size());
+    matrices("mlp_up", layers_[0].fc.weight, layers_.size());
+    matrices("mlp_down", layers_[0].fcproj.weight, layers_.size());
+  }
+  MemoryUse rest{"norms_and_biases"};
+  for_each_small(*this, [&](const Tensor& tensor) {
+    if (&tensor == &positions_ || tensor.nbytes() == 0) return;
+    ++rest.count;
+    rest.bytes += tensor.nbytes();
+  });
+  uses.push_back(std::move(rest));
+  return uses;
 }
 
 }  // namespace inkling

@@ -66,6 +66,15 @@ struct LayerWeights {
   LinearWeights fcproj;  // (I,C)
 };
 
+/// What all tensors of one kind take.
+struct MemoryUse {
+  std::string_view name;
+  std::int64_t count = 0;
+  std::vector<std::int64_t> shape;  ///< of each; empty where they differ
+  WeightFormat format = WeightFormat::f32;
+  std::uint64_t bytes = 0;  ///< of all
+};
+
 class Model {
  public:
   /// Opens, checks and packs a model folder or file. Source pages are let go as they are packed, so that
@@ -94,8 +103,8 @@ class Model {
   Device device() const noexcept { return embedding_.device; }
   /// Bytes of all weights: the packed matrices, positions, norms and biases.
   std::uint64_t nbytes() const noexcept;
-  /// Lines "name  shape  format  bytes", one per kind of matrix, for reports.
-  std::vector<std::string> memory_report() const;
+  /// One for each kind of tensor, for reports. Their bytes are nbytes() in all.
+  std::vector<MemoryUse> memory_report() const;
 
   const PackedMatrix& embedding() const noexcept { return embedding_; }  ///< (C,V); the head too when tied
   const PackedMatrix& head() const noexcept { return head_ ? *head_ : embedding_; }

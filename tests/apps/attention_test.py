@@ -33,11 +33,14 @@ class Attention(Folder):
         self.assertIn("query rows, at most 16", refused.stderr)
         self.assertEqual(score("--attn", "decode", "--prefill-chunk", 16).stdout, default.stdout)
         self.assertEqual(score("--attn", "decode,flash").stdout, default.stdout)
-        for name, first in (("flash", "flash"), ("math,flash", "math"), ("decode", "none can run it; decode refused: Tq")):
-            explained = json.loads(run("inspect", "--no-hash", "--explain", "--output", "json", "--attn", name).stdout)["how it runs here"]
-            prompt = next(text for key, text in explained.items() if key.startswith("prompt of "))
-            self.assertTrue(prompt.startswith(first), prompt)
-            self.assertIn("not among the backends allowed here", prompt)
+        for names, chosen in (("flash", "flash"), ("math,flash", "math"), ("decode", None)):
+            explain = ["inspect", "--no-hash", "--explain", "--attn", names]
+            prompt = json.loads(run(*explain, "--output", "json").stdout)["execution"]["attention_of_prompt"]
+            self.assertEqual(prompt["chosen"], chosen)
+            self.assertEqual({*prompt["refused"], chosen} - {None}, {"flash", "decode", "math"})
+            self.assertEqual([name for name, reason in prompt["refused"].items() if reason == "not among the backends allowed here"],
+                             [name for name in ("flash", "decode", "math") if name not in names])
+            self.assertRegex(run(*explain).stdout, "attention_of_prompt +" + (f"{chosen}: chosen" if chosen else "none can run it") + "\n")
         for bad in ["fast", "flash,flash", "flash,", ""]:
             done = score("--attn", bad)
             self.assertEqual(done.returncode, 2)

@@ -95,7 +95,7 @@ class BadInput(Folder):
 
     def test_a_limit_of_memory_holds_for_weights_keys_and_values_and_is_named(self):
         memory = json.loads(run("inspect", "--no-hash", "--output", "json").stdout)["memory"]
-        weights, page = memory["all weights"], memory["kv, whole context"] // 4  # of 64 tokens
+        weights, page = memory["all_weights"], memory["kv_page"]["bytes"]
         texts = self.file("t.jsonl", "".join(json.dumps({"ids": [1 + i] * length}) + "\n" for i, length in enumerate((60, 5, 120, 30))))
         commands = ["generate", "-p", "x", "-n", 65], ["eval", "--score", texts], ["bench", "-p", 65, "-n", 0, "-r", 1]
         for command in commands:

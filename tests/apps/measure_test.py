@@ -96,18 +96,42 @@ class About(Folder):
         weights = (SAMPLE / "model.safetensors").read_bytes()
         digest = hashlib.sha256(weights).hexdigest()
         facts = json.loads(run("inspect", "--tensors", "--output", "json").stdout)
-        self.assertEqual(facts["files"]["model.safetensors"], "sha256:" + digest)
+        self.assertEqual(facts["files"]["sha256"], {"model.safetensors": digest})
+        self.assertIn(f"  sha256                {digest}  model.safetensors\n", run("inspect").stdout)
         header = json.loads(weights[8:8 + int.from_bytes(weights[:8], "little")])
-        self.assertEqual(set(facts["tensors"]), set(header) - {"__metadata__"})
+        self.assertEqual(facts["tensors"], {name: {"dtype": tensor["dtype"].lower(), "shape": tensor["shape"]}
+                                            for name, tensor in header.items() if name != "__metadata__"})
         for good in ("sha256:" + digest, self.file("good", digest + "  model.safetensors\n")):
             self.assertEqual(run("generate", "-p", "x", "-n", 1, "--verify", good).returncode, 0)
         self.fails(4, "generate", "-p", "x", "--verify", self.file("bad", "0" * 64 + "  model.safetensors\n"), says="model.safetensors")
 
     def test_inspect_and_doctor_explain(self):
         explained = run("inspect", "--explain").stdout
-        for word in ("parameters", "3111936", "sha256", "refused", "kv cache"):
+        for word in ("parameters", "3111936", "sha256", "refused", "kv_page"):
             self.assertIn(word, explained)
         self.assertIn("chosen", run("doctor").stdout)
+
+    def test_inspect_tells_programs_numbers(self):
+        config = json.loads((SAMPLE / "config.json").read_text())
+        for more, bits in ([], 16), (["--dtype", "f32"], 32), (["--quant", "int8"], None):
+            facts = json.loads(run("inspect", "--no-hash", "--explain", "--output", "json", *more).stdout)
+            self.assertEqual(list(facts), ["files", "config", "generation", "memory", "execution"])
+            for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "eos_token_id"):
+                self.assertEqual(facts["config"][name], config[name], name)
+            self.assertAlmostEqual(facts["config"]["layer_norm_epsilon"] / config["layer_norm_epsilon"], 1, delta=1e-7)  # of one f32
+            self.assertEqual(facts["generation"], {"first_id": 1, "end_ids": [1]})
+            memory = facts["memory"]
+            weights = {name: use for name, use in memory.items() if isinstance(use, dict) and "count" in use}
+            self.assertEqual(sum(use["bytes"] for use in weights.values()), memory["all_weights"])
+            self.assertEqual(weights["mlp_up"]["shape"], [192, 768])
+            self.assertEqual(weights["norms_and_biases"], {"count": 2 + 6 * 8, "shape": None, "format": "f32", "bytes": 4 * 192 * (2 + 6 * 13)})
+            if bits:
+                self.assertEqual(weights["mlp_up"]["bytes"], 6 * 192 * 768 * bits // 8)
+            self.assertEqual(memory["kv_whole_context"], 256 // memory["kv_page"]["tokens"] * memory["kv_page"]["bytes"])
+            execution = facts["execution"]
+            self.assertNotIn(execution["kernels"]["chosen"], execution["kernels"]["refused"])
+            self.assertGreater(execution["load_ms"], 0)
+            self.assertGreaterEqual(execution["threads"], 1)
 
 
 if __name__ == "__main__":
