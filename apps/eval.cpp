@@ -98,7 +98,7 @@ void perplexity_of_file(const EvalOptions& o, Workspace& workspace, const Consol
     throw Error(Code::usage, "--stride: expected at most the window's " + std::to_string(window) +
                                  " tokens, got " + std::to_string(stride));
   }
-  const Perplexity result = located(o.perplexity.string(), [&] {
+  const Perplexity result = located(input_name(o.perplexity), [&] {
     const auto ids = workspace.tokenizer().encode(text).value();
     Progress progress(console, "scoring");
     ScoreOptions options = score_options(o, workspace);

@@ -44,13 +44,11 @@ std::vector<std::int32_t> encode(Workspace& workspace, std::string_view text) {
 }
 
 void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generation) {
-  const char* name = !o.file.empty() ? "--file" : !o.words.empty() ? "-" : "--prompt";
-  const bool from_stdin = !o.words.empty() || (!o.prompt.empty() && o.prompt.front() == "-");
-  const std::string text = !o.file.empty() ? read_text(o.file)
-                           : from_stdin    ? read_text("-")
-                                           : o.prompt.front();
+  const bool given = !o.prompt.empty() && o.prompt.front() != "-";
+  const std::filesystem::path file = o.file.empty() ? "-" : o.file;
+  const std::string text = given ? o.prompt.front() : read_text(file);
   Prompt prompt{"0", o.raw_bytes ? text : to_valid_utf8(text), {}, *generation.config().seed, 0};
-  located(name, [&] {
+  located(given ? "--prompt" : input_name(file), [&] {
     prompt.ids = encode(workspace, text);
     prompt.max_tokens = generation.config().max_tokens;
     generation.add(std::move(prompt));

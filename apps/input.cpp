@@ -93,8 +93,12 @@ class Descriptor {
 
 }  // namespace
 
+std::string input_name(const std::filesystem::path& path) {
+  return path == "-" ? "standard input" : path.string();
+}
+
 std::string read_text(const std::filesystem::path& path) {
-  const std::string name = path == "-" ? "standard input" : path.string();
+  const std::string name = input_name(path);
   const auto fail = [&] { throw Error(Code::file, name + ": cannot read: " + std::strerror(errno)); };
   const Descriptor file(path);
   if (file.number() < 0) fail();
@@ -200,8 +204,7 @@ std::vector<Record> read_records(const std::filesystem::path& path,
                                  std::initializer_list<std::string_view> known) {
   const std::string text = read_text(path);
   std::vector<Record> records;
-  for_each_record(text, path == "-" ? "standard input" : path.string(), known,
-                  [&](const Record& record) { records.push_back(record); });
+  for_each_record(text, input_name(path), known, [&](const Record& record) { records.push_back(record); });
   return records;
 }
 

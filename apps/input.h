@@ -13,6 +13,9 @@
 
 namespace inkling::app {
 
+/// A file's name in errors: "standard input" for "-".
+std::string input_name(const std::filesystem::path& path);
+
 /// A whole file, or standard input for "-". Throws Error{file}, or Interrupted.
 std::string read_text(const std::filesystem::path& path);
 

@@ -19,6 +19,7 @@ struct InspectOptions {
   std::vector<std::string> words;
   Output output = Output::text;
   bool explain = false, tensors = false, no_hash = false;
+  const Options* command_line = nullptr;
 };
 
 void config(const Gpt2Source& source, Facts& facts) {
@@ -148,9 +149,8 @@ void explain(Workspace& workspace, Facts& facts) {
 }
 
 void inspect(InspectOptions& o, const Console& console) {
-  if (o.words.size() + (o.model.model.empty() ? 0 : 1) > 1) {
-    throw Error(Code::usage, "expected one of MODEL and --model PATH, got " +
-                                 std::to_string(o.words.size() + (o.model.model.empty() ? 0 : 1)));
+  if (const std::size_t models = o.words.size() + (o.command_line->given("model") ? 1 : 0); models > 1) {
+    throw Error(Code::usage, "expected one of MODEL and --model PATH, got " + std::to_string(models));
   }
   if (!o.words.empty()) o.model.model = o.words.front();
   const auto path = model_path(o.model);
@@ -174,6 +174,7 @@ void add_inspect(Program& program) {
   auto o = std::make_shared<InspectOptions>();
   Options& options = program.command("inspect", "what a model holds, and how it would run here",
                                      [o](const Console& console) { inspect(*o, console); });
+  o->command_line = &options;
   options.group("What and how", Options::Layers::command_line);
   options.words("[MODEL]", "the same as --model", o->words);
   options.flag("--explain", "what was chosen to run it, and why not the rest", o->explain);

@@ -186,6 +186,11 @@ void Options::apply(const Setting& setting, const ConfigFile* file) const {
   }
 }
 
+bool Options::given(std::string_view key) const {
+  return std::any_of(settings_.begin(), settings_.end(),
+                     [&](const Setting& s) { return s.key == key && s.option->count() > 0; });
+}
+
 bool Options::has_key(std::string_view key) const {
   return std::any_of(settings_.begin(), settings_.end(),
                      [&](const Setting& s) { return s.layers == Layers::all && s.key == key; });

@@ -126,6 +126,8 @@ class Options {
   /// Sets every target from the topmost layer that has a value for it. `file` may be null.
   void apply(const ConfigFile* file) const;
   bool has_key(std::string_view key) const;
+  /// Whether the command line itself, the topmost layer, has a value for it.
+  bool given(std::string_view key) const;
   CLI::App& app() const noexcept { return *app_; }
   const std::string& section() const noexcept { return section_; }
 

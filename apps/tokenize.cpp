@@ -17,15 +17,20 @@ struct TokenizeOptions {
   bool ids = false, json = false, offsets = false, no_special = false;
 };
 
-std::string input_text(const TokenizeOptions& o) {
+struct Input {
+  std::string name, text;  // its name in errors
+};
+
+Input read_input(const TokenizeOptions& o) {
   const std::size_t sources = o.words.size() + o.prompt.size() + (o.file.empty() ? 0 : 1);
   if (sources != 1) {
     throw Error(Code::usage, "expected one of TEXT, --prompt TEXT, --file FILE and - (standard input), got " +
                                  std::to_string(sources));
   }
-  if (!o.file.empty()) return read_text(o.file);
+  if (!o.file.empty()) return {input_name(o.file), read_text(o.file)};
   const std::string& text = o.words.empty() ? o.prompt.front() : o.words.front();
-  return text == "-" ? read_text("-") : text;
+  if (text == "-") return {input_name("-"), read_text("-")};
+  return {o.words.empty() ? "--prompt" : "TEXT", text};
 }
 
 std::string as_json(const TokenizeOptions& o, const Tokenizer& tokenizer,
@@ -62,11 +67,11 @@ std::string as_text(const TokenizeOptions& o, const Tokenizer& tokenizer,
 }
 
 void tokenize(const TokenizeOptions& o) {
-  const std::string text = input_text(o);
+  const Input input = read_input(o);
   const Tokenizer tokenizer = Tokenizer::load(tokenizer_path(o.model)).value();
   const EncodeOptions encode{o.no_special ? SpecialTokens::literal : SpecialTokens::parse};
-  const auto spans = located(o.file.empty() ? "text" : o.file.string(),
-                             [&] { return tokenizer.encode_with_offsets(text, encode).value(); });
+  const auto spans =
+      located(input.name, [&] { return tokenizer.encode_with_offsets(input.text, encode).value(); });
   Console::write(o.json ? as_json(o, tokenizer, spans) : as_text(o, tokenizer, spans));
 }
 

@@ -28,7 +28,7 @@ const Option kOptions[] = {
      "no n-gram of this size twice; 0: off"},
     {"logit_bias", "", 'l', &G::logit_bias, -1e4, 1e4, "ID+B or ID-B: add to a token's logit; repeatable"},
     {"stop", "", 0, &G::stop, 0, 0, "text that ends generation; repeatable"},
-    {"ignore_eos", "", 0, &G::ignore_eos, 0, 1, "go on past the end-of-text token"},
+    {"ignore_eos", "", 0, &G::ignore_eos, 0, 1, "go on past tokens that end a text"},
     {"logprobs", "", 0, &G::logprobs, -1, 1000, "report log-probabilities of the N likeliest"},
 };
 

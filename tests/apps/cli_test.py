@@ -53,6 +53,10 @@ class BadInput(Folder):
         self.fails(7, "generate", "-f", self.file("bad.txt", b"abc\xe2\x82"), says="offset 3")
         self.fails(7, "generate", "--prompts", self.file("p.jsonl", b'{"prompt":"\xff"}'), says="line 1")
         self.fails(2, "generate", "-p", "x", "--stop", b"\xff", says="--stop")
+        for words in (["generate", "-"], ["generate", "-f", "-"], ["tokenize", "-"], ["eval", "--perplexity", "-"]):
+            done = subprocess.run([INKLING, *words], input=b"abc\xff", capture_output=True, env=environment())
+            self.assertEqual((done.returncode, done.stdout), (7, b""), words)
+            self.assertIn(b"inkling: error: standard input: ", done.stderr)
 
     def test_commands_and_their_sources(self):
         self.fails(2, "generat", says="error: generat: not a command or an option here (see inkling --help)")

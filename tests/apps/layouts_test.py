@@ -130,6 +130,11 @@ class Layouts(Folder):
         other = self.model("other", HUGGING_FACE, whole({**tensors, "ln_f.bias": ([C], array.array("f", [0.5] * C))}))
         self.assertNotEqual(self.answers(other)[0][0], expected[0])
 
+    def test_an_empty_prompt_wants_a_token_to_begin_with(self):
+        folder = self.model("plain", HUGGING_FACE, {"model.safetensors": safetensors(weights())})
+        self.fails(7, "generate", "-p", "", "-m", folder, says="--prompt: expected a text, got none, and the model states no token")
+        self.fails(7, "generate", "--prompts", self.file("p.jsonl", '{"prompt":""}'), "-m", folder, says="line 1: prompt: expected a text, got none")
+
     def refused(self, code, folder, *says):
         texts = self.file("texts.jsonl", '{"ids":[5,0]}\n')
         for args in (["inspect"], ["generate", "-p", "A", "-n", 1], ["eval", "--score", texts]):

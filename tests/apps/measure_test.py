@@ -111,6 +111,12 @@ class About(Folder):
             self.assertIn(word, explained)
         self.assertIn("chosen", run("doctor").stdout)
 
+    def test_inspect_takes_its_model_from_the_topmost_layer(self):
+        env = {"INKLING_MODEL": "/nonexistent"}
+        self.fails(3, "inspect", env=env, says="/nonexistent")
+        for model in ([SAMPLE], ["-m", SAMPLE]):
+            self.assertEqual(run("inspect", *model, "--no-hash", env=env).returncode, 0)
+
     def test_inspect_tells_programs_numbers(self):
         config = json.loads((SAMPLE / "config.json").read_text())
         for more, bits in ([], 16), (["--dtype", "f32"], 32), (["--quant", "int8"], None):
