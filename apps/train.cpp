@@ -128,6 +128,10 @@ void add_train(Program& program) {
     }
   }
   add_device_options(options, c.device);
+  options.add("--attn", "NAME,..", "attention by flash and math, in this order [auto]",
+              backends(c.device.attn));
+  options.add("--max-memory", "SIZE", "most bytes of the run, e.g. 2G [on the CPU: what is available]",
+              bytes(c.device.max_memory));
 }
 
 }  // namespace inkling::app

@@ -5,6 +5,7 @@
 
 #include "apps/input.h"
 #include "apps/signals.h"
+#include "apps/train_checks.h"
 #include "apps/train_progress.h"
 #include "apps/train_sample.h"
 #include "weights/atomic_file.h"
@@ -35,9 +36,15 @@ TrainRun::TrainRun(const TrainCommand& command, const Console& console, Communic
     fs::remove_all(command.out / ".next", ignored);
     remove_all_leftovers(command.out);
   }
+  if (!command.device.attn.empty()) attn_.emplace(context_, SdpaPolicy{command.device.attn});
   const Weights weights = open_weights();
+  // Of the least vocabulary, before the data is read.
+  const std::int64_t ranks = communicator != nullptr ? communicator->size() : 1;
+  check_memory(context_, command, config(weights, 1), ranks);
+  if (attn_) check_attention(context_, command, config(weights, 1));
   data_ = shared_data(source(weights));
   check_data(weights);
+  check_memory(context_, command, config(weights, data_.vocab_size), ranks);
   trainer_.emplace(make_trainer(weights));
   if (writes_) begin_output(weights);
 }
@@ -58,6 +65,10 @@ TrainRun::Weights TrainRun::open_weights() const {
                                  std::to_string(block));
   }
   return weights;
+}
+
+ModelConfig TrainRun::config(const Weights& weights, std::int64_t vocab_size) const {
+  return weights.config ? *weights.config : command_.settings.model(vocab_size);
 }
 
 TrainSource TrainRun::source(const Weights& weights) const {
@@ -121,9 +132,9 @@ Trainer TrainRun::make_trainer(const Weights& weights) {
     return Trainer::from_checkpoint(context_, *weights.checkpoint, s.options(), communicator_).value();
   }
   if (weights.model) return Trainer::from_weights(context_, *weights.model, s.options(), communicator_);
-  ModelConfig config = s.model(data_.vocab_size);
-  if (data_.tokenizer) config.eos_token_id = data_.tokenizer->eos_id();
-  return Trainer::from_scratch(context_, config, s.options(), communicator_);
+  ModelConfig fresh = config(weights, data_.vocab_size);
+  if (data_.tokenizer) fresh.eos_token_id = data_.tokenizer->eos_id();
+  return Trainer::from_scratch(context_, fresh, s.options(), communicator_);
 }
 
 // From here on nothing is refused.

@@ -41,8 +41,9 @@ struct TrainCommand {
 
 class TrainRun {
  public:
-  /// Prepares the data and the trainer. `communicator` may be null; of several processes only that of rank 0
-  /// writes and speaks: it alone may write to OUT, which exists.
+  /// Prepares the data and the trainer. Throws Error{out_of_memory} before it takes more than there is.
+  /// `communicator` may be null; of several processes only that of rank 0 writes and speaks: it alone may
+  /// write to OUT, which exists.
   TrainRun(const TrainCommand& command, const Console& console, Communicator* communicator);
 
   /// Throws Interrupted and Error{gate}, for a loss that is no number, after saving a checkpoint, and
@@ -58,6 +59,7 @@ class TrainRun {
   };
   Weights open_weights() const;
   TrainSource source(const Weights& weights) const;
+  ModelConfig config(const Weights& weights, std::int64_t vocab_size) const;
   TrainData shared_data(const TrainSource& source) const;
   void check_data(const Weights& weights) const;
   Trainer make_trainer(const Weights& weights);

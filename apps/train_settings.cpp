@@ -132,6 +132,12 @@ void check(const TrainSettings& s, ModelSizes sizes) {
     refuse_flag("lr_decay_iters", "0 or more than --warmup-iters " + std::to_string(s.warmup_iters),
                 s.lr_decay_iters);
   }
+  if (s.batch_size > INT32_MAX / s.block_size) {  // offsets of a packed batch
+    refuse_flag("batch_size",
+                "at most " + std::to_string(INT32_MAX / s.block_size) + " for --block-size " +
+                    std::to_string(s.block_size) + ", 2^31 tokens in all",
+                s.batch_size);
+  }
   if (sizes == ModelSizes::of_weights) return;
   const std::string width = "--n-embd " + std::to_string(s.n_embd);
   if (s.n_embd % s.n_head != 0) refuse_flag("n_head", "a divisor of " + width, s.n_head);

@@ -482,6 +482,33 @@ class Training(Folder):
         self.assertIn("iteration 0: expected finite losses, got nan", result.stderr)
         self.assertFalse((out / "log.jsonl").exists())
 
+    def test_more_memory_than_there_is_is_refused_before_the_data_is_read(self):
+        out = self.folder / "out"
+        for args, says in ((["--batch-size", 1 << 20, "--block-size", 2047], "which are available, got a run that takes"),
+                           (["--n-embd", 1 << 16, "--n-head", 256, "--n-layer", 64], "which are available, got a run that takes"),
+                           (["--max-memory", "200K"], "--batch-size 4 of --block-size 16, 2 layers of width 16: expected at most 0.20 MB (--max-memory), got"),
+                           (["--max-memory", "1M", "--gradient-accumulation-steps", 1 << 14], "expected at most 1.05 MB (--max-memory), got a run that takes 12.")):
+            self.fails(5, "train", "--data", self.folder / "none", *TINY, "--out-dir", out, *args, says=says)
+            self.assertFalse(out.exists())
+        self.fails(2, "train", "--data", self.data(), *TINY, "--out-dir", out, "--batch-size", 1 << 20, "--block-size", 2048,
+                   says="--batch-size: expected at most 1048575 for --block-size 2048")
+        self.train("--out-dir", out, "--max-iters", 1, "--max-memory", "1M")
+
+    def test_attention_by_one_backend(self):
+        logs = {}
+        for backend in ("flash", "math"):
+            out = self.folder / backend
+            said = self.train("--out-dir", out, "--max-iters", 10, "--attn", backend, "--profile", "--sample-tokens", 0).stderr
+            self.assertEqual({name for name in ("flash", "math", "decode") if f"sdpa {name}" in said}, {backend}, said)
+            logs[backend] = self.log(out)
+        for a, b in zip(*logs.values(), strict=True):
+            self.assertAlmostEqual(a["val_loss"], b["val_loss"], places=4)
+        out = self.folder / "decode"
+        refused = self.fails(2, "train", "--data", self.data(), *TINY, "--block-size", 17, "--out-dir", out, "--attn", "decode",
+                             says="--attn: expected a backend that can run B=4 H=2 T=17 D=8 f32 causal_upper_left backward, got")
+        self.assertIn("17 query rows, at most 16", refused)
+        self.assertFalse(out.exists())
+
     def test_a_full_disk_keeps_the_old_checkpoint(self):
         out = self.folder / "out"
         self.train("--out-dir", out, "--max-iters", 10)
