@@ -38,6 +38,22 @@ class Processes(Folder):
             for loss in ("train_loss", "val_loss"):
                 self.assertLessEqual(abs(a[loss] - b[loss]), 1e-6)
 
+    def test_two_processes_go_on_to_the_bit_with_text_and_with_ids(self):
+        ids = self.folder / "ids"
+        ids.mkdir()
+        for name in ("train.bin", "val.bin"):
+            (ids / name).write_bytes(b"".join((i * i % 31).to_bytes(2, "little") for i in range(500)))
+        for data in (self.file("text.txt", TEXT), ids):
+            straight, parts = self.folder / f"straight-{data.name}", self.folder / f"parts-{data.name}"
+            for out, *args in ((straight, *SETTINGS), (parts, *SETTINGS, "--max-iters", 10), (parts, "--init-from", "resume", "--max-iters", 20)):
+                result = mpirun(2, "train", "--data", data, "--out-dir", out, *args)
+                self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual((straight / "model.safetensors").read_bytes(), (parts / "model.safetensors").read_bytes())
+        other = mpirun(2, "train", "--data", self.file("other.txt", TEXT + "more"), "--out-dir", self.folder / "parts-text.txt", "--init-from", "resume")
+        self.assertNotEqual(other.returncode, 0)
+        self.assertEqual(other.stderr.count("inkling: error: "), 1, other.stderr)
+        self.assertIn("began with", other.stderr)
+
     def test_batches_must_divide_among_them(self):
         data = self.file("text.txt", TEXT)
         result = mpirun(2, "train", "--data", data, "--out-dir", self.folder / "out", *SETTINGS, "--gradient-accumulation-steps", 3)
