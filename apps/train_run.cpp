@@ -187,10 +187,9 @@ void TrainRun::run() {
     const std::int64_t iter = trainer_->iteration();
     if (interrupted()) {
       progress.clear();
-      if (writes_) save_checkpoint();
-      if (writes_)
-        console_.note("inkling: stopped at iteration " + std::to_string(iter) +
-                      "; go on with --init-from resume");
+      save_before_leaving();
+      console_.note("inkling: stopped at iteration " + std::to_string(iter) +
+                    "; go on with --init-from resume");
       throw Interrupted(pending_signal() != 0 ? pending_signal() : 2);
     }
     const bool done = iter >= s.max_iters;
@@ -215,7 +214,7 @@ Trainer::StepResult TrainRun::step(std::span<const TrainingBatch> drawn) {
     return trainer_->step(drawn);
   } catch (const Error& error) {
     if (error.code() != Code::gate) throw;
-    if (writes_) save_checkpoint();
+    save_before_leaving();
     throw Error(Code::gate, error.message() + "; --init-from resume goes on before it");
   }
 }
@@ -278,6 +277,13 @@ void TrainRun::save_checkpoint() {
           {{std::string(kBestKey), format("%.17g", best_)}, {std::string(kDataKey), data_.source}})
       .value();
   checkpoints_.keep(command_.keep);
+}
+
+// mpirun ends all processes when one has gone: none goes before the first has saved.
+void TrainRun::save_before_leaving() {
+  if (writes_) save_checkpoint();
+  double saved = 0;
+  if (communicator_ != nullptr) communicator_->sum(std::span(&saved, 1));
 }
 
 }  // namespace inkling::app

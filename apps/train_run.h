@@ -71,6 +71,7 @@ class TrainRun {
   double mean_loss(const TokenData& data, Split split);
   void save(double val_loss);
   void save_checkpoint();
+  void save_before_leaving();
   bool interrupted();
 
   const TrainCommand& command_;

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import subprocess
 import sys
 import unittest
@@ -53,6 +54,14 @@ class Processes(Folder):
         self.assertNotEqual(other.returncode, 0)
         self.assertEqual(other.stderr.count("inkling: error: "), 1, other.stderr)
         self.assertIn("began with", other.stderr)
+
+    def test_a_loss_that_is_no_number_is_saved_before_any_process_goes(self):
+        out = self.folder / "out"
+        result = mpirun(2, "train", "--data", self.file("text.txt", TEXT), "--out-dir", out, *SETTINGS, "--learning-rate", 1000, "--min-lr", 1000,
+                        "--grad-clip", 0, "--n-layer", 12, "--warmup-iters", 0, "--weight-decay", 1000, "--eval-interval", 1000)
+        failed = int(re.search(r"iteration (\d+): expected a finite loss", result.stderr)[1])
+        self.assertGreater(failed, 0)
+        self.assertEqual(max(p.name for p in (out / "checkpoints").iterdir()), f"iter-{failed:09}.safetensors")
 
     def test_batches_must_divide_among_them(self):
         data = self.file("text.txt", TEXT)
