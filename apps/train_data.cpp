@@ -7,6 +7,7 @@
 #include "apps/documents.h"
 #include "apps/input.h"
 #include "apps/signals.h"
+#include "apps/train_text.h"
 #include "apps/vocabulary.h"
 #include "weights/atomic_file.h"
 #include "weights/sha256.h"
@@ -107,87 +108,6 @@ void require_same(const TrainSource& source, const std::string& got) {
                                " (kind, SHA-256 of data and vocabulary)" + ", got " + got);
 }
 
-bool begins_character(char c) {
-  return (static_cast<unsigned char>(c) & 0xc0u) != 0x80u;
-}
-
-// Nine tenths of the characters, and the rest.
-std::pair<std::string_view, std::string_view> split_text(std::string_view text) {
-  const auto count = std::ranges::count_if(text, begins_character);
-  auto left = static_cast<std::int64_t>(static_cast<double>(count) * 0.9);
-  std::size_t at = 0;
-  while (at < text.size() && !(begins_character(text[at]) && left-- == 0)) ++at;
-  return {text.substr(0, at), text.substr(at)};
-}
-
-// How many of the documents are for training: nine tenths of the bytes, and not all.
-std::size_t split_documents(const std::vector<std::string_view>& texts) {
-  std::size_t total = 0, before = 0;
-  for (const std::string_view text : texts) total += text.size();
-  for (std::size_t i = 0; i + 1 < texts.size(); ++i) {
-    before += texts[i].size();
-    if (static_cast<double>(before) >= 0.9 * static_cast<double>(total)) return i + 1;
-  }
-  return texts.size() - 1;
-}
-
-// Up to `most` bytes: after a line end between two characters that are no white space, since there no
-// tokenizer joins what it sees; failing that, between two characters.
-std::size_t piece_of(std::string_view text, std::size_t most) {
-  if (text.size() <= most) return text.size();
-  const auto is_space = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
-  for (std::size_t at = most - 1; at > 0; --at) {
-    if (text[at] == '\n' && !is_space(text[at - 1]) && !is_space(text[at + 1])) return at + 1;
-  }
-  std::size_t count = most;
-  while (count > 1 && !begins_character(text[count])) --count;
-  return count;
-}
-
-struct Part {
-  std::string_view text;
-  const std::string& name;  // of the document
-  std::size_t offset = 0;   // in it
-};
-
-class Encoder {
- public:
-  Encoder(const Tokenizer& tokenizer, bool with_end, const Console& console, std::size_t total)
-      : tokenizer_(tokenizer), with_end_(with_end), progress_(console, "tokenising"), total_(total) {}
-
-  void write(const fs::path& path, std::span<const Part> parts, const std::string& source) {
-    std::vector<std::int32_t> ids;
-    std::vector<std::int64_t> ends;
-    for (const Part& part : parts) {
-      encode(part, ids);
-      if (with_end_ && tokenizer_.eos_id()) ids.push_back(*tokenizer_.eos_id());
-      ends.push_back(static_cast<std::int64_t>(ids.size()));
-    }
-    write_token_data(path, ids, ends, source).value();
-  }
-
- private:
-  // In pieces, where a text is longer than the tokenizer takes at once.
-  void encode(const Part& part, std::vector<std::int32_t>& ids) {
-    for (std::size_t at = 0, count = 0; at < part.text.size(); at += count) {
-      check_interrupt();
-      const std::string_view rest = part.text.substr(at);
-      count = piece_of(rest, tokenizer_.max_input_bytes());
-      const std::size_t begin = part.offset + at;
-      const auto piece =
-          located(begin == 0 ? part.name : part.name + ": from byte " + std::to_string(begin),
-                  [&] { return tokenizer_.encode(rest.substr(0, count), {SpecialTokens::literal}).value(); });
-      ids.insert(ids.end(), piece.begin(), piece.end());
-      progress_.update(static_cast<double>(done_ += count) / static_cast<double>(total_));
-    }
-  }
-
-  const Tokenizer& tokenizer_;
-  bool with_end_;
-  Progress progress_;
-  std::size_t total_, done_ = 0;
-};
-
 // Shows every id once, before the first iteration: one outside the vocabulary would end the run in the
 // middle.
 class IdCheck {
@@ -226,37 +146,14 @@ bool up_to_date(const fs::path& path, const std::string& hash, Begin begin) {
   return data && data->source() == hash;
 }
 
-struct Parts {
-  std::vector<Part> training, validation;
-  std::size_t bytes = 0;
-};
-
-Parts split(const Documents& documents, const fs::path& data) {
-  const std::vector<std::string_view> texts = documents.views();
-  Parts parts;
-  for (const std::string_view text : texts) parts.bytes += text.size();
-  if (parts.bytes == 0) throw Error(Code::input, data.string() + ": expected text, got none");
-  if (texts.size() == 1) {
-    const auto [first, rest] = split_text(texts[0]);
-    parts.training.push_back({first, documents.names[0]});
-    parts.validation.push_back({rest, documents.names[0], first.size()});
-    return parts;
-  }
-  const std::size_t for_training = split_documents(texts);
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    (i < for_training ? parts.training : parts.validation).push_back({texts[i], documents.names[i]});
-  }
-  return parts;
-}
-
 // The vocabulary and the ids of a text, in the out folder. Returns what they were made from.
 std::string make_from_text(const TrainSource& source, const Console& console) {
   const Documents documents = read_documents(std::span(&source.data, 1));
-  const Parts parts = split(documents, source.data);
+  const SplitText parts = split(documents, source.data);
   const std::vector<std::string_view> all = documents.views();
   if (source.begin == Begin::fresh) {
     std::vector<std::string_view> training;
-    for (const Part& part : parts.training) training.push_back(part.text);
+    for (const TextPart& part : parts.training) training.push_back(part.text);
     place_tokenizer(
         make_vocabulary(source.tokenizer.empty() ? "char" : source.tokenizer, training, all, console),
         source.out);
@@ -270,9 +167,10 @@ std::string make_from_text(const TrainSource& source, const Console& console) {
   require_same(source, made_from);
   const fs::path train = source.out / kTrainFile, validation = source.out / kValidationFile;
   if (!up_to_date(train, hash, source.begin) || !up_to_date(validation, hash, source.begin)) {
-    Encoder encoder(tokenizer, all.size() > 1, console, parts.bytes);
-    encoder.write(train, parts.training, hash);
-    encoder.write(validation, parts.validation, hash);
+    const auto end = all.size() > 1 ? TextEncoder::End::token : TextEncoder::End::none;
+    TextEncoder encoder(tokenizer, console, parts.bytes);
+    encoder.write(train, parts.training, end, hash);
+    encoder.write(validation, parts.validation, end, hash);
   }
   return made_from;
 }
