@@ -39,7 +39,8 @@ auto shown(Progress& progress, std::int64_t before, std::int64_t total) {
 
 std::vector<std::int32_t> encode(const Record& record, Workspace& workspace) {
   const std::string text = record.text("text");
-  return record.located("text", [&] { return workspace.tokenizer().encode(text).value(); });
+  const Tokenizer& tokenizer = workspace.tokenizer();  // its failure is not the record's
+  return record.located("text", [&] { return tokenizer.encode(text).value(); });
 }
 
 std::vector<std::int32_t> read_sequence(const Record& record, Workspace& workspace, std::int64_t most) {

@@ -33,9 +33,9 @@ void check_sources(const GenerateOptions& o) {
 }
 
 // Something must come first.
-std::vector<std::int32_t> encode(Workspace& workspace, std::string_view text) {
-  std::vector<std::int32_t> ids = workspace.tokenizer().encode(text).value();
-  if (const auto first = workspace.model().first_id(); ids.empty() && first) ids.push_back(*first);
+std::vector<std::int32_t> encode(const Tokenizer& tokenizer, const Model& model, std::string_view text) {
+  std::vector<std::int32_t> ids = tokenizer.encode(text).value();
+  if (const auto first = model.first_id(); ids.empty() && first) ids.push_back(*first);
   if (ids.empty()) {
     throw Error(Code::input,
                 "expected a text, got none, and the model states no token that an empty one begins with");
@@ -49,7 +49,7 @@ void add_one(const GenerateOptions& o, Workspace& workspace, Generation& generat
   const std::string text = given ? o.prompt.front() : read_text(file);
   Prompt prompt{"0", o.raw_bytes ? text : to_valid_utf8(text), {}, *generation.config().seed, 0};
   located(given ? "--prompt" : input_name(file), [&] {
-    prompt.ids = encode(workspace, text);
+    prompt.ids = encode(workspace.tokenizer(), workspace.model(), text);
     prompt.max_tokens = generation.config().max_tokens;
     generation.add(std::move(prompt));
   });
@@ -67,7 +67,8 @@ Prompt read_prompt(const Record& record, std::size_t index, Workspace& workspace
     if (const auto text = tokenizer->decode(prompt.ids); text) prompt.text = to_valid_utf8(*text);
   } else {
     prompt.text = record.text(field);
-    prompt.ids = record.located(field, [&] { return encode(workspace, prompt.text); });
+    const Tokenizer& tokenizer = workspace.tokenizer();  // its failure is not the record's
+    prompt.ids = record.located(field, [&] { return encode(tokenizer, workspace.model(), prompt.text); });
   }
   return prompt;
 }

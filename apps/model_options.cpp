@@ -237,7 +237,6 @@ std::size_t Workspace::kv_max_bytes() const {
 }
 
 Error Workspace::with_limit(const Error& error) const {
-  if (options_.max_memory == 0 || error.code() != Code::out_of_memory) return error;
   return Error(error.code(),
                error.message() + " (--max-memory " + std::to_string(options_.max_memory) +
                    (model_ ? ", of which weights take " + std::to_string(model_->nbytes()) : "") + ')');

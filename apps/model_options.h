@@ -91,6 +91,7 @@ class Workspace {
     try {
       return work();
     } catch (const Error& error) {
+      if (options_.max_memory == 0 || error.code() != Code::out_of_memory) throw;
       throw with_limit(error);
     }
   }

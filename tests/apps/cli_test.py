@@ -123,6 +123,11 @@ class BadInput(Folder):
         self.fails(4, "inspect", self.broken(), says="model.safetensors")
         self.fails(4, "inspect", SAMPLE, "--verify", "sha256:" + "0" * 64, says="sha256")
 
+    def test_a_tokenizer_that_is_missing_is_no_fault_of_a_record(self):
+        lines = self.file("l.jsonl", '{"prompt":"x"}'), self.file("t.jsonl", '{"text":"x"}')
+        for command in (["generate", "--output", "jsonl", "--prompts", lines[0]], ["eval", "--score", lines[1]]):
+            self.fails(3, *command, "--tokenizer", "/nope", says="error: /nope: ")
+
     def test_a_tokenizer_that_is_larger_than_the_model(self):
         self.file("meta.json", json.dumps({"stoi": {chr(0x4e00 + i): i for i in range(2049)}}))
         says = f"{self.folder}: vocabulary: expected at most the model's 2048 tokens, got 2049"
