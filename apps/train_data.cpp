@@ -87,15 +87,8 @@ void place_tokenizer(const std::vector<VocabularyFile>& files, const fs::path& o
   if (!files.empty()) write_vocabulary(out, files);
 }
 
-std::optional<Tokenizer> tokenizer_in(const fs::path& out) {
-  if (!Tokenizer::files(out)) return std::nullopt;
-  return Tokenizer::load(out).value();
-}
-
-void add_tokenizer(const fs::path& out, Sha256& hash) {
-  const auto files = Tokenizer::files(out);
-  if (!files) return;
-  for (const fs::path& path : *files) {
+void add_tokenizer(const fs::path& folder_or_file, Sha256& hash) {
+  for (const fs::path& path : Tokenizer::files(folder_or_file).value()) {
     const std::string content = read_text(path);
     hash.update(std::as_bytes(std::span(content)));
   }
@@ -190,14 +183,17 @@ TrainData from_text(const TrainSource& source, const Console& console) {
   return data;
 }
 
-// The files of the vocabulary that nanoGPT's ids come with; none for GPT-2's.
-std::vector<VocabularyFile> vocabulary_of_ids(const TrainSource& source) {
+// Where the tokenizer of nanoGPT's ids lies, if they have one.
+std::optional<fs::path> tokenizer_of_ids(const TrainSource& source) {
+  if (source.begin != Begin::fresh) {
+    return Tokenizer::files(source.out) ? std::optional(source.out) : std::nullopt;
+  }
   if (vocabulary_of(source.tokenizer)) {
     throw Error(Code::usage, "--tokenizer: expected the path of one beside nanoGPT's ids, got " +
                                  source.tokenizer + ", which is made from text");
   }
-  if (!source.tokenizer.empty()) return read_tokenizer(source.tokenizer);
-  if (is_there(source.data / "meta.json")) return read_tokenizer(source.data / "meta.json");
+  if (!source.tokenizer.empty()) return source.tokenizer;
+  if (is_there(source.data / "meta.json")) return source.data / "meta.json";
   const fs::path pickle = source.data / "meta.pkl";
   if (is_there(pickle)) {
     throw Error(Code::file,
@@ -207,7 +203,7 @@ std::vector<VocabularyFile> vocabulary_of_ids(const TrainSource& source) {
                     pickle.string() + "', 'rb')), open('" + (source.data / "meta.json").string() +
                     "', 'w'))\" writes it");
   }
-  return {};
+  return std::nullopt;
 }
 
 std::optional<std::int32_t> end_of_document(const TrainSource& source, const TrainData& data) {
@@ -222,9 +218,9 @@ std::optional<std::int32_t> end_of_document(const TrainSource& source, const Tra
 }
 
 TrainData from_nano_gpt(const TrainSource& source, const Console& console) {
-  if (source.begin == Begin::fresh) place_tokenizer(vocabulary_of_ids(source), source.out);
+  const std::optional<fs::path> tokenizer = tokenizer_of_ids(source);
   TrainData data;
-  data.tokenizer = tokenizer_in(source.out);
+  if (tokenizer) data.tokenizer = Tokenizer::load(*tokenizer).value();
   data.vocab_size = data.tokenizer ? data.tokenizer->vocab_size() : source.vocab_size;
   const fs::path train = source.data / kTrainBinary, validation = source.data / kValidationBinary;
   const std::optional<std::int32_t> end = end_of_document(source, data);
@@ -238,10 +234,13 @@ TrainData from_nano_gpt(const TrainSource& source, const Console& console) {
   const std::string between = std::to_string(data.train.size()) + ':';
   hash.update(std::as_bytes(std::span(between)));
   check.read(validation, data.validation, add);
-  add_tokenizer(source.out, hash);
+  if (tokenizer) add_tokenizer(*tokenizer, hash);
   data.source = std::string(kIds) + ' ' + hash.finish();
   require_same(source, data.source);
-  if (!data.tokenizer) {
+  if (source.begin == Begin::fresh) {
+    place_tokenizer(tokenizer ? read_tokenizer(*tokenizer) : std::vector<VocabularyFile>(), source.out);
+  }
+  if (!tokenizer) {
     console.note("inkling: " + source.data.string() + " has no tokenizer: ids are taken as " +
                  std::to_string(data.vocab_size) + " tokens, no sample is drawn, and " + source.out.string() +
                  " is a model for ids alone; --tokenizer PATH brings one");
