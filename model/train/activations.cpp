@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "attention/sdpa.h"
+#include "engine/exec_context.h"
 
 namespace inkling {
 namespace {
@@ -17,14 +18,24 @@ constexpr std::int64_t kFewestRows = 64;
 
 }  // namespace
 
-Activations::Activations(const ModelConfig& config, std::int64_t vocab_rows, Device device, DType half)
-    : config_(config), vocab_rows_(vocab_rows), device_(device), half_(half), keeps_(device != Device::cpu) {}
+Activations::Activations(const ModelConfig& config, std::int64_t vocab_rows, ExecContext& context, DType half)
+    : Activations(config, vocab_rows, context.device(), half,
+                  sdpa_reads_drawn(context, half, config.head_size()) ? Drawn::kept : Drawn::again) {}
+
+Activations::Activations(const ModelConfig& config, std::int64_t vocab_rows, Device device, DType half,
+                         Drawn drawn)
+    : config_(config),
+      vocab_rows_(vocab_rows),
+      device_(device),
+      half_(half),
+      drawn_(drawn),
+      keeps_(device != Device::cpu) {}
 
 std::vector<Activations::Place> Activations::lay_out(const Pass& pass, ArenaPlan& plan, Views& v) const {
   const std::int64_t n = pass.cu_seqlens.back(), c = config_.n_embd, inner = config_.inner();
   const std::int64_t heads = config_.n_head;
   const bool backward = pass.direction == Direction::both;
-  const bool draws = backward && keeps_ && half_ != DType::f32 && pass.dropout > 0.0f;
+  const bool draws = backward && drawn_ == Drawn::kept && pass.dropout > 0.0f;
   const std::size_t drawn_bytes = draws ? sdpa_drawn_bytes(heads, pass.cu_seqlens, pass.cu_seqlens) : 0;
   const std::int64_t rows = std::max(kFewestRows, most_logits(device_) / vocab_rows_);
   const std::int64_t blocks = std::max<std::int64_t>(1, (n + rows - 1) / rows), gradients = backward ? n : 0;

@@ -12,6 +12,8 @@
 
 namespace inkling {
 
+class ExecContext;
+
 /// Views into one arena, which grows with the largest pass. One thread at a time.
 class Activations {
  public:
@@ -19,6 +21,8 @@ class Activations {
     forward,  ///< every layer writes to the same memory
     both,
   };
+  /// Whether attention keeps what its dropout drew for the gradient, or draws again.
+  enum class Drawn : std::uint8_t { again, kept };
   /// What decides the sizes, beside the model.
   struct Pass {
     std::span<const std::int32_t> cu_seqlens;  ///< (B+1) of the batch
@@ -54,7 +58,9 @@ class Activations {
   /// `vocab_rows` as the tables have them (parameters.h); `half`: dtype of what lies between two matrices. A
   /// GPU, whose memory is large beside its time, keeps what could be computed again; elsewhere such results
   /// share their memory.
-  Activations(const ModelConfig& config, std::int64_t vocab_rows, Device device, DType half);
+  Activations(const ModelConfig& config, std::int64_t vocab_rows, ExecContext& context, DType half);
+  /// The same for a device that need not be here: to ask for bytes.
+  Activations(const ModelConfig& config, std::int64_t vocab_rows, Device device, DType half, Drawn drawn);
 
   bool keeps() const noexcept { return keeps_; }
   /// Whether a branch and its gradient are kept apart from the stream's: with p = 0 still rounded to half.
@@ -79,6 +85,7 @@ class Activations {
   std::int64_t vocab_rows_;
   Device device_;
   DType half_;
+  Drawn drawn_;
   bool keeps_;
   ArenaPlan plan_;
   Arena arena_;

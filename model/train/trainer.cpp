@@ -184,7 +184,7 @@ std::size_t Trainer::nbytes_of(ExecContext& context, const ModelConfig& config, 
                                std::span<const std::int32_t> cu_seqlens) {
   const ParameterLayout layout(config);
   const DType half = context.backend().activation_dtype(options.compute);
-  const Activations activations(config, layout.vocab_rows(), context.device(), half);
+  const Activations activations(config, layout.vocab_rows(), context, half);
   const auto floats = static_cast<std::size_t>(layout.size());
   const std::size_t held = 4 * floats * sizeof(float) + (half == DType::f32 ? 0 : (floats + 1) / 2 * 4);
   const std::size_t passing = activations.nbytes({cu_seqlens, Activations::Direction::both, options.dropout});

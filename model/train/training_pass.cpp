@@ -58,7 +58,7 @@ TrainingPass::TrainingPass(ExecContext& context, const ModelConfig& config, cons
       gradients_(gradients),
       compute_(compute),
       half_(context.backend().activation_dtype(compute)),
-      activations_(config, parameters.vocab_rows, context.device(), half_) {
+      activations_(config, parameters.vocab_rows, context, half_) {
   require(compute == WeightFormat::f32 || compute == WeightFormat::bf16, Code::usage, [&] {
     return "training_pass: compute: expected f32 or bf16, got " + std::string(weight_format_name(compute));
   });

@@ -9,8 +9,10 @@
 #include <limits>
 #include <thread>
 
+#include "attention/sdpa.h"
 #include "model/forward.h"
 #include "model/score.h"
+#include "model/train/activations.h"
 #include "tests/model/run_model.h"
 #include "tests/model/training_case.h"
 
@@ -92,6 +94,31 @@ TEST_CASE("the memory of a run is told before it is taken, to the byte") {
   CHECK(Trainer::nbytes_of(context, gpt2, {}, four) == doctest::Approx(2.14e9).epsilon(0.01));
   gpt2.n_embd = kMaxEmbd, gpt2.n_layer = kMaxLayers;
   CHECK(Trainer::nbytes_of(context, gpt2, {}, vast) == SIZE_MAX);
+}
+
+TEST_CASE("what attention's dropout drew takes memory where it is read, and nowhere else") {
+  ModelConfig config = config_of(golden()["cases"][0]);
+  config.vocab_size = 50257, config.n_positions = 1024, config.n_embd = 768,
+  config.n_layer = config.n_head = 12;
+  const std::vector<std::int32_t> cu{0, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192};
+  const auto bytes = [&](DType half, Activations::Drawn drawn, float dropout,
+                         Activations::Direction direction = Activations::Direction::both) {
+    return Activations(config, 50304, Device::cuda, half, drawn).nbytes({cu, direction, dropout});
+  };
+  using Drawn = Activations::Drawn;
+  const std::size_t of_a_layer = sdpa_drawn_bytes(12, cu, cu);
+  CHECK(of_a_layer == 8 * 12 * 2 * 1024 * 1024 / 8);
+  const std::size_t kept = bytes(DType::bf16, Drawn::kept, 0.1f),
+                    again = bytes(DType::bf16, Drawn::again, 0.1f);
+  CHECK(kept >= again + 12 * of_a_layer);
+  CHECK(kept < again + 12 * (of_a_layer + 128));  // a row of the plan is an odd number of cache lines
+  CHECK(bytes(DType::bf16, Drawn::kept, 0.0f) == bytes(DType::bf16, Drawn::again, 0.0f));
+  CHECK(bytes(DType::bf16, Drawn::kept, 0.1f, Activations::Direction::forward) ==
+        bytes(DType::bf16, Drawn::again, 0.1f, Activations::Direction::forward));
+  ExecContext context({.device = Device::cpu, .threads = 1});
+  CHECK(Activations(config, 50304, context, DType::f32).nbytes({cu, Activations::Direction::both, 0.1f}) ==
+        Activations(config, 50304, Device::cpu, DType::f32, Drawn::again)
+            .nbytes({cu, Activations::Direction::both, 0.1f}));
 }
 
 TEST_CASE("what is no checkpoint is refused") {
