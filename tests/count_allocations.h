@@ -1,25 +1,22 @@
-// Replaces operator new of a test binary by one that counts, to show that a warm call makes none. Buffers
-// count too while they are small enough for the heap. Include in one source of a binary.
+// Replaces operator new of a test binary by one that counts, to show that a warm call makes none, and that
+// fails when asked to (allocations.h). Buffers count too while they are small enough for the heap. Include in
+// one source of a binary.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
 #include <cstdlib>
 #include <new>
 
-namespace inkling::test {
+#include "tests/allocations.h"
 
-inline std::atomic<std::int64_t> allocations{0};
+namespace inkling::test {
 
 // Not inlined, or g++ takes new and free for a mismatch.
 __attribute__((noinline)) inline void* counted(std::size_t bytes) noexcept {
-  ++allocations;
-  return std::malloc(bytes);
+  return counts() ? std::malloc(bytes) : nullptr;
 }
 __attribute__((noinline)) inline void* counted(std::size_t bytes, std::align_val_t align) noexcept {
-  ++allocations;
   const auto unit = static_cast<std::size_t>(align);
-  return std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
+  return counts() ? std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit) : nullptr;
 }
 __attribute__((noinline)) inline void given_back(void* memory) noexcept {
   std::free(memory);

@@ -1,6 +1,7 @@
 #include "engine/cpu/thread_pool.h"
 
 #include <chrono>
+#include <new>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -39,25 +40,32 @@ bool spin(Done&& done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads)
-    : shares_(static_cast<std::size_t>(threads < 1 ? 1 : threads)), scratch_(shares_.size()) {
+ThreadPool::ThreadPool(int threads) {
+  const auto refuse = [](const char* reason) {
+    throw Error(Code::out_of_memory, "thread pool: cannot start thread: " + std::string(reason));
+  };
   try {
+    shares_ = std::vector<Share>(static_cast<std::size_t>(threads < 1 ? 1 : threads));
+    scratch_.resize(shares_.size());
+    threads_.reserve(shares_.size() - 1);
     for (int worker = 1; worker < size(); ++worker) {
       threads_.emplace_back([this, worker] { worker_main(worker); });
     }
   } catch (const std::system_error& error) {
-    stop_ = true;
-    epoch_.fetch_add(1);
-    epoch_.notify_all();
-    threads_.clear();
-    throw Error(Code::out_of_memory, "thread pool: cannot start thread: " + std::string(error.what()));
+    stop();
+    refuse(error.what());
+  } catch (const std::bad_alloc&) {
+    stop();
+    refuse("no memory");
   }
 }
 
-ThreadPool::~ThreadPool() {
+// Whatever ends a pool ends its threads here: each would be waited for, and sleeps until it is told.
+void ThreadPool::stop() noexcept {
   stop_ = true;
   epoch_.fetch_add(1);
   epoch_.notify_all();
+  threads_.clear();
 }
 
 void ThreadPool::reserve_scratch(std::size_t bytes) {

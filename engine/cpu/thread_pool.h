@@ -25,9 +25,9 @@ namespace inkling {
 
 class ThreadPool {
  public:
-  /// `threads` ≥ 1 counts the caller. Throws Error{out_of_memory} when a thread cannot be started.
+  /// `threads` ≥ 1 counts the caller. Throws Error{out_of_memory} when one cannot be started.
   explicit ThreadPool(int threads);
-  ~ThreadPool();
+  ~ThreadPool() { stop(); }
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -66,6 +66,7 @@ class ThreadPool {
   void rethrow();
   void worker_main(int worker);
   bool enter() noexcept;
+  void stop() noexcept;
 
   Invoke invoke_ = nullptr;
   void* task_ = nullptr;

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "tests/allocations.h"
+
 using namespace inkling;
 
 TEST_CASE("every task runs exactly once, for any count and any number of threads") {
@@ -24,6 +26,23 @@ TEST_CASE("every task runs exactly once, for any count and any number of threads
       }
     }
   }
+}
+
+TEST_CASE("a pool that cannot be made says so and leaves no thread behind, whichever allocation fails") {
+  std::int64_t failures = 0;
+  for (bool made = false; !made; ++failures) {
+    const test::FailingAllocation failing(failures);
+    Code code = Code::internal;
+    try {
+      const ThreadPool pool(4);
+      made = true;
+    } catch (const Error& error) {
+      code = error.code();
+    }
+    REQUIRE(failing.failed() != made);
+    REQUIRE((made || code == Code::out_of_memory));
+  }
+  CHECK(failures > 4);  // the lists, and something of each thread
 }
 
 TEST_CASE("scratch belongs to one worker at a time") {
