@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
+
+#include "engine/base/decimal.h"
 
 namespace inkling {
 namespace {
@@ -13,15 +14,19 @@ std::uint64_t now_ns() noexcept {
                                         .count());
 }
 
-template <class... Values>
-std::string print(const char* pattern, Values... values) {
-  std::array<char, 256> text{};
-  const int length = std::snprintf(text.data(), text.size(), pattern, values...);
-  return {text.data(), std::min(static_cast<std::size_t>(std::max(length, 0)), text.size() - 1)};
+/// A line of the table: the range's name, then its figures, each at the right of its column.
+std::string line_of(std::string name, const std::array<std::string, 6>& figures) {
+  constexpr std::size_t kName = 28;
+  constexpr std::array<std::size_t, 6> kWidths{8, 11, 11, 7, 9, 9};
+  name.resize(std::max(name.size(), kName), ' ');
+  for (std::size_t i = 0; i < figures.size(); ++i) {
+    name.append(1 + kWidths[i] - std::min(kWidths[i], figures[i].size()), ' ').append(figures[i]);
+  }
+  return name + '\n';
 }
 
 std::string rate(double amount, double seconds) {
-  return amount > 0 && seconds > 0 ? print("%9.1f", amount / seconds / 1e9) : "        -";
+  return amount > 0 && seconds > 0 ? fixed(amount / seconds / 1e9, 1) : "-";
 }
 
 }  // namespace
@@ -88,14 +93,13 @@ std::string Profiler::table(std::size_t most) const {
   const std::vector<Row> all = rows();
   double whole = 0;
   for (const Row& row : all) whole += row.self_seconds;
-  std::string text = print("%-28s %8s %11s %11s %7s %9s %9s\n", "range", "calls", "total ms", "self ms",
-                           "self", "GB/s", "GFLOP/s");
+  std::string text = line_of("range", {"calls", "total ms", "self ms", "self", "GB/s", "GFLOP/s"});
   for (std::size_t i = 0; i < std::min(most, all.size()); ++i) {
     const Row& row = all[i];
-    text += print("%-28s %8lld %11.3f %11.3f %5.1f %% ", row.name.c_str(), static_cast<long long>(row.calls),
-                  row.total_seconds * 1e3, row.self_seconds * 1e3,
-                  whole > 0 ? 100 * row.self_seconds / whole : 0.0) +
-            rate(row.bytes, row.total_seconds) + ' ' + rate(row.flops, row.total_seconds) + '\n';
+    text += line_of(row.name, {std::to_string(row.calls), fixed(row.total_seconds * 1e3, 3),
+                               fixed(row.self_seconds * 1e3, 3),
+                               fixed(whole > 0 ? 100 * row.self_seconds / whole : 0.0, 1) + " %",
+                               rate(row.bytes, row.total_seconds), rate(row.flops, row.total_seconds)});
   }
   if (all.size() > most) text += "and " + std::to_string(all.size() - most) + " more\n";
   return text;
@@ -106,13 +110,14 @@ void Profiler::write_trace(const std::function<void(std::string_view)>& write) c
 {"name":"process_name","ph":"M","pid":1,"tid":1,"args":{"name":"inkling"}})");
   for (const Event& event : events_) {
     const Sum& sum = sums_[event.sum];
-    std::string line = ",\n{\"name\":\"" + sum.title() + "\",\"ph\":\"X\",\"pid\":1,\"tid\":1" +
-                       print(",\"ts\":%.3f,\"dur\":%.3f", static_cast<double>(event.start_ns) * 1e-3,
-                             static_cast<double>(event.length_ns) * 1e-3);
+    const auto microseconds = [](std::uint64_t ns) { return fixed(static_cast<double>(ns) * 1e-3, 3); };
+    std::string line = ",\n{\"name\":\"" + sum.title() +
+                       "\",\"ph\":\"X\",\"pid\":1,\"tid\":1,\"ts\":" + microseconds(event.start_ns) +
+                       ",\"dur\":" + microseconds(event.length_ns);
     std::string args;
     if (event.rows != 0) args += ",\"rows\":" + std::to_string(event.rows);
-    if (event.bytes > 0) args += print(",\"bytes\":%.0f", event.bytes);
-    if (event.flops > 0) args += print(",\"flops\":%.0f", event.flops);
+    if (event.bytes > 0) args += ",\"bytes\":" + fixed(event.bytes, 0);
+    if (event.flops > 0) args += ",\"flops\":" + fixed(event.flops, 0);
     if (!args.empty()) line += ",\"args\":{" + args.substr(1) + '}';
     write(line + '}');
   }

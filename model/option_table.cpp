@@ -2,8 +2,9 @@
 
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <limits>
+
+#include "engine/base/decimal.h"
 
 namespace inkling {
 namespace {
@@ -33,9 +34,7 @@ const Option kOptions[] = {
 };
 
 std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.12g", value);
-  return text;
+  return significant(value, 12);
 }
 
 Error wrong(const Option& option, const std::string& expected, std::string_view got) {

@@ -1,5 +1,5 @@
-// The one table of sampling options: names, types, ranges, help. The command line reads it, and so will the
-// server and the C ABI; a field has one range wherever it is set.
+// The one table of sampling options: names, types, ranges, help. The command line reads it, and
+// GenerationConfig::validate(); a field has one range wherever it is set.
 #pragma once
 
 #include <cstdint>

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdio>
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "engine/base/decimal.h"
 #include "engine/base/shown.h"
 
 namespace inkling {
@@ -129,11 +129,7 @@ struct Printer {
   std::string operator()(std::monostate) const { return "null"; }
   std::string operator()(bool value) const { return value ? "true" : "false"; }
   std::string operator()(std::int64_t value) const { return std::to_string(value); }
-  std::string operator()(double value) const {
-    char text[32];
-    std::snprintf(text, sizeof text, "the number %.9g", value);
-    return text;
-  }
+  std::string operator()(double value) const { return "the number " + significant(value, 9); }
   std::string operator()(const std::string& value) const { return in_quotes(value); }
   std::string operator()(const JsonValue::Array&) const { return "a list"; }
   std::string operator()(const JsonValue::Object&) const { return "an object"; }

@@ -1,11 +1,16 @@
 // Error, Result and Log: what they hold, give back and let through.
 #include <doctest/doctest.h>
 
+#include <array>
+#include <clocale>
+#include <cstdio>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "engine/base/decimal.h"
 #include "engine/base/error.h"
 #include "engine/base/log.h"
 #include "engine/base/result.h"
@@ -59,6 +64,44 @@ TEST_CASE("a log lets through its level and above, and is silent by itself") {
   CHECK(level == LogLevel::debug);
   CHECK_FALSE(parse_log_level("loud", level));
   CHECK(level == LogLevel::debug);
+}
+
+TEST_CASE("numbers as text are printf's in the C locale, whatever the locale is") {
+  const auto printed = [](const char* pattern, int precision, double value) {
+    std::array<char, 400> text;
+    std::snprintf(text.data(), text.size(), pattern, precision, value);
+    return std::string(text.data());
+  };
+  const double values[] = {0.0,
+                           -0.0,
+                           1e-5,
+                           0.1,
+                           1.0 / 3,
+                           -2.5,
+                           1234567.0,
+                           1e9,
+                           1e22,
+                           5e-324,
+                           3.0e-31,
+                           0.9995,
+                           std::numeric_limits<double>::max(),
+                           -std::numeric_limits<double>::max(),
+                           std::numeric_limits<double>::infinity()};
+  for (const double value : values) {
+    for (const int digits : {1, 6, 9, 12, 17}) {
+      CHECK(significant(value, digits) == printed("%.*g", digits, value));
+      CHECK(fixed(value, digits) == printed("%.*f", digits, value));
+    }
+    CHECK(fixed(value, 0) == printed("%.*f", 0, value));
+  }
+  // The rest of the test needs a locale with a comma, and not every machine has one.
+  const std::string before = std::setlocale(LC_NUMERIC, nullptr);
+  for (const char* name : {"de_DE.UTF-8", "fr_FR.UTF-8", "de_DE", "fr_FR"}) {
+    if (std::setlocale(LC_NUMERIC, name) != nullptr) break;
+  }
+  CHECK(significant(2.5, 9) == "2.5");
+  CHECK(fixed(2.5, 3) == "2.500");
+  std::setlocale(LC_NUMERIC, before.c_str());
 }
 
 TEST_CASE("a stranger's words are shown without what drives a terminal, and cut between characters") {
