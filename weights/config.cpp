@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <utility>
 
+#include "engine/base/decimal.h"
 #include "engine/base/json.h"
 #include "weights/guard.h"
 
@@ -61,10 +61,17 @@ Result<void> check(const ModelConfig& config, std::string_view name) {
     return malformed(name, "n_head", "a divisor of n_embd = " + std::to_string(config.n_embd),
                      std::to_string(config.n_head));
   }
+  if (config.head_size() > kMaxHeadSize) {
+    return malformed(name, "n_head",
+                     "at least " + std::to_string((config.n_embd + kMaxHeadSize - 1) / kMaxHeadSize) +
+                         ", since a head has at most " + std::to_string(kMaxHeadSize) +
+                         " of n_embd = " + std::to_string(config.n_embd),
+                     std::to_string(config.n_head));
+  }
   if (config.activation == Activation::none) return malformed(name, "activation_function", "one", "none");
   if (!std::isfinite(config.layer_norm_epsilon) || config.layer_norm_epsilon <= 0) {
     return malformed(name, "layer_norm_epsilon", "a finite number above 0",
-                     std::to_string(config.layer_norm_epsilon));
+                     significant(config.layer_norm_epsilon, 9));
   }
   const std::pair<std::string_view, std::optional<std::int64_t>> ids[] = {
       {"bos_token_id", config.bos_token_id}, {"eos_token_id", config.eos_token_id}};
@@ -141,7 +148,7 @@ float read_epsilon(const Fields& fields) {
   const double epsilon = fields.number("layer_norm_epsilon").value_or(1e-5);
   // Out of float's range the conversion would be undefined; the limits are far from any use.
   if (!(epsilon >= 1e-30 && epsilon <= 1e30))
-    fields.refuse("layer_norm_epsilon", "1e-30 to 1e30", std::to_string(epsilon));
+    fields.refuse("layer_norm_epsilon", "1e-30 to 1e30", significant(epsilon, 9));
   return static_cast<float>(epsilon);
 }
 
@@ -194,7 +201,7 @@ ModelConfig read_nano_gpt(const Fields& fields) {
   config.activation = Activation::gelu_erf;
   config.bias = fields.boolean("bias").value_or(true) ? Bias::present : Bias::absent;
   if (const auto dropout = fields.number("dropout"); dropout && !(*dropout >= 0 && *dropout <= 1)) {
-    fields.refuse("dropout", "0 to 1", std::to_string(*dropout));
+    fields.refuse("dropout", "0 to 1", significant(*dropout, 9));
   }
   return config;
 }
@@ -208,9 +215,7 @@ void drop_foreign_ids(ModelConfig& config) {
 void check_range(const Fields& fields, std::string_view key, std::optional<double> value, double low,
                  double high) {
   if (value && !(*value >= low && *value <= high)) {
-    char range[64];
-    std::snprintf(range, sizeof range, "%g to %g", low, high);
-    fields.refuse(key, range, std::to_string(*value));
+    fields.refuse(key, significant(low, 6) + " to " + significant(high, 6), significant(*value, 9));
   }
 }
 
@@ -313,10 +318,8 @@ std::string to_config_json(const ModelConfig& config) {
   const auto add = [&](std::string_view key, std::string_view value) {
     text.append(",\n  \"").append(key).append("\": ").append(value);
   };
-  char epsilon[32];
-  std::snprintf(epsilon, sizeof epsilon, "%.9g", static_cast<double>(config.layer_norm_epsilon));
   add("activation_function", '"' + std::string(published_activation_name(config.activation)) + '"');
-  add("layer_norm_epsilon", epsilon);
+  add("layer_norm_epsilon", significant(config.layer_norm_epsilon, 9));
   for (const Limit& limit : kLimits) {
     const std::int64_t value = config.*limit.extent;
     add(limit.field, value == 0 ? "null" : std::to_string(value));

@@ -27,7 +27,7 @@ struct ModelConfig {
   std::int64_t n_positions = 0;  ///< the longest context
   std::int64_t n_embd = 0;       ///< C
   std::int64_t n_layer = 0;      ///< L
-  std::int64_t n_head = 0;       ///< H, divides C
+  std::int64_t n_head = 0;       ///< H, divides C into heads of at most kMaxHeadSize
   std::int64_t n_inner = 0;      ///< width of the MLP; 0 means 4·C
   /// "gelu_new" and "gelu_pytorch_tanh" are gelu_tanh, "gelu" is gelu_erf.
   Activation activation = Activation::gelu_tanh;
@@ -42,19 +42,21 @@ struct ModelConfig {
   /// Weights and biases; the tied head counts once. Cannot overflow once validate() has passed.
   std::int64_t parameter_count() const noexcept;
 
-  /// Each extent within its limit (below), H divides C, epsilon finite and positive, ids below V.
-  /// Error{malformed} "config: FIELD: expected …, got …".
+  /// Each extent within its limit (below), H divides C, C/H within its own, epsilon finite and positive, ids
+  /// below V. Error{malformed} "config: FIELD: expected …, got …".
   Result<void> validate() const;
 
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
 // Limits, an order of magnitude above any GPT-2 known; chosen so that no product of extents passes 2^63.
-inline constexpr std::int64_t kMaxVocab = std::int64_t{1} << 24;
+inline constexpr std::int64_t kMaxVocab = std::int64_t{1} << 22;
 inline constexpr std::int64_t kMaxPositions = std::int64_t{1} << 24;
 inline constexpr std::int64_t kMaxEmbd = std::int64_t{1} << 17;
 inline constexpr std::int64_t kMaxInner = std::int64_t{1} << 20;
 inline constexpr std::int64_t kMaxLayers = std::int64_t{1} << 12;
+/// The widest head: what attention computes. No GPT-2 known has more than 128.
+inline constexpr std::int64_t kMaxHeadSize = 256;
 
 /// The longest JSON text that the functions below accept.
 inline constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 20;

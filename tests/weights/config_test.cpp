@@ -216,12 +216,20 @@ TEST_CASE("validate() at each limit and one past it") {
                                       {std::numeric_limits<std::int64_t>::max(), false},
                                       {std::numeric_limits<std::int64_t>::min(), false}}) {
       config.*c.extent = value;
+      if (value == kMaxEmbd) config.n_head = kMaxEmbd / kMaxHeadSize;
       const auto result = config.validate();
       CHECK(result.has_value() == fine);
       if (!fine) CHECK(result.error().message().starts_with("config: " + c.field + ": expected"));
     }
   }
   ModelConfig config = tiny_config();
+  config.n_embd = 4 * kMaxHeadSize;
+  config.n_head = 4;
+  CHECK(config.validate());
+  config.n_head = 2;
+  CHECK(config.validate().error().message() ==
+        "config: n_head: expected at least 4, since a head has at most 256 of n_embd = 1024, got 2");
+  config = tiny_config();
   config.eos_token_id = 6;
   CHECK(config.validate());
   config.eos_token_id = 7;
