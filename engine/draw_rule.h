@@ -1,6 +1,7 @@
 // How an id is drawn from a row of logits: the arithmetic that every device shares, so that equal logits give
 // equal ids everywhere.
 //
+//   a logit that is no number    counts as −inf, which is never drawn beside any other
 //   greedy                       the largest logit, of equals the lowest id
 //   else                         the top_k by falling logit, equals by rising id; of those, in that order,
 //                                as many as have top_p of their mass; of those, those with at least min_p of
@@ -18,6 +19,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "engine/philox.h"
 
@@ -35,6 +37,12 @@ struct DrawSettings {
   std::uint32_t position = 0;   ///< of the token drawn, in its sequence
   std::uint32_t sample = 0;     ///< among the samples of one prompt
 };
+
+inline constexpr float kNever = -std::numeric_limits<float>::infinity();
+/// A logit as draws see it: orders of tokens want numbers.
+constexpr float drawable(float logit) noexcept {
+  return logit > kNever ? logit : kNever;
+}
 
 inline constexpr std::uint64_t kFullMass = std::uint64_t{1} << 40;  // of the likeliest
 inline constexpr std::int64_t kMostDrawn = std::int64_t{1} << 22;   // V: masses sum to less than 2⁶³

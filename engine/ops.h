@@ -79,7 +79,7 @@ void log_softmax(ExecContext& context, TensorView x);
 void activate(ExecContext& context, TensorView x, Activation activation);
 
 /// The k largest of each row, the largest first, ties by rising index: what a token is drawn from, without
-/// the row. No NaN.
+/// the row. NaN counts as −inf.
 struct TopArgs {
   TensorView x;                 ///< (M, N) f32
   TensorView values;            ///< (M, k) f32, contiguous, 1 ≤ k ≤ min(N, kMostTop)
@@ -90,7 +90,7 @@ void top(ExecContext& context, const TopArgs& args);
 
 /// One id for each draw, by the rule of draw_rule.h: the same on every device.
 struct DrawArgs {
-  TensorView logits;                       ///< (R, V) f32, no NaN
+  TensorView logits;                       ///< (R, V) f32, NaN counts as −inf, V ≤ kMostDrawn
   const DrawSettings* settings = nullptr;  ///< (M), each of a row below R
   std::int64_t count = 0;                  ///< M
   std::int32_t* ids = nullptr;             ///< (M)

@@ -4,15 +4,17 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <limits>
+#include <string>
 
 #include "engine/draw_rule.h"
 #include "engine/ops.h"
+#include "weights/config.h"
 
 namespace inkling {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
+static_assert(kMaxVocab <= kMostDrawn);  // a model that loads can be drawn from, on any device
+
 constexpr double kMostScale = 1e30;  // of 1 / temperature, so that it has a float
 constexpr std::size_t kBlock = 256;  // of the vocabulary: the unit of skipping and of partial sums
 
@@ -67,6 +69,25 @@ constexpr auto kBefore = [](const auto& a, const auto& b) {
   return a.rank > b.rank || (a.rank == b.rank && a.id < b.id);
 };
 
+bool penalises(const GenerationConfig& config) {
+  return config.repetition_penalty != 1.0 || config.presence_penalty != 0.0 ||
+         config.frequency_penalty != 0.0;
+}
+
+/// Whether a draw changes logits first, beside that of the end.
+bool adjusts(const GenerationConfig& config) {
+  return !config.logit_bias.empty() || penalises(config) || config.no_repeat_ngram_size != 0;
+}
+
+/// Those of `ends` that a draw may not give.
+EndIds forbidden(const GenerationConfig& config, EndIds ends) {
+  return config.ignore_eos ? ends : EndIds();
+}
+
+float scale_of(const GenerationConfig& config) {
+  return static_cast<float>(std::min(1.0 / config.temperature, kMostScale));
+}
+
 }  // namespace
 
 void Sampler::reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config) {
@@ -102,29 +123,6 @@ std::span<const TokenLogprob> Sampler::top(std::span<const float> logits, double
   }
   return top_;
 }
-
-namespace {
-
-bool penalises(const GenerationConfig& config) {
-  return config.repetition_penalty != 1.0 || config.presence_penalty != 0.0 ||
-         config.frequency_penalty != 0.0;
-}
-
-/// Whether a draw changes logits first, beside that of the end.
-bool adjusts(const GenerationConfig& config) {
-  return !config.logit_bias.empty() || penalises(config) || config.no_repeat_ngram_size != 0;
-}
-
-/// Those of `ends` that a draw may not give.
-EndIds forbidden(const GenerationConfig& config, EndIds ends) {
-  return config.ignore_eos ? ends : EndIds();
-}
-
-float scale_of(const GenerationConfig& config) {
-  return static_cast<float>(std::min(1.0 / config.temperature, kMostScale));
-}
-
-}  // namespace
 
 std::int64_t Sampler::top_wanted(std::size_t vocab, const GenerationConfig& config, EndIds ends) {
   if (config.logprobs >= 0 || adjusts(config)) return 0;
@@ -220,7 +218,7 @@ void Sampler::select(std::span<const float> logits, std::size_t k) {
     const auto block = logits.subspan(begin, std::min(kStep, logits.size() - begin));
     if (candidates_.size() == k && !any_above(block, candidates_.front().rank)) continue;
     for (std::size_t i = 0; i < block.size(); ++i) {
-      const Candidate candidate{block[i], static_cast<std::int32_t>(begin + i), 0};
+      const Candidate candidate{drawable(block[i]), static_cast<std::int32_t>(begin + i), 0};
       if (candidates_.size() < k) {
         candidates_.push_back(candidate);
         std::push_heap(candidates_.begin(), candidates_.end(), kBefore);  // the worst is in front
@@ -322,6 +320,10 @@ std::int32_t Sampler::pick_any(std::span<const float> logits, float top, std::ui
 std::int32_t Sampler::draw(std::span<const float> given, const GenerationConfig& config,
                            std::span<const std::int32_t> history, const DrawKey& key, EndIds ends) {
   const auto logits = adjust(given, config, history, ends);
+  require(static_cast<std::int64_t>(logits.size()) <= kMostDrawn, Code::usage, [&] {
+    return "sampler: expected at most " + std::to_string(kMostDrawn) + " logits, got " +
+           std::to_string(logits.size());
+  });
   const DrawSettings draw = settings(logits.size(), config, key, ends);
   const float top = maximum(logits);
   if (!(top > kNever)) return 0;

@@ -62,8 +62,8 @@ class Sampler {
   /// Takes the memory that draws with `config` need after up to `history` tokens, so that none allocates.
   void reserve(std::size_t vocab, std::size_t history, const GenerationConfig& config);
 
-  /// Draws from `logits` (V). `history` is the sequence so far, prompt included. A row without a logit above
-  /// −inf gives id 0.
+  /// Draws from `logits` (V ≤ kMostDrawn, or Error{usage}), where NaN counts as −inf. `history` is the
+  /// sequence so far, prompt included. A row without a logit above −inf gives id 0.
   std::int32_t draw(std::span<const float> logits, const GenerationConfig& config,
                     std::span<const std::int32_t> history, const DrawKey& key, EndIds ends = {});
 
@@ -74,8 +74,8 @@ class Sampler {
   /// log Σ e^logit: a token's log-probability under the model's own distribution (no temperature, no penalty)
   /// is its logit less this.
   static double log_sum_exp(std::span<const float> logits);
-  /// The min(k, V) likeliest tokens by falling log-probability, ties by id. The span lives until the next
-  /// call.
+  /// The min(k, V) likeliest tokens by falling log-probability, ties by id; NaN is as unlikely as −inf. The
+  /// span lives until the next call.
   std::span<const TokenLogprob> top(std::span<const float> logits, double log_sum_exp, std::int64_t k);
 
  private:

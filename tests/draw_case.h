@@ -21,7 +21,6 @@ struct DrawRow {
 
 /// Rows of `n` ≥ 8 logits.
 inline std::vector<DrawRow> draw_rows(std::int64_t n, Random& random) {
-  constexpr float kNever = -std::numeric_limits<float>::infinity();
   std::vector<DrawRow> rows;
   rows.push_back({"normal", random.normals(n, 3.0)});
   rows.push_back({"flat", random.normals(n, 0.02)});
@@ -43,6 +42,12 @@ inline std::vector<DrawRow> draw_rows(std::int64_t n, Random& random) {
   rows.push_back({"one survivor", std::vector<float>(static_cast<std::size_t>(n), kNever)});
   rows.back().logits[static_cast<std::size_t>(n - 1)] = -1e30f;
   rows.push_back({"none", std::vector<float>(static_cast<std::size_t>(n), kNever)});
+  constexpr float kNoNumber = std::numeric_limits<float>::quiet_NaN();
+  rows.push_back({"no numbers", std::vector<float>(static_cast<std::size_t>(n), kNoNumber)});
+  rows.push_back({"no numbers among others", random.normals(n, 1.0)});
+  for (std::size_t i = 0; i < rows.back().logits.size(); i += 3) {
+    rows.back().logits[i] = i % 2 == 0 ? kNoNumber : -kNoNumber;
+  }
   rows.push_back({"neighbours", std::vector<float>(static_cast<std::size_t>(n), 1.0f)});
   for (std::size_t i = 1; i < rows.back().logits.size(); ++i) {  // one unit in the last place apart, 64 times
     rows.back().logits[i] = std::nextafter(i % 64 == 0 ? 1.0f : rows.back().logits[i - 1], 0.0f);

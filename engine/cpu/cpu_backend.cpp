@@ -155,21 +155,22 @@ class CpuBackend final : public CpuTraining {
     each_row(pool_, args.x, [&](std::int64_t m, int) {
       const float* row = args.x.as<float>() + m * args.x.stride[0];
       const auto before = [row](std::int32_t a, std::int32_t b) {
-        return row[a] > row[b] || (row[a] == row[b] && a < b);
+        const float left = drawable(row[a]), right = drawable(row[b]);
+        return left > right || (left == right && a < b);
       };
       std::int32_t* ids = args.ids + m * k;  // a heap of the best so far, the last of them first
       std::int32_t* end = ids + k;
       std::iota(ids, end, 0);
       std::make_heap(ids, end, before);
       for (auto i = static_cast<std::int32_t>(k); i < n; ++i) {
-        if (row[i] <= row[*ids]) continue;  // an equal one comes after
+        if (!(row[i] > drawable(row[*ids]))) continue;  // an equal one comes after
         std::pop_heap(ids, end, before);
         end[-1] = i;
         std::push_heap(ids, end, before);
       }
       std::sort_heap(ids, end, before);
       std::transform(ids, end, static_cast<float*>(args.values.data) + m * k,
-                     [row](std::int32_t id) { return row[id]; });
+                     [row](std::int32_t id) { return drawable(row[id]); });
     });
   }
   void draw(const DrawArgs& args) override {

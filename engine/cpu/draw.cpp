@@ -1,7 +1,6 @@
 #include "engine/cpu/draw.h"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 namespace inkling {
@@ -29,11 +28,10 @@ std::size_t passing(std::span<const Token> tokens, std::uint64_t point) {
 }  // namespace
 
 std::int32_t draw_from(std::span<const float> logits, const DrawSettings& draw) {
-  constexpr float kNever = -std::numeric_limits<float>::infinity();
   std::vector<Token> tokens;
   for (const float logit : logits) {
     const auto id = static_cast<std::int32_t>(tokens.size());
-    tokens.push_back({id == draw.forbidden ? kNever : logit, id, 0});
+    tokens.push_back({id == draw.forbidden ? kNever : drawable(logit), id, 0});
   }
   std::ranges::stable_sort(tokens, std::greater(), &Token::logit);
   const Token likeliest = tokens.front();

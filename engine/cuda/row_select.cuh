@@ -57,7 +57,11 @@ struct Row {
   int forbidden;  // counts as −inf; or −1
   bool in_fours;  // rows begin with a whole four
 
-  __device__ float logit(int i) const { return i == forbidden ? -INFINITY : data[i]; }
+  __device__ float logit(int i) const { return seen(i, data[i]); }
+  /// NaN counts as −inf: it is what fmaxf() does not return.
+  __device__ float seen(int i, float value) const {
+    return i == forbidden ? -INFINITY : fmaxf(value, -INFINITY);
+  }
   /// body(i, logit) for a thread's share, which is the same in every call: five pieces of 16 bytes are asked
   /// for at once.
   template <class Body>
@@ -75,10 +79,10 @@ struct Row {
       for (int a = 0; a < kAhead; ++a) {
         const int at = first + a * kRowThreads, i = 4 * at;
         if (at >= fours) continue;
-        body(i, i == forbidden ? -INFINITY : four[a].x);
-        body(i + 1, i + 1 == forbidden ? -INFINITY : four[a].y);
-        body(i + 2, i + 2 == forbidden ? -INFINITY : four[a].z);
-        body(i + 3, i + 3 == forbidden ? -INFINITY : four[a].w);
+        body(i, seen(i, four[a].x));
+        body(i + 1, seen(i + 1, four[a].y));
+        body(i + 2, seen(i + 2, four[a].z));
+        body(i + 3, seen(i + 3, four[a].w));
       }
     }
     for (int i = 4 * fours + static_cast<int>(threadIdx.x); i < n; i += kRowThreads) body(i, logit(i));

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   for (int i = threadIdx.x; i < k; i += kRowThreads) {
     const int index = index_of(largest[i]);
     ids[std::int64_t{blockIdx.x} * k + i] = index;
-    values[std::int64_t{blockIdx.x} * k + i] = row.data[index];
+    values[std::int64_t{blockIdx.x} * k + i] = row.logit(index);
   }
 }
 

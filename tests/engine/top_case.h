@@ -24,15 +24,17 @@ void check_top(const TopOf& top_of) {
     CAPTURE(k);
     const auto [values, ids] = top_of(x, rows, k);
     for (std::int64_t m = 0; m < rows; ++m) {
-      const float* row = x.data() + m * n;
+      std::vector<float> row(x.begin() + m * n, x.begin() + (m + 1) * n);
+      for (float& v : row) v = std::isnan(v) ? -INFINITY : v;
+      const auto at = [&row](std::int32_t id) { return row[static_cast<std::size_t>(id)]; };
       std::vector<std::int32_t> order(static_cast<std::size_t>(n));
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(),
-                       [row](std::int32_t a, std::int32_t b) { return row[a] > row[b]; });
+                       [at](std::int32_t a, std::int32_t b) { return at(a) > at(b); });
       for (std::int64_t i = 0; i < k; ++i) {
-        const auto at = static_cast<std::size_t>(m * k + i);
-        CHECK(ids[at] == order[static_cast<std::size_t>(i)]);
-        CHECK(values[at] == row[ids[at]]);
+        const auto place = static_cast<std::size_t>(m * k + i);
+        CHECK(ids[place] == order[static_cast<std::size_t>(i)]);
+        CHECK(values[place] == at(ids[place]));
       }
     }
   };
@@ -48,6 +50,9 @@ void check_top(const TopOf& top_of) {
   rounded[17] = -INFINITY;
   rounded[18] = std::numeric_limits<float>::max();
   check(rounded, 2, 3);
+  for (std::size_t i = 0; i < rounded.size(); i += 2) rounded[i] = i % 4 == 0 ? NAN : -NAN;
+  check(rounded, 2, 300);
+  check({NAN, -1.0f, -INFINITY, -NAN}, 1, 4);
 }
 
 }  // namespace inkling::test

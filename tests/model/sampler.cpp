@@ -399,6 +399,55 @@ TEST_CASE("rows of −inf and single survivors do no harm") {
   }
 }
 
+TEST_CASE("a logit that is no number counts as −inf, under every cut") {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  Random random(8);
+  std::vector<GenerationConfig> configs(6, plain());
+  configs[0].temperature = 0.0;
+  configs[1].top_k = 40;
+  configs[2].top_k = 290;  // more than there are numbers
+  configs[3].top_p = 0.95;
+  configs[4].typical_p = 0.9;
+  configs[5].top_k = 40, configs[5].top_p = 0.9, configs[5].min_p = 0.01;
+  configs[5].repetition_penalty = 1.2;
+  const std::vector<std::int32_t> history{0, 1, 2, 3};
+  Sampler sampler;
+  for (std::uint32_t i = 0; i < 200; ++i) {
+    Logits row = random.normals(300, 2.0), never = row;
+    for (std::size_t at = i % 3; at < row.size(); at += 2 + i % 5) {
+      row[at] = i % 2 == 0 ? nan : -nan;
+      never[at] = kNever;
+    }
+    for (const GenerationConfig& config : configs) {
+      REQUIRE(sampler.draw(row, config, history, {7, i, 0}) ==
+              sampler.draw(never, config, history, {7, i, 0}));
+    }
+    const double lse = Sampler::log_sum_exp(row);
+    REQUIRE(lse == Sampler::log_sum_exp(never));
+    const auto ids_of = [&](const Logits& logits) {
+      std::vector<std::int32_t> ids;
+      for (const TokenLogprob& t : sampler.top(logits, lse, 300)) ids.push_back(t.id);
+      return ids;
+    };
+    REQUIRE(ids_of(row) == ids_of(never));
+  }
+}
+
+TEST_CASE("the largest vocabulary can be drawn from, all of it alike, and a larger one is refused") {
+  Sampler sampler;
+  GenerationConfig config = plain();
+  Logits row(static_cast<std::size_t>(kMostDrawn), -5.0f);
+  double sum = 0.0;
+  for (std::uint32_t i = 0; i < 16; ++i) sum += sampler.draw(row, config, {}, {3, i, 0});
+  CHECK(sum / 16 == doctest::Approx(static_cast<double>(kMostDrawn) / 2).epsilon(0.4));
+  config.top_p = 0.9;
+  row[7] = 20.0f;
+  CHECK(sampler.draw(row, config, {}, {}) == 7);
+  row.push_back(0.0f);
+  CHECK_THROWS_WITH_AS((void)sampler.draw(row, config, {}, {}),
+                       "sampler: expected at most 4194304 logits, got 4194305", Error);
+}
+
 TEST_CASE("log-probabilities are those of the model's own distribution") {
   Random random(8);
   const Logits logits = random.normals(777, 4.0);
