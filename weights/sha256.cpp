@@ -71,9 +71,13 @@ Result<Manifest> read_manifest(const fs::path& path) {
 Result<void> verify_manifest(const fs::path& model, const fs::path& manifest_path) {
   const auto manifest = read_manifest(manifest_path);
   if (!manifest) return manifest.error();
+  std::error_code failed;
   const auto location = locate_weights(model);
   if (!location) return location.error();
-  for (const fs::path& file : location->files) {
+  const bool is_folder = fs::is_directory(model, failed);
+  std::vector<fs::path> wanted = location->files;
+  if (!is_folder && location->index_path) wanted.push_back(*location->index_path);
+  for (const fs::path& file : wanted) {
     const auto line = manifest->find(file.filename().string());
     if (line == manifest->end()) {
       return weights::malformed(manifest_path.string(), file.filename().string(), "a line for this file",
@@ -81,11 +85,10 @@ Result<void> verify_manifest(const fs::path& model, const fs::path& manifest_pat
     }
     if (auto same = verify_file(file, line->second); !same) return same;
   }
-  std::error_code failed;
-  if (!fs::is_directory(model, failed)) return {};
+  if (!is_folder) return {};
   for (const auto& [name, hash] : *manifest) {
     const fs::path file = model / name;
-    if (std::ranges::find(location->files, file) != location->files.end()) continue;
+    if (std::ranges::find(wanted, file) != wanted.end()) continue;
     if (auto same = verify_file(file, hash); !same) return same;
   }
   return {};

@@ -44,8 +44,9 @@ Result<std::vector<FileHash>> hash_weight_files(const std::filesystem::path& fol
 
 /// Checks a model against `expected`: "sha256:HEX" for a model of one weight file, or else the path of a
 /// manifest as `sha256sum` writes it. Of a folder, every file in the manifest must exist and match (names are
-/// relative to the folder) and every weight file must be listed; of a file, its own line counts.
-/// Error{malformed} "PATH: sha256: expected …, got …"; Error{file}; Error{usage} for a malformed "sha256:…".
+/// relative to the folder) and every weight file must be listed; of a file, its own line counts, and of an
+/// index.json its shards' lines too. Error{malformed} "PATH: sha256: expected …, got …"; Error{file};
+/// Error{usage} for a malformed "sha256:…".
 Result<void> verify(const std::filesystem::path& folder_or_file, std::string_view expected);
 
 }  // namespace inkling

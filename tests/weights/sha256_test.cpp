@@ -84,6 +84,32 @@ TEST_CASE("verify against a manifest") {
   CHECK(verify(dir.path(), (dir / "absent").string()).error().code() == Code::file);
 }
 
+TEST_CASE("an index.json is verified as its shards are") {
+  TempDir dir;
+  const std::string index = R"({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})";
+  const auto path = dir / "model.safetensors.index.json";
+  put(dir / "one.safetensors", "abc");
+  put(dir / "two.safetensors", "");
+  put(path, index);
+  const std::string shards = kHashOfAbc + "  one.safetensors\n" + kHashOfEmpty + "  two.safetensors\n";
+  const auto check = [&](const std::string& manifest, const std::filesystem::path& model) {
+    put(dir / "SUMS", manifest);
+    return verify(model, (dir / "SUMS").string());
+  };
+  const std::string name = "  model.safetensors.index.json\n";
+  CHECK(check(shards + *sha256_file(path) + name, path));
+  CHECK(check(shards + *sha256_file(path) + name, dir.path()));
+  CHECK(check(shards, dir.path()));  // of a folder, the files of weights want lines
+  CHECK(check(shards + kHashOfAbc + name, dir.path()).error().code() == Code::malformed);
+  const auto wrong = check(shards + kHashOfAbc + name, path);
+  REQUIRE(!wrong);
+  CHECK(wrong.error().message().starts_with(path.string() + ": sha256: expected " + kHashOfAbc));
+  const auto none = check(shards, path);
+  REQUIRE(!none);
+  CHECK(none.error().message().find("index.json: expected a line for this file, got none") !=
+        std::string::npos);
+}
+
 TEST_CASE("the sample model's card lists the files as they are, 8 MB at most") {
   const auto folder = source_dir() / "weights/sample";
   const std::string card = content_of(folder / "README.md");
