@@ -32,12 +32,6 @@ KvPool::KvPool(const KvShape& shape, std::size_t max_bytes, Memory* memory)
   page_stride_ = (shape.page_bytes() + 63) / 64 * 64;
 }
 
-std::int64_t KvPool::free_tokens() const noexcept {
-  if (max_bytes_ == 0) return INT64_MAX;
-  const std::size_t pages = max_bytes_ / page_stride_;
-  return static_cast<std::int64_t>(pages - std::min(pages, used_pages_)) * kKvPageTokens;
-}
-
 void KvPool::scribble_free_pages(std::byte byte) {
   const std::vector<std::byte> bytes(shape_.page_bytes(), byte);
   for (const std::int32_t page : free_) {
@@ -123,11 +117,12 @@ void KvSequence::reserve(std::int64_t n) {
   const auto held = static_cast<std::size_t>((length_ + kKvPageTokens - 1) / kKvPageTokens);
   const auto needed = static_cast<std::size_t>((length_ + n + kKvPageTokens - 1) / kKvPageTokens);
   // Room for 64 pages at once, so that the list itself rarely grows in a decode loop.
-  if (pages_.capacity() < needed) {
-    const std::size_t room = std::max<std::size_t>({64, needed, pages_.capacity() * 2});
-    pages_.reserve(room);
-    numbers_.reserve(room);
-  }
+  // Both lists, though one may have failed to grow before: a page that is taken has a place in each.
+  const auto make_room = [needed](auto& list) {
+    if (list.capacity() < needed) list.reserve(std::max<std::size_t>({64, needed, list.capacity() * 2}));
+  };
+  make_room(pages_);
+  make_room(numbers_);
 
   const auto page = [&](std::int32_t number) -> KvPool::Page& {
     return pool_->pages_[static_cast<std::size_t>(number)];
@@ -141,13 +136,16 @@ void KvSequence::reserve(std::int64_t n) {
       numbers_.push_back(pool_->take());
       pages_.push_back(page(numbers_.back()).data);
     }
-    if (unshare) copy = pool_->take();
+    if (unshare) {
+      copy = pool_->take();
+      pool_->memory_->copy(page(copy).data, pages_[held - 1], pool_->shape().page_bytes());
+    }
   } catch (...) {
+    if (copy >= 0) pool_->drop(copy);
     release(before);
     throw;
   }
-  if (copy >= 0) {
-    pool_->memory_->copy(page(copy).data, pages_[held - 1], pool_->shape().page_bytes());
+  if (unshare) {
     pool_->drop(std::exchange(numbers_[held - 1], copy));
     pages_[held - 1] = page(copy).data;
   }

@@ -62,16 +62,12 @@ class KvPool {
   const KvShape& shape() const noexcept { return shape_; }
   Device device() const noexcept { return memory_->device(); }   ///< whose memory the pages lie in
   std::size_t max_bytes() const noexcept { return max_bytes_; }  ///< 0: no limit
-  /// Taken from the system, kept until the end.
-  std::size_t allocated_bytes() const noexcept { return allocated_; }
   std::size_t used_bytes() const noexcept { return used_pages_ * page_stride_; }
   std::size_t used_pages() const noexcept { return used_pages_; }
   /// Bytes that `tokens` tokens of one sequence take.
   std::size_t bytes_for(std::int64_t tokens) const noexcept {
     return static_cast<std::size_t>((tokens + kKvPageTokens - 1) / kKvPageTokens) * page_stride_;
   }
-  /// Tokens of one sequence that still fit under max_bytes; INT64_MAX without a limit.
-  std::int64_t free_tokens() const noexcept;
   /// Writes `byte` over every page that no sequence holds. For tests of "nothing reads garbage".
   void scribble_free_pages(std::byte byte);
 
