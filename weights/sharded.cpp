@@ -51,20 +51,6 @@ Result<void> read_weight_map(const JsonValue& root, std::string_view name, Shard
   return {};
 }
 
-Result<void> read_total_size(const JsonValue& root, std::string_view name, ShardIndex& index) {
-  const JsonValue* metadata = root.find("metadata");
-  if (metadata == nullptr) return {};
-  if (metadata->object() == nullptr) return malformed(name, "metadata", "an object", metadata->describe());
-  const JsonValue* size = metadata->find("total_size");
-  if (size == nullptr) return {};
-  const auto* bytes = size->scalar<std::int64_t>();
-  if (bytes == nullptr || *bytes < 0) {
-    return malformed(name, "metadata.total_size", "an integer, 0 to 2^63-1", size->describe());
-  }
-  index.total_size = static_cast<std::uint64_t>(*bytes);
-  return {};
-}
-
 Result<WeightLocation> locate_index(const fs::path& path) {
   const auto text = weights::read_text(path, kMaxIndexBytes);
   if (!text) return text.error();
@@ -130,7 +116,6 @@ Result<ShardIndex> parse_index_json(std::string_view text, std::string_view name
     if (!root) return root.error();
     ShardIndex index;
     if (const auto read = read_weight_map(*root, name, index); !read) return read.error();
-    if (const auto read = read_total_size(*root, name, index); !read) return read.error();
     return index;
   });
 }

@@ -1,7 +1,6 @@
 // Weights spread over several safetensors files, and the index that says which tensor lies where.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <span>
@@ -18,11 +17,11 @@ namespace inkling {
 /// The longest index.json accepted (a thousand-layer model needs a tenth of it).
 inline constexpr std::size_t kMaxIndexBytes = std::size_t{4} << 20;
 
-/// Content of model.safetensors.index.json.
+/// Content of model.safetensors.index.json. Its metadata says nothing that the shards do not say themselves,
+/// and is not looked at.
 struct ShardIndex {
   std::vector<std::pair<std::string, std::string>> weight_map;  ///< tensor → shard, sorted by tensor
   std::vector<std::string> shards;                              ///< distinct file names, sorted
-  std::optional<std::uint64_t> total_size;                      ///< bytes of all tensors, when stated
 };
 
 /// Shards must be plain names ("a.safetensors", no folder, no "..") ending in ".safetensors"; tensor names
