@@ -96,7 +96,6 @@ struct Avx2 {
   static I izero() { return _mm256_setzero_si256(); }
   static I iset1(std::int32_t v) { return _mm256_set1_epi32(v); }
   static I load_u8(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static void store_i32(std::int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   static I low_nibbles(I v) { return _mm256_and_si256(v, _mm256_set1_epi8(0xf)); }
   static I high_nibbles(I v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }

@@ -86,7 +86,6 @@ struct Avx512 {
   static I izero() { return _mm512_setzero_si512(); }
   static I iset1(std::int32_t v) { return _mm512_set1_epi32(v); }
   static I load_u8(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
-  static void store_i32(std::int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static I low_nibbles(I v) { return _mm512_and_si512(v, _mm512_set1_epi8(0xf)); }
   static I high_nibbles(I v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }

@@ -93,7 +93,6 @@ struct Portable {
     std::memcpy(&v, p, sizeof v);
     return v;
   }
-  static void store_i32(std::int32_t* p, I v) { std::memcpy(p, &v, sizeof v); }
   static I low_nibbles(I v) { return v & 0x0f0f0f0f; }
   static I high_nibbles(I v) { return (v >> 4) & 0x0f0f0f0f; }
   static F to_float(I v) { return __builtin_convertvector(v, F); }
