@@ -54,7 +54,7 @@ Tensor to_f32(const TensorView& view) {
   return tensor;
 }
 
-/// Ids are below V ≤ 2²⁴: both files have been checked.
+/// Ids are below V ≤ 2²²: both files have been checked.
 std::vector<std::int32_t> end_ids(const ModelConfig& config, const PublishedGeneration& published) {
   std::vector<std::int32_t> ids;
   for (const std::int64_t id : published.eos_token_ids) ids.push_back(static_cast<std::int32_t>(id));
@@ -71,7 +71,8 @@ std::size_t cached_nbytes(const TensorView& view) {
   return (small_nbytes(view) + 63) / 64 * 64;
 }
 
-/// Calls visit(view) for every tensor that is no matrix, in the order of ModelLoader::load().
+/// Calls visit(view) for every tensor that is no matrix, absent biases included, in the order of a packed
+/// cache.
 template <class Visit>
 void for_each_small(const Gpt2Tensors& t, Visit&& visit) {
   visit(t.wpe);
@@ -82,16 +83,16 @@ void for_each_small(const Gpt2Tensors& t, Visit&& visit) {
   }
   visit(t.lnf_w), visit(t.lnf_b);
 }
-/// The same once loaded, in the same order.
-template <class Visit>
-void for_each_small(const Model& model, Visit&& visit) {
-  visit(model.positions());
-  for (const LayerWeights& l : model.layers()) {
-    for (const Tensor* t : {&l.ln1.weight, &l.ln1.bias, &l.qkv.bias, &l.proj.bias, &l.ln2.weight, &l.ln2.bias,
-                            &l.fc.bias, &l.fcproj.bias})
-      visit(*t);
+/// The same of a model's parts, in the same order.
+template <class AnyTensor, class Layers, class Norm, class Visit>
+void for_each_small(AnyTensor& positions, Layers& layers, Norm& final_norm, Visit&& visit) {
+  visit(positions);
+  for (auto& l : layers) {
+    for (AnyTensor* tensor : {&l.ln1.weight, &l.ln1.bias, &l.qkv.bias, &l.proj.bias, &l.ln2.weight,
+                              &l.ln2.bias, &l.fc.bias, &l.fcproj.bias})
+      visit(*tensor);
   }
-  visit(model.final_norm().weight), visit(model.final_norm().bias);
+  visit(final_norm.weight), visit(final_norm.bias);
 }
 
 }  // namespace
@@ -99,9 +100,8 @@ void for_each_small(const Model& model, Visit&& visit) {
 // Packs one tensor after another and lets each one's pages go.
 class ModelLoader {
  public:
-  ModelLoader(const Gpt2Source& source, const std::filesystem::path& path, ExecContext& context,
-              const LoadOptions& options)
-      : source_(source), path_(path), context_(context), options_(options) {}
+  ModelLoader(const Gpt2Source& source, ExecContext& context, const LoadOptions& options)
+      : source_(source), context_(context), options_(options) {}
 
   Result<Model> load() {
     const Gpt2Tensors& t = source_.tensors();
@@ -118,13 +118,18 @@ class ModelLoader {
       free_ = model.slab_.data();
     }
 
-    model.positions_ = small(t.wpe);
-    for (const Gpt2Layer& layer : t.layers) {
-      model.layers_.push_back({norm(layer.ln1_w, layer.ln1_b), linear(layer.attn_w, layer.attn_b),
-                               linear(layer.proj_w, layer.proj_b), norm(layer.ln2_w, layer.ln2_b),
-                               linear(layer.fc_w, layer.fc_b), linear(layer.fcproj_w, layer.fcproj_b)});
+    model.layers_.resize(t.layers.size());
+    std::vector<const TensorView*> views;
+    for_each_small(t, [&](const TensorView& view) { views.push_back(&view); });
+    for_each_small(model.positions_, model.layers_, model.final_norm_,
+                   [&, next = views.begin()](Tensor& own) mutable { own = small(**next++); });
+    for (std::size_t i = 0; i < t.layers.size(); ++i) {
+      LayerWeights& layer = model.layers_[i];
+      layer.qkv.weight = matrix(t.layers[i].attn_w);
+      layer.proj.weight = matrix(t.layers[i].proj_w);
+      layer.fc.weight = matrix(t.layers[i].fc_w);
+      layer.fcproj.weight = matrix(t.layers[i].fcproj_w);
     }
-    model.final_norm_ = norm(t.lnf_w, t.lnf_b);
     // Last, since little of them is mapped at a time: the peak of memory is little more than the weights.
     model.embedding_ = rows_as_columns(t.wte);
     if (t.lm_head.data != nullptr) model.head_ = rows_as_columns(t.lm_head);
@@ -156,11 +161,9 @@ class ModelLoader {
   /// Maps the packed weights of an earlier load, if there are such.
   bool take_cached(Model& model) {
     if (options_.packed_cache.empty() || context_.device() != Device::cpu) return false;
-    const auto key = PackedCacheKey::of(path_, model.config_, format_, context_.isa());
-    if (!key) return false;
     model.cache_folder_ = options_.packed_cache;
-    model.cache_key_ = *key;
-    auto file = open_packed_cache(options_.packed_cache, *key, model.slab_bytes_);
+    model.cache_key_ = PackedCacheKey::of(source_.files(), model.config_, format_, context_.isa());
+    auto file = open_packed_cache(options_.packed_cache, *model.cache_key_, model.slab_bytes_);
     std::size_t small = 0;
     for_each_small(source_.tensors(), [&](const TensorView& view) { small += cached_nbytes(view); });
     if (!file || file->small.size() != small) return false;
@@ -234,8 +237,6 @@ class ModelLoader {
     context_.backend().copy_in(tensor.view().data, view.data, view.nbytes());
     return tensor;
   }
-  LinearWeights linear(const TensorView& w, const TensorView& b) { return {matrix(w), small(b)}; }
-  NormWeights norm(const TensorView& w, const TensorView& b) { return {small(w), small(b)}; }
 
   void finish(const TensorView& view) {
     if (view.data == nullptr) return;
@@ -246,7 +247,6 @@ class ModelLoader {
   }
 
   const Gpt2Source& source_;
-  const std::filesystem::path& path_;
   ExecContext& context_;
   const LoadOptions& options_;
   const std::byte *cached_matrix_ = nullptr, *cached_small_ = nullptr;  // what is left of a cache file
@@ -263,7 +263,7 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
   Result<Gpt2Source> source = Gpt2Source::open(path, open);
   if (!source) return source.error();
   try {
-    return ModelLoader(*source, path, context, options).load();
+    return ModelLoader(*source, context, options).load();
   } catch (const Error& error) {
     return error;
   } catch (const std::bad_alloc&) {
@@ -274,14 +274,16 @@ Result<Model> Model::load(const std::filesystem::path& path, ExecContext& contex
 Result<void> Model::write_packed_cache() const {
   if (!cache_key_) {
     return Error(Code::usage,
-                 "model: write_packed_cache: expected a load with packed_cache, got one without");
+                 "model: write_packed_cache: expected a load with packed_cache on the CPU, got " +
+                     (device() == Device::cpu ? std::string("one without")
+                                              : "one on " + std::string(device_name(device()))));
   }
   std::vector<std::byte> small;
-  for_each_small(*this, [&](const Tensor& tensor) {
+  for_each_small(positions_, layers_, final_norm_, [&](const Tensor& tensor) {
+    const TensorView view = tensor.view();
     const std::size_t begin = small.size();
-    small.resize(begin + cached_nbytes(tensor.view()));
-    if (tensor.view().data != nullptr)
-      std::memcpy(small.data() + begin, tensor.view().data, tensor.view().nbytes());
+    small.resize(begin + cached_nbytes(view));
+    if (view.data != nullptr) std::memcpy(small.data() + begin, view.data, view.nbytes());
   });
   return inkling::write_packed_cache(cache_folder_, *cache_key_, {layers_[0].qkv.weight.data, slab_bytes_},
                                      small);
@@ -295,7 +297,7 @@ std::optional<std::int32_t> Model::first_id() const noexcept {
 
 std::uint64_t Model::nbytes() const noexcept {
   std::uint64_t total = slab_bytes_;
-  for_each_small(*this, [&](const Tensor& tensor) { total += tensor.nbytes(); });
+  for_each_small(positions_, layers_, final_norm_, [&](const Tensor& tensor) { total += tensor.nbytes(); });
   return total;
 }
 
@@ -316,7 +318,7 @@ std::vector<MemoryUse> Model::memory_report() const {
     matrices("mlp_down", layers_[0].fcproj.weight, layers_.size());
   }
   MemoryUse rest{"norms_and_biases"};
-  for_each_small(*this, [&](const Tensor& tensor) {
+  for_each_small(positions_, layers_, final_norm_, [&](const Tensor& tensor) {
     if (&tensor == &positions_ || tensor.nbytes() == 0) return;
     ++rest.count;
     rest.bytes += tensor.nbytes();

@@ -86,7 +86,7 @@ class Model {
   bool from_packed_cache() const noexcept { return !cached_.bytes().empty(); }
   /// Leaves the packed weights in that folder for the next load (packed_cache.h): a file of about nbytes()
   /// that takes the place of an older one of the same model, format and instruction set. Error{usage} for a
-  /// model that was loaded without LoadOptions::packed_cache, Error{output}.
+  /// model that was loaded without LoadOptions::packed_cache or on a GPU, Error{output}.
   Result<void> write_packed_cache() const;
 
   const ModelConfig& config() const noexcept { return config_; }
@@ -121,7 +121,7 @@ class Model {
   std::vector<std::int32_t> end_ids_;
   WeightFormat format_ = WeightFormat::f32;
   std::filesystem::path cache_folder_;
-  std::optional<PackedCacheKey> cache_key_;  // of the files as they were before they were read
+  std::optional<PackedCacheKey> cache_key_;  // on the CPU, where a folder was given
   Buffer slab_;                              // the memory of every PackedMatrix below,
   weights::FileMap cached_;                  // or a file that holds it
   std::size_t slab_bytes_ = 0;

@@ -5,17 +5,15 @@
 #include <vector>
 
 #include "weights/atomic_file.h"
-#include "weights/sharded.h"
 
 namespace inkling {
 namespace {
 
 namespace fs = std::filesystem;
 
-// To be raised whenever PackedMatrix's layout, or the order of tensors in the file, changes.
-constexpr int kLayout = 1;
 constexpr std::size_t kHeader = 4096;
-constexpr std::string_view kMagic = "INKLPCK2";
+// Its number rises whenever the header, PackedMatrix's layout or the order of tensors changes.
+constexpr std::string_view kMagic = "INKLPCK3";
 
 std::string header_text(std::string_view key, std::size_t slab, std::size_t small) {
   return std::string(kMagic) + '\n' + std::to_string(slab) + ' ' + std::to_string(small) + '\n' +
@@ -24,21 +22,15 @@ std::string header_text(std::string_view key, std::size_t slab, std::size_t smal
 
 }  // namespace
 
-Result<PackedCacheKey> PackedCacheKey::of(const fs::path& model, const ModelConfig& config,
-                                          WeightFormat format, Isa isa) {
-  auto location = locate_weights(model);
-  if (!location) return location.error();
-  std::vector<fs::path> files = location->files;
-  if (location->index_path) files.push_back(*location->index_path);
+PackedCacheKey PackedCacheKey::of(const WeightFiles& files, const ModelConfig& config, WeightFormat format,
+                                  Isa isa) {
   const std::string kind = std::string(weight_format_name(format)) + ' ' + std::string(isa_name(isa));
   PackedCacheKey key;
   std::string paths;
-  key.text = "layout " + std::to_string(kLayout) + ", " + kind + '\n';
-  for (const fs::path& file : files) {
-    const auto identity = weights::FileIdentity::of(file);
-    if (!identity) return identity.error();
-    paths += identity->path.string() + '\n';
-    key.text += identity->text + '\n';
+  key.text = kind + '\n';
+  for (const SafetensorsFile& file : files.files()) {
+    paths += file.identity().path.string() + '\n';
+    key.text += file.identity().text + '\n';
   }
   key.text += to_config_json(config);
   // Not the files' times: what has changed replaces what it was.

@@ -1,9 +1,9 @@
 // The packed-weights cache: a model's weights on disk in the order in which the kernels of this machine read
 // them, so that the next load maps them and packs nothing.
 //
-// File: a page of header ("INKLPCK2", sizes, key; as text), the slab of packed matrices, then positions,
+// File: a page of header (magic, sizes, key; as text), the slab of packed matrices, then positions,
 // norms and biases in f32, each at a multiple of 64 bytes. The key is text: format of the weights,
-// instruction set, version of the layout, config, and path, size, inode and times of change of each source
+// instruction set, config, and path, size, inode and times of change of each source
 // file. A file is taken when its key is the wanted one, letter by letter, and its size the stated one; it is
 // written beside and renamed, so it is whole or absent. Like the weight files themselves it is not hashed on
 // every load.
@@ -22,6 +22,7 @@
 #include "engine/packed_matrix.h"
 #include "weights/config.h"
 #include "weights/file.h"
+#include "weights/sharded.h"
 
 namespace inkling {
 
@@ -30,9 +31,9 @@ struct PackedCacheKey {
   std::string name;  ///< of the file: one per model, format and instruction set
   std::string text;
 
-  /// Error{file}, Error{malformed} when the weights cannot be located.
-  static Result<PackedCacheKey> of(const std::filesystem::path& model, const ModelConfig& config,
-                                   WeightFormat format, Isa isa);
+  /// Of the files that are open, not of what has taken their paths since: a trainer may replace them while
+  /// they are read.
+  static PackedCacheKey of(const WeightFiles& files, const ModelConfig& config, WeightFormat format, Isa isa);
 };
 
 /// A cache file mapped into memory.

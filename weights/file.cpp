@@ -64,13 +64,17 @@ Result<std::string> read_text(const std::filesystem::path& path, std::size_t max
   return text;
 }
 
-Result<FileIdentity> FileIdentity::of(const std::filesystem::path& path) {
+namespace {
+
+// `status_of` fills a struct stat, given the canonical path, and returns 0.
+template <class StatusOf>
+Result<FileIdentity> identify(const std::filesystem::path& path, StatusOf&& status_of) {
   std::error_code error;
   FileIdentity identity;
   identity.path = std::filesystem::canonical(path, error);
   if (error) return file_error(path, "look at", error.value());
   struct stat status {};
-  if (::stat(identity.path.c_str(), &status) != 0) return file_error(path, "look at", errno);
+  if (status_of(identity.path, status) != 0) return file_error(path, "look at", errno);
   identity.size = static_cast<std::size_t>(status.st_size);
   identity.text = identity.path.string();
   const auto add = [&](auto number, char before) { identity.text += before + std::to_string(number); };
@@ -79,6 +83,20 @@ Result<FileIdentity> FileIdentity::of(const std::filesystem::path& path) {
   add(status.st_ino, ' ');
   for (const timespec& time : {status.st_mtim, status.st_ctim}) add(time.tv_sec, ' '), add(time.tv_nsec, '.');
   return identity;
+}
+
+}  // namespace
+
+Result<FileIdentity> FileIdentity::of(const std::filesystem::path& path) {
+  return identify(path, [](const std::filesystem::path& canonical, struct stat& status) {
+    return ::stat(canonical.c_str(), &status);
+  });
+}
+
+Result<FileIdentity> FileIdentity::of(const InputFile& file) {
+  return identify(file.path(), [&](const std::filesystem::path&, struct stat& status) {
+    return ::fstat(file.descriptor(), &status);
+  });
 }
 
 std::string name_of(std::string_view text) {
@@ -92,11 +110,15 @@ std::string name_of(std::string_view text) {
 Result<FileMap> FileMap::open(const std::filesystem::path& path) {
   const auto file = InputFile::open(path);
   if (!file) return file.error();
+  return of(*file);
+}
+
+Result<FileMap> FileMap::of(const InputFile& file) {
   FileMap map;
-  if (file->size() == 0) return map;  // mmap refuses a length of zero
-  void* memory = ::mmap(nullptr, file->size(), PROT_READ, MAP_PRIVATE, file->descriptor(), 0);
-  if (memory == MAP_FAILED) return file_error(path, "map", errno);
-  map.bytes_ = {static_cast<const std::byte*>(memory), file->size()};
+  if (file.size() == 0) return map;  // mmap refuses a length of zero
+  void* memory = ::mmap(nullptr, file.size(), PROT_READ, MAP_PRIVATE, file.descriptor(), 0);
+  if (memory == MAP_FAILED) return file_error(file.path(), "map", errno);
+  map.bytes_ = {static_cast<const std::byte*>(memory), file.size()};
   return map;
 }
 

@@ -25,6 +25,7 @@ class InputFile {
   InputFile& operator=(InputFile&&) = delete;
   ~InputFile();
 
+  const std::filesystem::path& path() const noexcept { return path_; }
   std::size_t size() const noexcept { return size_; }
   int descriptor() const noexcept { return descriptor_; }
   /// Fills a prefix of `into` with the next bytes; 0 at the end. Error{file}.
@@ -46,8 +47,10 @@ struct FileIdentity {
   std::size_t size = 0;
   std::string text;  ///< path, size, device, inode, times of modification and of change, in one line
 
-  /// Error{file}.
+  /// Of what the path leads to now. Error{file}.
   static Result<FileIdentity> of(const std::filesystem::path& path);
+  /// Of the file that is open, whatever has taken its path since; as it is now, so ask before reading.
+  static Result<FileIdentity> of(const InputFile& file);
 };
 
 /// 16 hexadecimal digits for a file's name: FNV-1a (Fowler, Noll & Vo). Texts that were made to do so may
@@ -63,6 +66,8 @@ class FileMap {
   FileMap() = default;
   /// Error{file}.
   static Result<FileMap> open(const std::filesystem::path& path);
+  /// The map outlives `file`. Error{file}.
+  static Result<FileMap> of(const InputFile& file);
 
   FileMap(FileMap&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
   FileMap& operator=(FileMap&& other) noexcept {

@@ -18,6 +18,7 @@ static_assert(std::endian::native == std::endian::little, "tensors are used as t
 
 struct SafetensorsFile::State {
   std::string name;
+  weights::FileIdentity identity;
   weights::FileMap map;  // empty when the bytes are the caller's
   std::span<const std::byte> bytes;
   std::vector<NamedTensor> tensors;
@@ -64,10 +65,15 @@ Result<void> SafetensorsFile::State::read() {
 
 Result<SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path) {
   return weights::guarded(path, [&]() -> Result<SafetensorsFile> {
-    auto map = weights::FileMap::open(path);
+    const auto file = weights::InputFile::open(path);
+    if (!file) return file.error();
+    auto identity = weights::FileIdentity::of(*file);
+    if (!identity) return identity.error();
+    auto map = weights::FileMap::of(*file);
     if (!map) return map.error();
     auto state = std::make_unique<State>();
     state->name = path.string();
+    state->identity = *std::move(identity);
     state->map = *std::move(map);
     state->bytes = state->map.bytes();
     if (const auto read = state->read(); !read) return read.error();
@@ -87,6 +93,9 @@ Result<SafetensorsFile> SafetensorsFile::from_bytes(std::span<const std::byte> b
 
 const std::string& SafetensorsFile::name() const noexcept {
   return state_->name;
+}
+const weights::FileIdentity& SafetensorsFile::identity() const noexcept {
+  return state_->identity;
 }
 std::span<const NamedTensor> SafetensorsFile::tensors() const noexcept {
   return state_->tensors;

@@ -19,6 +19,7 @@
 
 #include "engine/base/result.h"
 #include "engine/tensor.h"
+#include "weights/file.h"
 
 namespace inkling {
 
@@ -53,6 +54,8 @@ class SafetensorsFile {
   ~SafetensorsFile();
 
   const std::string& name() const noexcept;
+  /// Which file was opened, as it was before any of it was read; empty for from_bytes().
+  const weights::FileIdentity& identity() const noexcept;
   /// In the order of the file's bytes.
   std::span<const NamedTensor> tensors() const noexcept;
   /// Null when there is none. O(log tensors).

@@ -104,6 +104,24 @@ TEST_CASE("weights that have changed are packed anew, and take the place of the 
   CHECK(!c.hits());
 }
 
+TEST_CASE("the key is of the files that were opened, whatever has been renamed over them since") {
+  Cached c;
+  const fs::path model = c.world.folder.path(), weights = model / "model.safetensors", next = model / "next";
+  const auto key_of = [&](const Gpt2Source& source) {
+    return PackedCacheKey::of(source.files(), source.config(), WeightFormat::f32, c.context.isa());
+  };
+  fs::create_directory(next);
+  test::RandomGpt2(c.world.config, 6).save(next);
+  const Gpt2Source old = Gpt2Source::open(model).value();
+  const PackedCacheKey before = key_of(old);
+  fs::rename(next / "model.safetensors", weights);
+  CHECK(key_of(old).text == before.text);
+  const PackedCacheKey after = key_of(Gpt2Source::open(model).value());
+  CHECK(after.text != before.text);
+  CHECK(after.name == before.name);
+  CHECK(after.text.find(fs::canonical(weights).string()) != std::string::npos);
+}
+
 TEST_CASE("a file that is cut, longer or has another header is no hit") {
   Cached c;
   c.fill();
@@ -137,8 +155,9 @@ TEST_CASE("a folder that cannot be written is an error of writing alone") {
   const Result<void> wrote = model.write_packed_cache();
   REQUIRE(!wrote);
   CHECK(wrote.error().code() == Code::output);
-  CHECK(Model::load(c.world.folder.path(), c.context).value().write_packed_cache().error().code() ==
-        Code::usage);
+  const Error none = Model::load(c.world.folder.path(), c.context).value().write_packed_cache().error();
+  CHECK(none.code() == Code::usage);
+  CHECK(std::string(none.what()).find("got one without") != std::string::npos);
 }
 
 TEST_CASE("writers at once leave one whole file, and what a killed one left goes") {
