@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -27,8 +28,8 @@ std::filesystem::path temporary_name(const std::filesystem::path& target) {
   return target.parent_path() / name;
 }
 
-// Whether temporary_name() could have given it: ".NAME.PID.N.tmp".
-bool is_temporary(std::string_view name) {
+// Whether temporary_name() could have given it, for a target of that name or for any: ".TARGET.PID.N.tmp".
+bool is_temporary(std::string_view name, const std::optional<std::string>& target) {
   if (!name.starts_with('.') || !name.ends_with(".tmp")) return false;
   name.remove_suffix(4);
   for (int number = 0; number < 2; ++number) {
@@ -37,7 +38,20 @@ bool is_temporary(std::string_view name) {
     if (name.find_first_not_of("0123456789", dot + 1) != std::string_view::npos) return false;
     name = name.substr(0, dot);
   }
-  return name.size() > 1;
+  return name.size() > 1 && (!target || name.substr(1) == *target);
+}
+
+// Removes those temporaries of `target` (or of any) in a folder of which goes(path) is true.
+template <class Goes>
+void remove_temporaries(const std::filesystem::path& folder, const std::optional<std::string>& target,
+                        Goes&& goes) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
+    std::error_code ignored;
+    if (is_temporary(at->path().filename().string(), target) && goes(at->path()))
+      fs::remove(at->path(), ignored);
+  }
 }
 
 // Makes the rename itself durable. A file system that cannot flush a folder has done what it can.
@@ -119,25 +133,16 @@ Result<void> AtomicFile::commit() {
 
 void remove_leftovers(const std::filesystem::path& target) {
   namespace fs = std::filesystem;
-  const std::string prefix = '.' + target.filename().string() + '.';
   const fs::path folder = target.has_parent_path() ? target.parent_path() : fs::path(".");
-  std::error_code error;
-  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
-    const std::string file = at->path().filename().string();
-    if (!file.starts_with(prefix) || !file.ends_with(".tmp")) continue;
-    std::error_code ignored;
-    const auto age = fs::file_time_type::clock::now() - fs::last_write_time(at->path(), ignored);
-    if (!ignored && age > std::chrono::hours(1)) fs::remove(at->path(), ignored);
-  }
+  remove_temporaries(folder, target.filename().string(), [](const fs::path& path) {
+    std::error_code unknown;
+    const auto age = fs::file_time_type::clock::now() - fs::last_write_time(path, unknown);
+    return !unknown && age > std::chrono::hours(1);
+  });
 }
 
 void remove_all_leftovers(const std::filesystem::path& folder) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
-    std::error_code ignored;
-    if (is_temporary(at->path().filename().string())) fs::remove(at->path(), ignored);
-  }
+  remove_temporaries(folder, std::nullopt, [](const std::filesystem::path&) { return true; });
 }
 
 Result<void> write_file(const std::filesystem::path& path, std::string_view text) {

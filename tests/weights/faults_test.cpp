@@ -134,6 +134,22 @@ TEST_CASE("what killed writers have left in a folder is removed, and nothing els
   remove_all_leftovers(dir / "none");
 }
 
+TEST_CASE("what killed writers have left of one file is removed once it is old") {
+  const TempDir dir;
+  const auto hours = [&](const char* name, int age) {
+    put(dir / name, "half");
+    fs::last_write_time(dir / name, fs::file_time_type::clock::now() - std::chrono::hours(age));
+  };
+  hours(".a.1.0.tmp", 2);
+  hours(".a.2.0.tmp", 0);    // somebody may be writing it
+  hours(".a.b.1.0.tmp", 2);  // of another file, a.b
+  hours(".a.note.tmp", 2);
+  hours("a", 2);
+  remove_leftovers(dir / "a");
+  CHECK_FALSE(fs::exists(dir / ".a.1.0.tmp"));
+  CHECK(dir.files() == 4);
+}
+
 TEST_CASE("memory running out at any allocation is a clean error, and the next try succeeds") {
   TempDir dir;
   Style style;
