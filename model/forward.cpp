@@ -97,7 +97,7 @@ void Forward::plan(std::int64_t tokens, std::int64_t wanted, Views& views) {
 void Forward::run(const PackedBatch& batch) {
   const ProfileRange range(context_, "forward");
   batch.validate(model_.config().vocab_size, model_.config().n_positions);
-  wanted_ = batch.wanted();
+  wanted_ = 0;  // until there are rows to ask for: a step that throws leaves none
   wanted_rows_.clear();
   for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
     const std::int32_t count = batch.cu_wanted[b + 1] - batch.cu_wanted[b];
@@ -106,7 +106,7 @@ void Forward::run(const PackedBatch& batch) {
   if (batch.tokens() == 0) return;
 
   Views views;
-  plan(batch.tokens(), wanted_, views);
+  plan(batch.tokens(), batch.wanted(), views);
   place_lists(batch);
   const auto ops = [&] { layers(batch, views); };
   // A step of decoding comes back with the same shapes.
@@ -114,7 +114,7 @@ void Forward::run(const PackedBatch& batch) {
     const CachedStep step = begin_cached_step(
         context_, {model_.config().n_head, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
     const std::array key{
-        static_cast<std::uint64_t>(wanted_),
+        static_cast<std::uint64_t>(batch.wanted()),
         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(views.x.data)),
         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.ids.data())),
         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.positions.data())),
@@ -131,6 +131,7 @@ void Forward::run(const PackedBatch& batch) {
     ops();
   }
   hidden_ = views.chosen;
+  wanted_ = batch.wanted();
   for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
     batch.sequences[b]->advance(batch.cu_seqlens[b + 1] - batch.cu_seqlens[b]);
   }
@@ -138,7 +139,7 @@ void Forward::run(const PackedBatch& batch) {
 
 // Whoever watches single ops wants to see them begin, one by one.
 bool Forward::is_decoding(const PackedBatch& batch) const {
-  return wanted_ == batch.tokens() && !observer_ && context_.profiler() == nullptr;
+  return batch.wanted() == batch.tokens() && !observer_ && context_.profiler() == nullptr;
 }
 
 void Forward::place_lists(const PackedBatch& batch) {

@@ -32,7 +32,8 @@ class Forward {
   Forward(const Model& model, ExecContext& context);
 
   /// Runs the step, writes keys and values, and advances every sequence. Each sequence must have room() for
-  /// its tokens. Throws Error{usage} for a batch that does not validate(), and then changes nothing.
+  /// its tokens. Throws Error{usage} for a batch that does not validate(), and then changes nothing; after
+  /// anything else thrown there are no logits.
   void run(const PackedBatch& batch);
 
   /// Logits after wanted rows [begin, begin + count) of the last run(): (count, V) f32, good until the next
