@@ -11,6 +11,20 @@
 namespace inkling {
 
 // One sample under way. Until its prompt is in the cache a sequence stands for a group of samples.
+//
+// Its tokens, and `unseen` behind them if there is one:
+//
+//   | forgotten | in the cache, kv.length() | pending() |
+//               |<------------- held() ---------------->|
+//
+// Between steps pending() ≥ 1: the last token is in the cache only once it has been fed. `unseen` is null, or
+// the token that the device drew in the step before; then pending() is 1, unless the cache was given back.
+//
+// fill_batch() takes up to prefill_chunk of the pending tokens. A sequence with an `unseen` one goes on only
+// by feeding that alone (goes_on()), else waits a step, until the token is seen. Forward::run() adds what was
+// taken to the cache. draw_all() draws where nothing is pending any more: on the host, emit() appends the
+// token at once; on the device it becomes `unseen`, while that of the step before is seen and emit() appends
+// it. So pending() is 1 again.
 struct Generator::Sequence {
   std::uint64_t id = 0;
   std::shared_ptr<const GenerationRequest> request;
@@ -35,7 +49,11 @@ struct Generator::Sequence {
 
 namespace {
 
-constexpr std::int64_t kReserved = 4096;  // tokens that a sequence has memory for from the start, at most
+/// Tokens that a sequence has memory for from the start.
+std::size_t room_of(const GenerationRequest& request) {
+  constexpr std::int64_t kMostNew = 4096;
+  return request.prompt.size() + static_cast<std::size_t>(std::min(request.config.max_tokens, kMostNew));
+}
 
 std::int64_t context_length(const Model& model, const GeneratorOptions& options) {
   const std::int64_t most = model.config().n_positions;
@@ -69,7 +87,14 @@ Generator::Generator(const Model& model, ExecContext& context, const GeneratorOp
 Generator::~Generator() = default;
 
 std::size_t Generator::pending() const noexcept {
-  return waiting_.size() + active_.size();
+  std::size_t count = waiting_.size();
+  for (auto at = active_.begin(); at != active_.end(); ++at) {
+    const auto same = [id = (*at)->id](const auto& other) { return other->id == id; };
+    // Of those that wait, only the first may have samples under way.
+    const bool waits = !waiting_.empty() && waiting_.front().id == (*at)->id;
+    if (!waits && std::none_of(active_.begin(), at, same)) ++count;
+  }
+  return count;
 }
 
 // The last token drawn is never fed back, so prompt + new tokens − 1 positions are needed.
@@ -125,28 +150,16 @@ std::uint64_t Generator::submit(GenerationRequest request) {
     forward_.context().log().debug("request " + std::to_string(id) + ": drawn on the host, since " +
                                    std::string(op_refusal));
   }
-  const std::size_t room =
-      shared->prompt.size() + static_cast<std::size_t>(std::min(config.max_tokens, kReserved));
-  for (Sampler& sampler : samplers_) sampler.reserve(static_cast<std::size_t>(vocab), room, config);
-  if (config.max_tokens == 0) return id;  // nothing to draw is nothing to do
-  for (std::int64_t first = 0; first < shared->samples; first += options_.max_batch) {
-    auto sequence = std::make_unique<Sequence>(pool_);
-    sequence->id = id;
-    sequence->request = shared;
-    sequence->sample = static_cast<std::uint32_t>(first);
-    sequence->group = static_cast<std::uint32_t>(std::min(options_.max_batch, shared->samples - first));
-    sequence->dropped = dropped;
-    sequence->op_refusal = op_refusal;
-    sequence->tokens.reserve(room);
-    sequence->tokens = shared->prompt;
-    sequence->top.reserve(static_cast<std::size_t>(std::max<std::int64_t>(config.logprobs, 0)));
-    waiting_.push_back(std::move(sequence));
+  for (Sampler& sampler : samplers_) {
+    sampler.reserve(static_cast<std::size_t>(vocab), room_of(*shared), config);
   }
+  // Nothing to draw is nothing to do.
+  if (config.max_tokens > 0) waiting_.push_back({id, shared, dropped, op_refusal});
   return id;
 }
 
 void Generator::cancel(std::uint64_t request) {
-  std::erase_if(waiting_, [&](const auto& s) { return s->id == request; });
+  std::erase_if(waiting_, [&](const Waiting& w) { return w.id == request; });
   for (const auto& s : active_) {
     if (s->id == request) s->finished = true;
   }
@@ -163,13 +176,34 @@ void Generator::retire() {
 
 // A group of samples enters when there is a place for each.
 void Generator::admit() {
-  auto places = static_cast<std::size_t>(options_.max_batch);
+  std::int64_t places = options_.max_batch;
   for (const auto& s : active_) places -= s->group;
-  while (!waiting_.empty() && waiting_.front()->group <= places) {
-    places -= waiting_.front()->group;
-    active_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+  while (!waiting_.empty()) {
+    Waiting& first = waiting_.front();
+    const std::int64_t group =
+        std::min<std::int64_t>(options_.max_batch, first.request->samples - first.next);
+    if (group > places) break;
+    active_.push_back(begin(first, static_cast<std::uint32_t>(group)));
+    places -= group;
+    first.next += static_cast<std::uint32_t>(group);
+    if (first.next == first.request->samples) waiting_.pop_front();
   }
+}
+
+// The next `group` samples of a request.
+std::unique_ptr<Generator::Sequence> Generator::begin(const Waiting& waiting, std::uint32_t group) {
+  auto sequence = std::make_unique<Sequence>(pool_);
+  const GenerationRequest& request = *waiting.request;
+  sequence->id = waiting.id;
+  sequence->request = waiting.request;
+  sequence->sample = waiting.next;
+  sequence->group = group;
+  sequence->dropped = waiting.dropped;
+  sequence->op_refusal = waiting.op_refusal;
+  sequence->tokens.reserve(room_of(request));
+  sequence->tokens = request.prompt;
+  sequence->top.reserve(static_cast<std::size_t>(std::max<std::int64_t>(request.config.logprobs, 0)));
+  return sequence;
 }
 
 // slide: forget the older half and encode the rest anew, at positions from 0.
@@ -328,6 +362,9 @@ void Generator::emit(const Draws& draws, std::exception_ptr& thrown) {
 
 // The other samples of a prompt that is now in the cache. They draw from the same logits.
 void Generator::fork(Sequence& s, const Draw& draw) {
+  // No list grows below: a draw must not be left without its sequence.
+  draws_.reserve(draws_.size() + s.group - 1);
+  active_.reserve(active_.size() + s.group - 1);
   const std::uint32_t end = s.sample + std::exchange(s.group, 1);
   for (std::uint32_t i = s.sample + 1; i < end; ++i) {
     auto other = std::make_unique<Sequence>(pool_);

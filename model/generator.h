@@ -24,6 +24,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "model/device_draws.h"
@@ -96,9 +97,10 @@ class Generator {
   Generator(const Model& model, ExecContext& context, const GeneratorOptions& options = {});
   ~Generator();
 
-  /// Queues a request. Throws Error{usage} for a bad config and Error{input} for a prompt that is empty,
-  /// holds an id outside the vocabulary, or does not fit (Overflow), and Error{out_of_memory} for one that
-  /// could not be held within kv_max_bytes even alone.
+  /// Queues a request, whole or not at all, in memory that does not grow with its samples. Throws
+  /// Error{usage} for a bad config and Error{input} for a prompt that is empty, holds an id outside the
+  /// vocabulary, or does not fit (Overflow), and Error{out_of_memory} for one that could not be held within
+  /// kv_max_bytes even alone.
   std::uint64_t submit(GenerationRequest request);
   /// Ends a request before its next token; its samples see no further event. Unknown ids are ignored.
   void cancel(std::uint64_t request);
@@ -107,7 +109,7 @@ class Generator {
   /// sequence finds no memory; cancel() it and go on. A failure of the device after the forward pass ends the
   /// requests that took part, without further events.
   bool step();
-  /// Requests queued or under way.
+  /// Requests queued or under way, each once, however many samples it has.
   std::size_t pending() const noexcept;
 
   const KvPool& kv_pool() const noexcept { return pool_; }
@@ -115,6 +117,13 @@ class Generator {
 
  private:
   struct Sequence;
+  struct Waiting {  // a request with samples that have no place yet
+    std::uint64_t id;
+    std::shared_ptr<const GenerationRequest> request;
+    std::int64_t dropped;         // tokens of the prompt that overflow has cut off
+    std::string_view op_refusal;  // why the device cannot draw for it
+    std::uint32_t next = 0;       // the first such sample
+  };
   struct Draw {  // a token to draw from a row of logits, or from its likeliest alone
     Sequence* sequence;
     std::int64_t row;
@@ -123,6 +132,7 @@ class Generator {
   using Draws = std::vector<Draw>;
   void check_fit(GenerationRequest& request, std::int64_t& dropped) const;
   void admit();
+  std::unique_ptr<Sequence> begin(const Waiting& waiting, std::uint32_t group);
   void make_room(Sequence& sequence);
   bool reserve(std::size_t index, std::int64_t count);
   bool goes_on(const Sequence& sequence) const;
@@ -149,7 +159,7 @@ class Generator {
   KvPool pool_;
   std::vector<Sampler> samplers_;  // one per thread
   PackedBatch batch_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::deque<Waiting> waiting_;
   std::vector<std::unique_ptr<Sequence>> active_;  // the oldest first
   std::vector<Sequence*> stepped_;                 // the sequences of batch_
   Draws draws_;                                    // of the step

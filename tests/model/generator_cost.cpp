@@ -37,6 +37,102 @@ TEST_CASE("a decode step allocates nothing, whatever is drawn") {
   }
 }
 
+TEST_CASE("a request is queued whole or not at all, and its samples take no memory before their turn") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  Answer ignored;
+  const auto many = [&](std::uint32_t samples) {
+    GenerationRequest r = request(Ids(40, 3), 20, 1, ignored);
+    r.samples = samples;
+    return r;
+  };
+  const auto allocations_of = [&](std::uint32_t samples) {
+    Generator generator(model, context, {.max_batch = 2});
+    GenerationRequest r = many(samples);
+    const std::int64_t before = test::allocations;
+    generator.submit(std::move(r));
+    return test::allocations - before;
+  };
+  CHECK(allocations_of(1'000'000'000) == allocations_of(1));
+  std::int64_t failures = 0;
+  for (bool queued = false; !queued; ++failures) {
+    Generator generator(model, context, {.max_batch = 2});
+    GenerationRequest r = many(5);
+    {
+      const test::FailingAllocation failing(failures);
+      try {
+        generator.submit(std::move(r));
+        queued = true;
+      } catch (const std::bad_alloc&) {
+      }
+    }
+    REQUIRE(generator.pending() == (queued ? 1 : 0));
+  }
+  CHECK(failures > 1);
+  // A request counts once while some of its samples are under way and others wait.
+  Generator generator(model, context, {.max_batch = 2});
+  generator.submit(many(5));
+  generator.submit(many(1));
+  CHECK(generator.pending() == 2);
+  generator.step();
+  CHECK(generator.pending() == 2);
+  while (generator.step()) {
+  }
+  CHECK(generator.pending() == 0);
+}
+
+TEST_CASE("a step that finds no memory, at any allocation, ends or delays sequences and nothing else") {
+  const World world;
+  ExecContext context({.threads = 2});
+  const Model model = Model::load(world.folder.path(), context).value();
+  const auto run = [&](std::int64_t failing_at, bool& failed) {
+    Generator generator(model, context, {.max_batch = 4});
+    std::vector<Ids> ids(4);
+    for (auto& list : ids) list.reserve(32);
+    Answer ignored;
+    GenerationRequest r = request({4, 5, 6}, 8, 1, ignored);
+    r.samples = 3;
+    r.on_token = [&](const TokenEvent& event) {
+      ids[event.sample].push_back(event.id);
+      return Continue::yes;
+    };
+    generator.submit(std::move(r));
+    r = request({7}, 8, 2, ignored);
+    r.on_token = [&](const TokenEvent& event) {
+      ids[3].push_back(event.id);
+      return Continue::yes;
+    };
+    generator.submit(std::move(r));
+    {
+      const test::FailingAllocation failing(failing_at);
+      try {
+        generator.step();
+      } catch (const std::exception&) {
+      }
+      failed = failing.failed();
+    }
+    while (generator.step()) {
+    }
+    CHECK(generator.pending() == 0);
+    CHECK(generator.kv_pool().used_pages() == 0);
+    return ids;
+  };
+  bool failed = false;
+  const auto whole = run(1'000'000, failed);
+  REQUIRE_FALSE(failed);
+  std::int64_t failures = 0;
+  for (failed = true; failed; ++failures) {
+    CAPTURE(failures);
+    const auto got = run(failures, failed);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      CHECK(whole[i].size() == 8);
+      REQUIRE((got[i] == whole[i] || got[i].empty()));
+    }
+  }
+  CHECK(failures > 20);
+}
+
 TEST_CASE("a decode step takes five jobs per layer") {
   const World world;
   ExecContext context({.threads = 2});
