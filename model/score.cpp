@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <string>
+#include <utility>
 
 #include "engine/ops.h"
 
@@ -13,19 +13,23 @@ namespace {
 
 constexpr std::int64_t kRows = 32;  // of logits at a time
 
-void check(const Model& model, std::span<const std::vector<std::int32_t>> sequences,
-           const ScoreOptions& options) {
+void check(const Model& model, std::span<const ScoredSequence> sequences, const ScoreOptions& options) {
   require(options.max_batch >= 1 && options.prefill_chunk >= 0, Code::usage, [&] {
     return "score: expected max_batch ≥ 1 and prefill_chunk ≥ 0, got " + std::to_string(options.max_batch) +
            " and " + std::to_string(options.prefill_chunk);
   });
   const ModelConfig& c = model.config();
   for (std::size_t i = 0; i < sequences.size(); ++i) {
-    require(static_cast<std::int64_t>(sequences[i].size()) <= c.n_positions, Code::input, [&] {
-      return "score: sequence " + std::to_string(i) + " has " + std::to_string(sequences[i].size()) +
+    const ScoredSequence& sequence = sequences[i];
+    require(sequence.first >= 1, Code::usage, [&] {
+      return "score: sequence " + std::to_string(i) + ": expected a first token from 1 on, got " +
+             std::to_string(sequence.first);
+    });
+    require(static_cast<std::int64_t>(sequence.ids.size()) <= c.n_positions, Code::input, [&] {
+      return "score: sequence " + std::to_string(i) + " has " + std::to_string(sequence.ids.size()) +
              " tokens, but the model has " + std::to_string(c.n_positions) + " positions";
     });
-    for (const std::int32_t id : sequences[i]) {
+    for (const std::int32_t id : sequence.ids) {
       require(id >= 0 && id < c.vocab_size, Code::input, [&] {
         return "score: sequence " + std::to_string(i) + ": expected ids below " +
                std::to_string(c.vocab_size) + ", got " + std::to_string(id);
@@ -34,17 +38,13 @@ void check(const Model& model, std::span<const std::vector<std::int32_t>> sequen
   }
 }
 
-struct Under {  // a sequence under way
-  std::size_t index;
-  KvSequence kv;
-};
-
-// The last token predicts nothing and is not run.
-std::int64_t positions_of(std::span<const std::int32_t> ids) {
-  return std::max<std::int64_t>(static_cast<std::int64_t>(ids.size()) - 1, 0);
+/// The last token predicts nothing and is not run; nor is anything of a sequence of which nothing is asked.
+std::int64_t positions_of(const ScoredSequence& sequence) {
+  const auto size = static_cast<std::int64_t>(sequence.ids.size());
+  return sequence.first < size ? size - 1 : 0;
 }
 
-void check_memory(const KvPool& pool, std::span<const std::vector<std::int32_t>> sequences) {
+void check_memory(const KvPool& pool, std::span<const ScoredSequence> sequences) {
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     const std::int64_t positions = positions_of(sequences[i]);
     require(pool.max_bytes() == 0 || pool.bytes_for(positions) <= pool.max_bytes(), Code::out_of_memory, [&] {
@@ -55,74 +55,141 @@ void check_memory(const KvPool& pool, std::span<const std::vector<std::int32_t>>
   }
 }
 
+std::vector<ScoredSequence> whole(std::span<const std::vector<std::int32_t>> sequences) {
+  std::vector<ScoredSequence> all;
+  for (const auto& ids : sequences) all.push_back({ids});
+  return all;
+}
+
+/// Sequences under way, a packed step at a time.
+class Scoring {
+ public:
+  Scoring(const Model& model, ExecContext& context, std::span<const ScoredSequence> sequences,
+          const ScoreOptions& options)
+      : context_(context),
+        sequences_(sequences),
+        options_(options),
+        forward_(model, context),
+        pool_(forward_.kv_shape(forward_.default_kv_dtype()), options.kv_max_bytes, &context.backend()) {
+    check_memory(pool_, sequences);
+  }
+
+  std::vector<std::vector<float>> run() {
+    std::int64_t total = 0, done = 0;
+    for (const ScoredSequence& sequence : sequences_) {
+      const auto size = static_cast<std::int64_t>(sequence.ids.size());
+      total += size;
+      result_.emplace_back(static_cast<std::size_t>(std::max<std::int64_t>(size - sequence.first, 0)));
+    }
+    for (admit(); !active_.empty(); admit()) {
+      fill_batch();
+      forward_.run(batch_);
+      for (std::int64_t begin = 0; begin < batch_.wanted(); begin += kRows) {
+        read_rows(begin, std::min(kRows, batch_.wanted() - begin));
+      }
+      done += batch_.tokens();
+      if (options_.progress) options_.progress(done, total);
+      retire();
+    }
+    return std::move(result_);
+  }
+
+ private:
+  struct Under {  // a sequence under way
+    std::size_t index;
+    KvSequence kv;
+  };
+  struct Target {  // the token that a wanted row predicts
+    std::size_t sequence;
+    std::int64_t token;
+  };
+
+  // As many as have a place, and memory to the end.
+  void admit() {
+    while (next_ < sequences_.size() && static_cast<std::int64_t>(active_.size()) < options_.max_batch) {
+      const std::size_t bytes = pool_.bytes_for(positions_of(sequences_[next_]));
+      if (pool_.max_bytes() != 0 && taken_ + bytes > pool_.max_bytes()) break;
+      taken_ += bytes;
+      if (bytes > 0) active_.push_back({next_, KvSequence(pool_)});
+      ++next_;
+    }
+  }
+
+  void fill_batch() {
+    batch_.clear();
+    targets_.clear();
+    for (Under& u : active_) {
+      const ScoredSequence& sequence = sequences_[u.index];
+      const std::int64_t at = u.kv.length();
+      std::int64_t count = positions_of(sequence) - at;
+      if (options_.prefill_chunk > 0) count = std::min(count, options_.prefill_chunk);
+      const std::int64_t end = at + count, from = std::clamp(sequence.first - 1, at, end);
+      u.kv.reserve(count);
+      batch_.add(u.kv, sequence.ids.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
+                 end - from);
+      for (std::int64_t i = from; i < end; ++i) targets_.push_back({u.index, i + 1});
+    }
+  }
+
+  // Wanted rows [begin, begin + count).
+  void read_rows(std::int64_t begin, std::int64_t count) {
+    const TensorView on_device = forward_.logits(begin, count);
+    log_softmax(context_, on_device);
+    const TensorView logits = forward_.on_host(on_device);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const Target target = targets_[static_cast<std::size_t>(begin + r)];
+      const ScoredSequence& sequence = sequences_[target.sequence];
+      const std::int32_t id = sequence.ids[static_cast<std::size_t>(target.token)];
+      result_[target.sequence][static_cast<std::size_t>(target.token - sequence.first)] =
+          logits.as<float>()[r * logits.stride[0] + id];
+    }
+  }
+
+  void retire() {
+    std::erase_if(active_, [&](const Under& u) {
+      const std::int64_t all = positions_of(sequences_[u.index]);
+      if (u.kv.length() < all) return false;
+      taken_ -= pool_.bytes_for(all);
+      return true;
+    });
+  }
+
+  ExecContext& context_;
+  std::span<const ScoredSequence> sequences_;
+  const ScoreOptions& options_;
+  Forward forward_;
+  KvPool pool_;
+  std::vector<Under> active_;
+  std::size_t next_ = 0;   // of the sequences
+  std::size_t taken_ = 0;  // bytes of the pool that active_ will have in the end
+  PackedBatch batch_;
+  std::vector<Target> targets_;  // of the batch's wanted rows
+  std::vector<std::vector<float>> result_;
+};
+
 }  // namespace
 
 void check_scorable(const Model& model, ExecContext& context,
                     std::span<const std::vector<std::int32_t>> sequences, const ScoreOptions& options) {
-  check(model, sequences, options);
+  const std::vector<ScoredSequence> all = whole(sequences);
+  check(model, all, options);
   const Forward forward(model, context);
-  check_memory(KvPool(forward.kv_shape(forward.default_kv_dtype()), options.kv_max_bytes), sequences);
+  check_memory(KvPool(forward.kv_shape(forward.default_kv_dtype()), options.kv_max_bytes), all);
+}
+
+std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
+                                      std::span<const ScoredSequence> sequences,
+                                      const ScoreOptions& options) {
+  check(model, sequences, options);
+  return Scoring(model, context, sequences, options).run();
 }
 
 std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
                                       std::span<const std::vector<std::int32_t>> sequences,
                                       const ScoreOptions& options) {
-  check(model, sequences, options);
-  std::vector<std::vector<float>> result;
-  std::int64_t total = 0, done = 0;
-  for (const auto& ids : sequences) {
-    result.emplace_back(ids.size(), std::numeric_limits<float>::quiet_NaN());
-    total += static_cast<std::int64_t>(ids.size());
-  }
-  Forward forward(model, context);
-  KvPool pool(forward.kv_shape(forward.default_kv_dtype()), options.kv_max_bytes, &context.backend());
-  check_memory(pool, sequences);
-  std::vector<Under> active;
-  std::size_t taken = 0;  // bytes of the pool that those will have in the end
-  std::vector<std::pair<std::size_t, std::size_t>>
-      targets;  // (sequence, token) that each wanted row predicts
-  PackedBatch batch;
-  std::size_t next = 0;
-  while (true) {
-    while (next < sequences.size() && static_cast<std::int64_t>(active.size()) < options.max_batch) {
-      const std::size_t bytes = pool.bytes_for(positions_of(sequences[next]));
-      if (pool.max_bytes() != 0 && taken + bytes > pool.max_bytes()) break;
-      taken += bytes;
-      if (bytes > 0) active.push_back({next, KvSequence(pool)});
-      ++next;
-    }
-    if (active.empty()) break;
-    batch.clear();
-    targets.clear();
-    for (Under& u : active) {
-      const auto ids =
-          std::span(sequences[u.index]).first(static_cast<std::size_t>(positions_of(sequences[u.index])));
-      const auto at = static_cast<std::size_t>(u.kv.length());
-      std::size_t count = ids.size() - at;
-      if (options.prefill_chunk > 0) count = std::min(count, static_cast<std::size_t>(options.prefill_chunk));
-      u.kv.reserve(static_cast<std::int64_t>(count));
-      batch.add(u.kv, ids.subspan(at, count), static_cast<std::int64_t>(count));
-      for (std::size_t i = 0; i < count; ++i) targets.emplace_back(u.index, at + i + 1);
-    }
-    forward.run(batch);
-    for (std::int64_t begin = 0; begin < batch.wanted(); begin += kRows) {
-      const std::int64_t count = std::min(kRows, batch.wanted() - begin);
-      const TensorView on_device = forward.logits(begin, count);
-      log_softmax(context, on_device);
-      const TensorView logits = forward.on_host(on_device);
-      for (std::int64_t r = 0; r < count; ++r) {
-        const auto [sequence, token] = targets[static_cast<std::size_t>(begin + r)];
-        result[sequence][token] = logits.as<float>()[r * logits.stride[0] + sequences[sequence][token]];
-      }
-    }
-    done += batch.tokens();
-    if (options.progress) options.progress(done, total);
-    std::erase_if(active, [&](const Under& u) {
-      const std::int64_t all = positions_of(sequences[u.index]);
-      if (u.kv.length() < all) return false;
-      taken -= pool.bytes_for(all);
-      return true;
-    });
+  auto result = score(model, context, whole(sequences), options);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    if (!sequences[i].empty()) result[i].insert(result[i].begin(), std::numeric_limits<float>::quiet_NaN());
   }
   return result;
 }
@@ -137,23 +204,19 @@ Perplexity perplexity(const Model& model, ExecContext& context, std::span<const 
   const auto n = static_cast<std::int64_t>(tokens.size());
   require(n >= 2, Code::input,
           [&] { return "perplexity: expected at least 2 tokens, got " + std::to_string(n); });
-  std::vector<std::vector<std::int32_t>> windows;
-  std::vector<std::int64_t> fresh;  // of each window, its last tokens that no earlier window predicted
+  std::vector<ScoredSequence> windows;  // each from the first token on that no earlier window predicted
   // The first token of a window is only seen, so that windows overlap by one at least.
   const std::int64_t step = std::min(stride, window - 1);
   for (std::int64_t begin = 0, predicted = 1; predicted < n; begin += step) {
     const std::int64_t end = std::min(begin + window, n);
-    windows.emplace_back(tokens.begin() + begin, tokens.begin() + end);
-    fresh.push_back(end - predicted);
+    windows.push_back({tokens.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)),
+                       predicted - begin});
     predicted = end;
   }
-  const auto logprobs = score(model, context, windows, options);
   Perplexity result;
-  for (std::size_t w = 0; w < windows.size(); ++w) {
-    const auto& row = logprobs[w];
-    for (std::int64_t i = 0; i < fresh[w]; ++i)
-      result.nll -= row[row.size() - 1 - static_cast<std::size_t>(i)];
-    result.tokens += fresh[w];
+  for (const std::vector<float>& logprobs : score(model, context, windows, options)) {
+    for (auto at = logprobs.rbegin(); at != logprobs.rend(); ++at) result.nll -= *at;
+    result.tokens += static_cast<std::int64_t>(logprobs.size());
   }
   result.nll /= static_cast<double>(result.tokens);
   result.value = std::exp(result.nll);

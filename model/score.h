@@ -20,6 +20,19 @@ struct ScoreOptions {
   std::function<void(std::int64_t done, std::int64_t total)> progress;  ///< in tokens
 };
 
+/// Tokens of which those from `first` ≥ 1 on are scored; those before are only seen.
+struct ScoredSequence {
+  std::span<const std::int32_t> ids;
+  std::int64_t first = 1;
+};
+
+/// For each sequence, the natural log-probability of each token from `first` on given those before it: a
+/// continuation after its prompt. Only those pay for a row of logits. Throws as score() below, and
+/// Error{usage} for a `first` below 1.
+std::vector<std::vector<float>> score(const Model& model, ExecContext& context,
+                                      std::span<const ScoredSequence> sequences,
+                                      const ScoreOptions& options = {});
+
 /// For each sequence, the natural log-probability of token i given tokens before it; index 0 is NaN, since
 /// nothing precedes the first. Bits depend on the sequence alone. Throws Error{input} for a sequence longer
 /// than the model's positions or an id outside the vocabulary, with both numbers, Error{out_of_memory} for
@@ -40,8 +53,8 @@ struct Perplexity {
 
 /// Perplexity of a text longer than the context, as in Hugging Face's "Perplexity of fixed-length models":
 /// windows of `window` tokens begin every min(stride, window − 1) tokens; each token but the text's first is
-/// predicted once, in the first window that holds it behind another. 1 ≤ stride ≤ window ≤ positions, or
-/// Error{usage}; fewer than 2 tokens, Error{input}.
+/// predicted once, in the first window that holds it behind another; no other row of logits is made. 1 ≤
+/// stride ≤ window ≤ positions, or Error{usage}; fewer than 2 tokens, Error{input}.
 Perplexity perplexity(const Model& model, ExecContext& context, std::span<const std::int32_t> tokens,
                       std::int64_t window, std::int64_t stride, const ScoreOptions& options = {});
 

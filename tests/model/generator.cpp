@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "engine/profiler.h"
 #include "model/score.h"
 #include "tests/model/small_world.h"
 
@@ -424,6 +425,33 @@ TEST_CASE("scores have the same bits in any batch and chunking, and perplexity c
     }
     CHECK(p.nll == doctest::Approx(nll / 299));
   }
+  // Rows of logits are made for what counts, and for nothing else: one for each token but the first.
+  const auto rows_of = [&](const auto& run) {
+    Profiler profiler;
+    ExecContext watched({.threads = 2, .profiler = &profiler});
+    run(watched);
+    for (const Profiler::Row& row : profiler.rows()) {
+      if (row.name == "linear 32x120") return row.flops / (2 * 32 * 120);
+    }
+    return 0.0;
+  };
+  CHECK(rows_of([&](ExecContext& watched) { (void)perplexity(model, watched, text, 64, 1); }) == 299);
+  CHECK(rows_of([&](ExecContext& watched) { (void)perplexity(model, watched, text, 64, 64); }) == 299);
+  // A continuation has the scores that it has in the whole.
+  for (const std::int64_t chunk : {0, 1, 7}) {
+    for (const std::int64_t first : {1, 2, 7, 8, 29, 30, 31}) {
+      const std::vector<ScoredSequence> one{{sequences[3], first}};
+      const auto scores = score(model, context, one, {.prefill_chunk = chunk})[0];
+      const auto from = static_cast<std::size_t>(std::min<std::int64_t>(first, 30));
+      REQUIRE(scores ==
+              std::vector<float>(base[3].begin() + static_cast<std::ptrdiff_t>(from), base[3].end()));
+    }
+  }
+  CHECK(rows_of([&](ExecContext& watched) {
+          (void)score(model, watched, std::vector<ScoredSequence>{{sequences[3], 28}});
+        }) == 2);
+  CHECK_THROWS_WITH_AS((void)score(model, context, std::vector<ScoredSequence>{{sequences[3], 0}}),
+                       "score: sequence 0: expected a first token from 1 on, got 0", Error);
   // A text that fits one window: the mean of its scores.
   const Perplexity one = perplexity(model, context, sequences[3], 64, 64);
   double nll = 0.0;
