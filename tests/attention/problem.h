@@ -79,8 +79,9 @@ class Data {
     }
   }
   bool same_bits(const Data& other) const {
-    return tensor_.nbytes() == other.tensor_.nbytes() &&
-           std::memcmp(view().data, other.view().data, view().nbytes()) == 0;
+    const std::size_t bytes = view().nbytes();
+    return bytes == other.view().nbytes() &&
+           (bytes == 0 || std::memcmp(view().data, other.view().data, bytes) == 0);
   }
   Data copy() const {
     Data other;
