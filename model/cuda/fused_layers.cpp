@@ -30,11 +30,14 @@ std::string_view batch_refusal(const PackedBatch& batch, const KvShape& expected
   if (batch.size() > cuda::kMostFusedRows) return "more than 2 sequences";
   if (batch.tokens() != batch.size() || batch.wanted() != batch.size())
     return "other than a token a sequence";
-  const KvPool& pool = batch.sequences[0]->pool();
-  const KvShape& shape = pool.shape();
-  if (pool.device() != Device::cuda || shape.dtype != expected.dtype || shape.heads != expected.heads ||
-      shape.layers != expected.layers || shape.head_dim != expected.head_dim) {
-    return "a cache of another form";
+  for (const KvSequence* sequence : batch.sequences) {
+    const KvPool& pool = sequence->pool();
+    const KvShape& shape = pool.shape();
+    if (&pool != &batch.sequences[0]->pool() || pool.device() != Device::cuda ||
+        shape.dtype != expected.dtype || shape.heads != expected.heads || shape.layers != expected.layers ||
+        shape.head_dim != expected.head_dim) {
+      return "a cache of another form";
+    }
   }
   return {};
 }

@@ -87,10 +87,10 @@ LayersPlan plan_of(const FusedLayers& a, int processors) {
   const auto product = [&](int k, int n, bool normed) {
     const int most = (n / kTileColumns + processors - 1) / processors * kTileColumns;
     ProductShape shape{};
-    shape.k = k, shape.n = n, shape.residual = -1;
+    shape.k = k, shape.n = n;
     shape.weights = take(most * FewTile<__half, kTileColumns>::stride(k) * kSize);
     shape.bias = take(most * kFloat);
-    shape.norm = normed ? take(2 * width * kFloat) : -1;
+    if (normed) shape.norm = take(2 * width * kFloat);
     shape.row = normed ? width / 2 : k / 4;
     return shape;
   };
@@ -136,7 +136,18 @@ const char* fused_layers_device_refusal(const FusedLayers& args, int processors)
     return "the device does not answer";
   }
   if (plan.bytes + 1024 > shared) return "weights of a layer and rows beyond shared memory";
-  return cooperates != 0 ? "" : "no cooperative launches";
+  if (cooperates == 0) return "no cooperative launches";
+  const bool resident = with_kernel(args.attention.dtype, [&](auto* kernel) {
+    bool waits = false;
+    int blocks = 0;  // of a processor
+    const auto bytes = static_cast<std::size_t>(plan.bytes);
+    return prepare(kernel, bytes, waits) == cudaSuccess &&
+           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, bytes) == cudaSuccess &&
+           blocks >= 1;
+  });
+  if (resident) return "";
+  cudaGetLastError();  // forgotten: a refusal is no failure
+  return "a processor without room for a block";
 }
 
 cudaError_t run_layers(const FusedLayers& args, int processors, cudaStream_t stream) {

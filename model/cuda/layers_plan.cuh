@@ -16,13 +16,21 @@ constexpr int kTileColumns = 8, kTilePairs = kTileColumns / 2;
 constexpr int kHeads = kFusedWidth / kFusedDim;
 constexpr int kHeld = kFusedWidth / (4 * kWarp);
 
+/// Whether a product reads the stream through a norm and writes rows of 16 bits; the others read such rows
+/// and add to the stream.
+__device__ constexpr bool reads_stream(int product) {
+  return product == kQkv || product == kFc;
+}
+
 /// A product as the blocks share it. Shared memory in bytes; the workspace in pairs of tagged words.
 struct ProductShape {
   int k, n;
-  int first;                // the block of the first tile
-  int weights, bias, norm;  // where they are in shared memory; norm: gain and then shift, or -1
-  int from, to, residual;   // rows in the workspace; residual: -1 for none
-  int row;                  // pairs of a row of `from`
+  int first;          // the block of the first tile
+  int weights, bias;  // where they are in shared memory
+  int norm;           // of reads_stream(): where gain and then shift are
+  int from, to;       // rows in the workspace
+  int residual;       // of the others: those of the stream that they are added to
+  int row;            // pairs of a row of `from`
 };
 
 struct LayersPlan {

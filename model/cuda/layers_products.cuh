@@ -70,8 +70,8 @@ class LayerProducts {
     if (tiles.count == 0) return;
     if (layer > 0) barrier_wait(empty_ + product, (layer + 1) & 1);
     const float* const bias = from.bias[product];
-    const float* const gain = shape.norm < 0 ? nullptr : from.gain[product / 2];
-    const float* const shift = shape.norm < 0 ? nullptr : from.shift[product / 2];
+    const float* const gain = reads_stream(product) ? from.gain[product / 2] : nullptr;
+    const float* const shift = reads_stream(product) ? from.shift[product / 2] : nullptr;
     const int row = shape.k * static_cast<int>(sizeof(T)), rows = tiles.count * kTileColumns;
     const int norm = kFusedWidth * static_cast<int>(sizeof(float));
     constexpr int kBias = kTileColumns * static_cast<int>(sizeof(float));
@@ -157,12 +157,12 @@ class LayerProducts {
     const int column = tiles.column(tile) + pair % kTilePairs * 2;
     const float* const parts = sums + tile * kRuns * 64 + row * kTileColumns + pair % kTilePairs * 2;
     float2 residual = make_float2(0.0f, 0.0f);
-    if (mine && shape.residual >= 0) residual = stream(shape, layer, row, column, tag);
+    if (mine && !reads_stream(product)) residual = stream(shape, layer, product, row, column, tag);
 
     barrier_wait(full_ + product, layer & 1);
     const float2 bias =
         reinterpret_cast<const float2*>(memory_ + shape.bias)[pair % (kMostFusedTiles * kTilePairs)];
-    if (shape.norm >= 0) {
+    if (reads_stream(product)) {
       bring_normed(shape, layer, product, tag, x, stride);
     } else {
       bring(shape, tag, reinterpret_cast<unsigned char*>(x), stride * static_cast<int>(sizeof(T)));
@@ -194,10 +194,10 @@ class LayerProducts {
     }
   }
 
-  /// Two columns of the residual stream.
-  __device__ float2 stream(const ProductShape& shape, int layer, int row, int column,
+  /// Two columns of the residual stream, to which a product is added.
+  __device__ float2 stream(const ProductShape& shape, int layer, int product, int row, int column,
                            std::uint32_t tag) const {
-    const bool first = shape.k == kFusedWidth;  // before attention, and so of the layer before
+    const bool first = product == kProj;  // its stream is of the layer before
     if (first && layer == 0) return *reinterpret_cast<const float2*>(a_.x + row * a_.x_stride + column);
     TaggedPair pair[1];
     const TaggedPair* const at = words_ + shape.residual + (row * kFusedWidth + column) / 2;
@@ -208,7 +208,7 @@ class LayerProducts {
 
   __device__ void put(const ProductShape& shape, int layer, int product, int row, int column,
                       const float (&v)[2], std::uint32_t tag) const {
-    if (shape.norm >= 0) {
+    if (reads_stream(product)) {
       uint2* const to = reinterpret_cast<uint2*>(words_ + shape.to) + (row * shape.n + column) / 2;
       put_tagged(to, pack2<T>(v[0], v[1]), tag);
     } else if (product == kFcProj && layer + 1 == a_.layers) {
