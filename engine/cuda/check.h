@@ -11,8 +11,10 @@ namespace inkling::cuda {
 
 /// Throws Error{out_of_memory} or Error{device}: "cuda: WHAT: reason".
 inline void check(cudaError_t error, const char* what) {
-  require(error == cudaSuccess, error == cudaErrorMemoryAllocation ? Code::out_of_memory : Code::device,
-          [&] { return std::string("cuda: ") + what + ": " + cudaGetErrorString(error); });
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgotten: it is reported here, and not once more by a sound op after this one
+  throw Error(error == cudaErrorMemoryAllocation ? Code::out_of_memory : Code::device,
+              std::string("cuda: ") + what + ": " + cudaGetErrorString(error));
 }
 
 }  // namespace inkling::cuda

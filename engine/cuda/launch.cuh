@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <map>
 #include <utility>
@@ -26,13 +27,14 @@ cudaError_t with_type(DType dtype, const Body& body) {
   }
 }
 
-/// Raises the kernel's shared memory to `bytes` on the current device, and says whether its code can wait for
-/// the kernel before it. The driver is asked once per kernel, device and thread: it takes longer than a
-/// launch.
+/// Raises the kernel's shared memory to `bytes` beside what its code declares, on the current device, and
+/// says whether that code can wait for the kernel before it. The driver is asked once per kernel, device and
+/// thread: it takes longer than a launch.
 template <class Kernel>
 cudaError_t prepare(Kernel* kernel, std::size_t bytes, bool& waits) {
+  constexpr std::size_t kUnasked = 48 * 1024;  // that a block may have, declared and asked for together
   struct Known {
-    std::size_t bytes = 48 * 1024;  // of shared memory that it may have
+    std::size_t bytes = 0;  // that it may ask for
     bool asked = false, waits = false;
   };
   thread_local std::map<std::pair<Kernel*, int>, Known> all;
@@ -44,6 +46,7 @@ cudaError_t prepare(Kernel* kernel, std::size_t bytes, bool& waits) {
     cudaFuncAttributes code{};
     if (const cudaError_t error = cudaFuncGetAttributes(&code, function); error != cudaSuccess) return error;
     known.waits = code.ptxVersion >= 90;
+    known.bytes = kUnasked - std::min(kUnasked, code.sharedSizeBytes);
     known.asked = true;
   }
   waits = known.waits;
