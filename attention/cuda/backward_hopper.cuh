@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(256, BackwardRing::blocks(kByKey, kDrawing))
       barrier_init(ring.full + i, 1);
       barrier_init(ring.empty + i, 8);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init_fence();
     fence_async();
     barrier_expect(own_full, 2 * Ring::kOwnBytes);
     for (int i = 0; i < 2; ++i) {

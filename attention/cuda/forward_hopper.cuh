@@ -32,14 +32,9 @@ struct HopperMaps {
 
 template <int kDim>
 struct HopperShape {
-  static constexpr int kRows = 128, kThreads = 256;
-#ifndef INKLING_SMALL_KEYS
-#define INKLING_SMALL_KEYS 128
-#endif
-  static constexpr int kKeys = kDim > 64 ? 128 : INKLING_SMALL_KEYS;
-  static constexpr int kStages = kKeys == 128 ? 3 : 4;
-  static constexpr bool kOverlap = kDim > 64 || kKeys == 64;  // P·V of a block runs during the next softmax
-  static constexpr bool kQueriesShared = kDim == 64 && kKeys == 128;  // Q stays in shared memory
+  static constexpr int kRows = 128, kThreads = 256, kKeys = 128, kStages = 3;
+  static constexpr bool kOverlap = kDim > 64;         // P·V of a block runs during the next softmax
+  static constexpr bool kQueriesShared = kDim == 64;  // Q stays in shared memory
   static constexpr int kBlocksPerProcessor = kDim > 64 ? 1 : 2;
   static constexpr int kHalves = kDim > 64 ? kDim / 64 : 1;
   static constexpr int kColumns = kDim / kHalves, kRowBytes = kColumns * 2;
@@ -305,7 +300,7 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
       barrier_init(ring.full + i, 1);
       barrier_init(ring.empty + i, Shape::kThreads / kWarp);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init_fence();
     fence_async();
     barrier_expect(q_full, Shape::kQBytes);
     for (int half = 0; half < Shape::kHalves; ++half) {
