@@ -42,12 +42,6 @@ Matrix matrix_of(const TensorView& view) {
   return view.data == nullptr ? Matrix() : Matrix(view);
 }
 
-/// Rows that linear() can copy 16 bytes at a time.
-bool is_wide(const Matrix& m) {
-  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 &&
-         m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0;
-}
-
 }  // namespace
 
 CudaBackend::CudaBackend(int ordinal, Isa isa) : ordinal_(ordinal), isa_(isa) {
@@ -228,7 +222,7 @@ void CudaBackend::linear(const LinearArgs& args) {
   product.rows = args.rows.empty() ? nullptr : args.rows.data();
   product.norm = args.norm;
   const bool plain = args.norm.weight == nullptr && args.rows.empty() &&
-                     product.x.dtype == product.weight.dtype && is_wide(product.x);
+                     product.x.dtype == product.weight.dtype && in_pieces(product.x);
   if (!plain && !norms_inside(product)) {
     Matrix rows = product.x;
     rows.rows = product.out.rows;

@@ -35,12 +35,6 @@ DType factor_dtype(WeightFormat format) {
   return format == WeightFormat::bf16 ? DType::bf16 : DType::f32;
 }
 
-/// Whether products can copy 16 bytes at a time.
-bool is_wide(const Matrix& m) {
-  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 &&
-         m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0;
-}
-
 Dropout dropout_of(const DropoutArgs& args) {
   Dropout d;
   d.x = Matrix(args.x);
@@ -76,7 +70,7 @@ std::size_t placed_bytes(std::int64_t rows, std::int64_t columns, DType dtype) {
 }  // namespace
 
 Matrix CudaBackend::as_factor(const Matrix& x, DType dtype, const LayerNorm& norm, Buffer& memory) {
-  if (x.data == nullptr || (norm.weight == nullptr && x.dtype == dtype && is_wide(x))) return x;
+  if (x.data == nullptr || (norm.weight == nullptr && x.dtype == dtype && in_pieces(x))) return x;
   const Matrix out = placed(grown(memory, placed_bytes(x.rows, x.columns, dtype)), x.rows, x.columns, dtype);
   check(norm_rows({x, nullptr, norm, out}, stream()), "layer_norm");
   return out;

@@ -21,6 +21,12 @@ struct Matrix {
       : data(v.data), dtype(v.dtype), rows(v.shape[0]), columns(v.shape[1]), stride(v.stride[0]) {}
 };
 
+/// Whether every row begins at a multiple of 16 bytes, a whole piece; an empty matrix has none that does not.
+inline bool in_pieces(const Matrix& m) {
+  return m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0 &&
+         reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
+}
+
 /// out[i] = norm(x[rows[i]]) or a copy without a norm; columns beyond x's are zero. Any float dtypes.
 struct NormRows {
   Matrix x;

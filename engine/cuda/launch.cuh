@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <utility>
 
@@ -60,15 +61,25 @@ cudaError_t prepare(Kernel* kernel, std::size_t bytes, bool& waits) {
                               cudaSharedmemCarveoutMaxShared);
 }
 
-/// Launches the kernel with `bytes` of shared memory.
+/// Blocks that take n, `per` of them each.
+inline unsigned blocks_for(std::int64_t n, std::int64_t per) {
+  return static_cast<unsigned>((n + per - 1) / per);
+}
+
+/// Launches the kernel with `bytes` of shared memory. The error is that of this launch, whatever failed
+/// before.
 template <class Kernel, class... Args>
-cudaError_t launch(Kernel* kernel, dim3 grid, int threads, std::size_t bytes, cudaStream_t stream,
+cudaError_t launch(Kernel* kernel, dim3 grid, dim3 threads, std::size_t bytes, cudaStream_t stream,
                    const Args&... args) {
   if (grid.x == 0) return cudaSuccess;
   bool waits = false;
   if (const cudaError_t error = prepare(kernel, bytes, waits); error != cudaSuccess) return error;
-  kernel<<<grid, threads, bytes, stream>>>(args...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 /// Blocks, and how many of them along z are one cluster (compute capability 9.0).

@@ -123,8 +123,7 @@ __global__ void __launch_bounds__(kRuns* kWarp) few_rows_kernel(const Linear a) 
 
 template <class Tile>
 dim3 grid_of(const Linear& a) {
-  const auto blocks = [](std::int64_t n, int per) { return static_cast<unsigned>((n + per - 1) / per); };
-  return {blocks(a.out.rows, Tile::kRows), blocks(a.out.columns, Tile::kColumns)};
+  return {blocks_for(a.out.rows, Tile::kRows), blocks_for(a.out.columns, Tile::kColumns)};
 }
 
 template <class Tile>

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constan
 
 template <class Tile>
 cudaError_t run(const Linear& a, cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>((a.out.columns + Tile::kColumns - 1) / Tile::kColumns);
+  const unsigned grid = blocks_for(a.out.columns, Tile::kColumns);
   const std::size_t bytes = Tile::bytes(a.out.rows, a.weight.columns);
   const auto start = [&](auto in, auto held) {
     return launch_chained(few_rows_kernel<Tile, decltype(in), decltype(held)::value>,

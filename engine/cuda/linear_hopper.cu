@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       barrier_init(ring.full + i, 1);
       barrier_init(ring.empty + i, Tile::kConsumers / kWarp);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init_fence();
     fence_async();
   }
   __syncthreads();
@@ -188,8 +188,8 @@ cudaError_t run(const Linear& a, cudaStream_t stream) {
   if (error == cudaSuccess)
     error = encode_rows(encode, w_map, tensor(a.weight), Tile::kColumns, Tile::kDepth);
   if (error != cudaSuccess) return error;
-  const auto tiles = [](std::int64_t n, int per) { return static_cast<unsigned>((n + per - 1) / per); };
-  const dim3 blocks(tiles(a.out.rows, Tile::kRows), tiles(a.out.columns, Tile::kColumns), Tile::kSplits);
+  const dim3 blocks(blocks_for(a.out.rows, Tile::kRows), blocks_for(a.out.columns, Tile::kColumns),
+                    Tile::kSplits);
   return launch_chained(hopper_kernel<Tile>, Grid(blocks, Tile::kSplits, !a.weight_is_new), Tile::kThreads,
                         Tile::kBytes, stream, a, x_map, w_map);
 }

@@ -8,6 +8,7 @@
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/launch.cuh"
+#include "engine/cuda/rows.cuh"
 
 namespace inkling::cuda {
 
@@ -103,11 +104,6 @@ __device__ inline void multiply_step(float (&c)[kTilesM][kTilesN][4], const type
       }
     }
   }
-}
-
-/// Whether rows can be met four elements at a time from column 0 on.
-__device__ inline bool in_fours(const void* data, std::int64_t stride, int size) {
-  return stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(data) % (4 * size) == 0;
 }
 
 /// Four floats, `count` of them there.

@@ -25,10 +25,6 @@ constexpr int kSumRows = 128;     // of a block of column sums
 // The norm's blocks: few warps with many registers. 16384 rows are 373 blocks, three a processor of 132.
 constexpr int kNormWarps = 4, kNormBlock = kNormWarps * kWarp, kNormRows = 44;
 
-unsigned blocks_for(std::int64_t n, std::int64_t per) {
-  return static_cast<unsigned>((n + per - 1) / per);
-}
-
 /// Adds the sums that every warp has of the kTile columns from `first` on, in order: sum s of column c to
 /// partial[s][c].
 template <int kBy, int kSums>

@@ -354,7 +354,7 @@ cudaError_t run(const Product& p, float* workspace, int processors, cudaStream_t
 }
 
 bool copies(const Matrix& m) {
-  return m.dtype == DType::bf16 && m.stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
+  return m.dtype == DType::bf16 && in_pieces(m);
 }
 
 }  // namespace

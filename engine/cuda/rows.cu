@@ -8,15 +8,12 @@
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/norm.cuh"
+#include "engine/cuda/rows.cuh"
 
 namespace inkling::cuda {
 namespace {
 
 constexpr int kBlock = 256, kRowsPerBlock = kBlock / kWarp;
-
-unsigned blocks_for(std::int64_t n, std::int64_t per) {
-  return static_cast<unsigned>((n + per - 1) / per);
-}
 
 /// A warp per row.
 template <class In, class Out, int kHeld>
@@ -111,12 +108,6 @@ __global__ void pack_kernel(const MatrixSource source, const Matrix out) {
   }
 }
 
-/// Whether rows can be met four elements at a time.
-bool in_fours(const Matrix& m) {
-  return m.columns % 4 == 0 && m.stride % 4 == 0 &&
-         reinterpret_cast<std::uintptr_t>(m.data) % (4 * dtype_size(m.dtype)) == 0;
-}
-
 }  // namespace
 
 cudaError_t norm_rows(const NormRows& args, cudaStream_t stream) {
@@ -144,20 +135,18 @@ cudaError_t embed(const Embed& args, cudaStream_t stream) {
 }
 
 cudaError_t softmax(const Matrix& x, bool logarithm, cudaStream_t stream) {
-  softmax_kernel<<<blocks_for(x.rows, 1), kBlock, 0, stream>>>(x, logarithm);
-  return cudaGetLastError();
+  return launch(softmax_kernel, blocks_for(x.rows, 1), kBlock, 0, stream, x, logarithm);
 }
 
 cudaError_t activate(const Matrix& x, Activation activation, cudaStream_t stream) {
-  activate_kernel<<<blocks_for(x.rows, 1), kBlock, 0, stream>>>(x, activation);
-  return cudaGetLastError();
+  return launch(activate_kernel, blocks_for(x.rows, 1), kBlock, 0, stream, x, activation);
 }
 
 cudaError_t pack(const MatrixSource& source, const Matrix& out, cudaStream_t stream) {
   return with_type(source.dtype, [&](auto in) {
     return with_type(out.dtype, [&](auto to) {
-      pack_kernel<decltype(in), decltype(to)><<<blocks_for(source.n, 1), kBlock, 0, stream>>>(source, out);
-      return cudaGetLastError();
+      return launch(pack_kernel<decltype(in), decltype(to)>, blocks_for(source.n, 1), kBlock, 0, stream,
+                    source, out);
     });
   });
 }

@@ -18,10 +18,14 @@ __device__ inline T* mutable_row(const Matrix& m, std::int64_t row) {
   return static_cast<T*>(m.data) + row * m.stride;
 }
 
-/// Whether rows can be met four elements at a time; an empty matrix can.
+/// Whether every row begins with a whole four of elements of `size` bytes.
+__host__ __device__ inline bool in_fours(const void* data, std::int64_t stride, int size) {
+  return stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(data) % (4 * size) == 0;
+}
+/// Whether rows consist of such fours; an empty matrix does.
 inline bool in_fours(const Matrix& m) {
-  return m.data == nullptr || (m.columns % 4 == 0 && m.stride % 4 == 0 &&
-                               reinterpret_cast<std::uintptr_t>(m.data) % (4 * dtype_size(m.dtype)) == 0);
+  return m.data == nullptr ||
+         (m.columns % 4 == 0 && in_fours(m.data, m.stride, static_cast<int>(dtype_size(m.dtype))));
 }
 
 /// Four elements as they lie in memory.
@@ -50,12 +54,6 @@ __device__ inline void read4(float (&v)[4], const T* row, std::int64_t c, std::i
 /// Elements of a piece.
 template <class T>
 constexpr int kPiece = 16 / sizeof(T);
-
-/// Whether every row begins with a whole piece; an empty matrix has none.
-inline bool in_pieces(const Matrix& m) {
-  return m.stride * static_cast<std::int64_t>(dtype_size(m.dtype)) % 16 == 0 &&
-         reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
-}
 
 template <class T>
 __device__ inline void unpack(const uint4& piece, float (&v)[kPiece<T>]) {

@@ -215,9 +215,9 @@ cudaError_t adamw(const AdamWArgs& args, cudaStream_t stream) {
   const auto n = static_cast<std::int64_t>(args.parameter.size());
   return with_type(args.rounded.data != nullptr ? args.rounded.dtype : DType::f32, [&](auto type) {
     using Rounded = decltype(type);
-    return launch_chained(adamw_kernel<Rounded>, static_cast<unsigned>((n + 4 * kBlock - 1) / (4 * kBlock)),
-                          kBlock, 0, stream, s, args.parameter.data(), args.gradient.data(), args.m.data(),
-                          args.v.data(), n, static_cast<Rounded*>(args.rounded.data));
+    return launch_chained(adamw_kernel<Rounded>, blocks_for(n, 4 * kBlock), kBlock, 0, stream, s,
+                          args.parameter.data(), args.gradient.data(), args.m.data(), args.v.data(), n,
+                          static_cast<Rounded*>(args.rounded.data));
   });
 }
 
@@ -229,21 +229,19 @@ cudaError_t gather_rows(const Matrix& dout, const std::int32_t* keys, const Matr
                         cudaStream_t stream) {
   const std::int64_t count = dout.rows;
   Sorting s(workspace, count, dout.columns);
-  const auto blocks_for = [](std::int64_t n, int per) { return static_cast<unsigned>((n + per - 1) / per); };
-  count_up_kernel<<<blocks_for(count, kBlock), kBlock, 0, stream>>>(s.rows, count);
-  cudaError_t error = cub::DeviceRadixSort::SortPairs(s.scratch, s.scratch_bytes, keys, s.sorted_keys, s.rows,
-                                                      s.sorted_rows, static_cast<int>(count), 0, 32, stream);
+  cudaError_t error = launch(count_up_kernel, blocks_for(count, kBlock), kBlock, 0, stream, s.rows, count);
+  if (error != cudaSuccess) return error;
+  error = cub::DeviceRadixSort::SortPairs(s.scratch, s.scratch_bytes, keys, s.sorted_keys, s.rows,
+                                          s.sorted_rows, static_cast<int>(count), 0, 32, stream);
   if (error != cudaSuccess) return error;
   const unsigned across = blocks_for(dout.columns, 4 * kWarp);
   error = with_type(dout.dtype, [&](auto type) {
-    gather_kernel<decltype(type)><<<dim3(static_cast<unsigned>(count), across), kWarp, 0, stream>>>(
-        dout, s.sorted_keys, s.sorted_rows, table, s.partial);
-    return cudaGetLastError();
+    return launch(gather_kernel<decltype(type)>, dim3(static_cast<unsigned>(count), across), kWarp, 0, stream,
+                  dout, s.sorted_keys, s.sorted_rows, table, s.partial);
   });
   if (error != cudaSuccess) return error;
-  join_kernel<<<dim3(blocks_for(count, kChunk), across), kWarp, 0, stream>>>(s.sorted_keys, count, table,
-                                                                             s.partial);
-  return cudaGetLastError();
+  return launch(join_kernel, dim3(blocks_for(count, kChunk), across), kWarp, 0, stream, s.sorted_keys, count,
+                table, s.partial);
 }
 
 }  // namespace inkling::cuda

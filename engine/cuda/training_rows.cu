@@ -15,10 +15,6 @@ namespace {
 
 constexpr int kBlock = 256, kWarps = kBlock / kWarp;
 
-unsigned blocks_for(std::int64_t n, std::int64_t per) {
-  return static_cast<unsigned>((n + per - 1) / per);
-}
-
 struct Pair {
   float value, slope;
 };
@@ -183,8 +179,8 @@ cudaError_t transpose(const Matrix& x, const Matrix& out, cudaStream_t stream) {
   return with_type(x.dtype, [&](auto in) {
     return with_type(out.dtype, [&](auto to) {
       const dim3 blocks(blocks_for(out.rows, kTransposed), blocks_for(out.columns, kTransposed));
-      transpose_kernel<decltype(in), decltype(to)><<<blocks, dim3(kTransposed, kWarps), 0, stream>>>(x, out);
-      return cudaGetLastError();
+      return launch(transpose_kernel<decltype(in), decltype(to)>, blocks, dim3(kTransposed, kWarps), 0,
+                    stream, x, out);
     });
   });
 }
