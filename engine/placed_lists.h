@@ -16,7 +16,8 @@ class PlacedLists {
  public:
   using List = std::span<const std::int32_t>;
 
-  /// Replaces each list by what ops are to be given: good until the next call, as the originals are.
+  /// Replaces each list by what ops are to be given: good until the next call, as the originals are. The copy
+  /// also parts a pass from the one before it, whose weights a GPU's kernels may read early (cuda/chain.cuh).
   void place(Memory& memory, std::initializer_list<List*> lists) {
     if (memory.device() == Device::cpu) return;
     host_.clear();

@@ -231,7 +231,7 @@ void CudaBackend::linear(const LinearArgs& args) {
     rows.data = grown(rows_, row * static_cast<std::size_t>(rows.rows));
     rows.dtype = product.weight.dtype;
     rows.stride = static_cast<std::int64_t>(row / dtype_size(rows.dtype));
-    check(norm_rows({product.x, product.rows, product.norm, rows}, stream()), "layer_norm");
+    check(norm_rows({product.x, product.rows, product.norm, rows, Start::early}, stream()), "layer_norm");
     product.x = rows;
     product.rows = nullptr;
     product.norm = {};
@@ -251,7 +251,9 @@ void CudaBackend::embed(const EmbedArgs& args) {
 
 void CudaBackend::layer_norm(const NormArgs& args) {
   const std::int32_t* rows = args.rows.empty() ? nullptr : args.rows.data();
-  check(norm_rows({Matrix(args.x), rows, args.norm, Matrix(args.out)}, stream()), "layer_norm");
+  // The norm may be one that is being trained.
+  const Start start = args.norm.weight == nullptr ? Start::early : Start::in_turn;
+  check(norm_rows({Matrix(args.x), rows, args.norm, Matrix(args.out), start}, stream()), "layer_norm");
 }
 
 void CudaBackend::softmax(TensorView x) {

@@ -72,7 +72,7 @@ std::size_t placed_bytes(std::int64_t rows, std::int64_t columns, DType dtype) {
 Matrix CudaBackend::as_factor(const Matrix& x, DType dtype, const LayerNorm& norm, Buffer& memory) {
   if (x.data == nullptr || (norm.weight == nullptr && x.dtype == dtype && in_pieces(x))) return x;
   const Matrix out = placed(grown(memory, placed_bytes(x.rows, x.columns, dtype)), x.rows, x.columns, dtype);
-  check(norm_rows({x, nullptr, norm, out}, stream()), "layer_norm");
+  check(norm_rows({x, nullptr, norm, out, Start::in_turn}, stream()), "layer_norm");
   return out;
 }
 
@@ -123,7 +123,7 @@ void CudaBackend::multiply(const Product& product, DType dtype) {
   l.residual = product.residual;
   l.pre_activation = product.pre_activation;
   l.out = product.out;
-  l.weight_is_new = true;
+  l.start = Start::in_turn;  // AdamW, or a copy just made, wrote the weight
   check(cuda::linear(l, stream()), "linear");
 }
 

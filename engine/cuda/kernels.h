@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "engine/cuda/start.h"
 #include "engine/ops.h"
 
 namespace inkling::cuda {
@@ -33,6 +34,7 @@ struct NormRows {
   const std::int32_t* rows = nullptr;  ///< (out.rows) on the device, or null: all
   LayerNorm norm;
   Matrix out;
+  Start start = Start::early;  ///< as far as the norm goes
 };
 cudaError_t norm_rows(const NormRows& args, cudaStream_t stream);
 
@@ -48,7 +50,7 @@ struct Linear {
   Matrix residual;             ///< f32 or empty
   Matrix pre_activation;       ///< f32, dtype of w or empty
   Matrix out;                  ///< f32 or dtype of w
-  bool weight_is_new = false;  ///< written by a kernel just before: nothing of it may be read early
+  Start start = Start::early;  ///< as far as the weight, the bias and the norm go
 };
 /// Whether linear() takes rows, a norm or f32 beside 16-bit weights here; elsewhere norm_rows() goes first.
 bool norms_inside(const Linear& args);

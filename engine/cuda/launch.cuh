@@ -11,6 +11,7 @@
 #include <map>
 #include <utility>
 
+#include "engine/cuda/start.h"
 #include "engine/dtype.h"
 
 namespace inkling::cuda {
@@ -86,11 +87,11 @@ cudaError_t launch(Kernel* kernel, dim3 grid, dim3 threads, std::size_t bytes, c
 struct Grid {
   dim3 blocks;
   unsigned cluster = 1;
-  bool early = true;  ///< whether blocks may start while the kernel before still runs
+  Start start = Start::early;
 
-  Grid(unsigned x) : blocks(x) {}
-  Grid(dim3 all, unsigned along_z = 1, bool starts_early = true)
-      : blocks(all), cluster(along_z), early(starts_early) {}
+  Grid(unsigned x, Start when = Start::early) : blocks(x), start(when) {}
+  Grid(dim3 all, Start when = Start::early) : blocks(all), start(when) {}
+  Grid(dim3 all, unsigned along_z, Start when) : blocks(all), cluster(along_z), start(when) {}
 };
 
 /// launch() for a kernel that calls start_next() and wait_for_inputs() (chain.cuh): it may start before the
@@ -103,7 +104,7 @@ cudaError_t launch_chained(Kernel* kernel, const Grid& grid, int threads, std::s
   if (const cudaError_t error = prepare(kernel, bytes, waits); error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = grid.early ? 1 : 0;
+  attributes[0].val.programmaticStreamSerializationAllowed = grid.start == Start::early ? 1 : 0;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {1, 1, grid.cluster};
   cudaLaunchConfig_t config{};

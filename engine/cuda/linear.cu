@@ -130,15 +130,15 @@ template <class Tile>
 cudaError_t few_rows(const Linear& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = kRuns * sizeof(typename Tile::Element) * Tile::kStage * Tile::kStages;
   static_assert(kBytes >= kRuns * sizeof(float) * Tile::kRows * Tile::kSumStride);
-  return launch_chained(few_rows_kernel<Tile>, Grid(grid_of<Tile>(a), 1, !a.weight_is_new), kRuns * kWarp,
-                        kBytes, stream, a);
+  return launch_chained(few_rows_kernel<Tile>, Grid(grid_of<Tile>(a), a.start), kRuns * kWarp, kBytes, stream,
+                        a);
 }
 
 template <class Tile, int kWarpsM, int kWarpsN>
 cudaError_t many_rows(const Linear& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = sizeof(typename Tile::Element) * Tile::kStage * Tile::kStages;
   static_assert(kBytes >= sizeof(float) * Tile::kRows * Tile::kSumStride);
-  return launch_chained(many_rows_kernel<Tile, kWarpsM, kWarpsN>, Grid(grid_of<Tile>(a), 1, !a.weight_is_new),
+  return launch_chained(many_rows_kernel<Tile, kWarpsM, kWarpsN>, Grid(grid_of<Tile>(a), a.start),
                         kWarpsM * kWarpsN * kWarp, kBytes, stream, a);
 }
 

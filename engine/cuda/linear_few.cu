@@ -101,8 +101,8 @@ cudaError_t run(const Linear& a, cudaStream_t stream) {
   const unsigned grid = blocks_for(a.out.columns, Tile::kColumns);
   const std::size_t bytes = Tile::bytes(a.out.rows, a.weight.columns);
   const auto start = [&](auto in, auto held) {
-    return launch_chained(few_rows_kernel<Tile, decltype(in), decltype(held)::value>,
-                          Grid(dim3(grid), 1, !a.weight_is_new), kThreads, bytes, stream, a);
+    return launch_chained(few_rows_kernel<Tile, decltype(in), decltype(held)::value>, Grid(grid, a.start),
+                          kThreads, bytes, stream, a);
   };
   using T = typename Tile::Element;
   if (a.x.dtype != DType::f32) return start(T{}, std::integral_constant<int, 0>());

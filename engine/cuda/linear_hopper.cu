@@ -190,7 +190,7 @@ cudaError_t run(const Linear& a, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const dim3 blocks(blocks_for(a.out.rows, Tile::kRows), blocks_for(a.out.columns, Tile::kColumns),
                     Tile::kSplits);
-  return launch_chained(hopper_kernel<Tile>, Grid(blocks, Tile::kSplits, !a.weight_is_new), Tile::kThreads,
+  return launch_chained(hopper_kernel<Tile>, Grid(blocks, Tile::kSplits, a.start), Tile::kThreads,
                         Tile::kBytes, stream, a, x_map, w_map);
 }
 

@@ -121,7 +121,8 @@ cudaError_t norm_rows(const NormRows& args, cudaStream_t stream) {
       }
       return with_held(args.x, args.norm, [&](auto held) {
         return launch_chained(norm_kernel<In, Out, decltype(held)::value>,
-                              blocks_for(args.out.rows, kRowsPerBlock), kBlock, 0, stream, args);
+                              Grid(blocks_for(args.out.rows, kRowsPerBlock), args.start), kBlock, 0, stream,
+                              args);
       });
     });
   });

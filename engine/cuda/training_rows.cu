@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kBlock) dropout_norm_kernel(const __grid_const
   const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   const int n = static_cast<int>(a.x.columns);
   using Row = RowNorm<float, kHeld>;
-  Row norm(a.norm, n);
   wait_for_inputs();
+  Row norm(a.norm, n);
   if (row >= a.x.rows) return;
   const From* const from = row_of<From>(a.from, row);
   const float* const residual = a.residual.data != nullptr ? row_of<float>(a.residual, row) : nullptr;
@@ -212,7 +212,7 @@ cudaError_t dropout(const Dropout& a, cudaStream_t stream) {
       }
     }
     const cudaError_t error = dropout_alone(a, stream);
-    return error != cudaSuccess ? error : norm_rows({a.x, nullptr, a.norm, a.normed}, stream);
+    return error != cudaSuccess ? error : norm_rows({a.x, nullptr, a.norm, a.normed, Start::in_turn}, stream);
   });
 }
 
