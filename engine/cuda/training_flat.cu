@@ -7,6 +7,7 @@
 #include "engine/cuda/chain.cuh"
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/launch.cuh"
+#include "engine/cuda/rows.cuh"
 #include "engine/cuda/training_kernels.h"
 
 namespace inkling::cuda {
@@ -66,14 +67,16 @@ __device__ inline void update(const Rates& s, float& parameter, float gradient, 
   parameter = fmaf(-s.rate, m / fmaf(sqrtf(v), s.inverse_root, s.epsilon), parameter * s.decay);
 }
 
-/// Rounded: the 16-bit type that the parameter is written in as well; float: none.
+/// Rounded: the 16-bit type that the parameter is written in as well; float: none. `fours`: all begin with a
+/// whole four.
 template <class Rounded>
-__global__ void __launch_bounds__(kBlock) adamw_kernel(const Rates s, float* parameter, const float* gradient,
-                                                       float* m, float* v, std::int64_t n, Rounded* rounded) {
+__global__ void __launch_bounds__(kBlock)
+    adamw_kernel(const Rates s, float* parameter, const float* gradient, float* m, float* v, std::int64_t n,
+                 Rounded* rounded, bool fours) {
   start_next();
   wait_for_inputs();
   const std::int64_t i = 4 * (std::int64_t{blockIdx.x} * kBlock + threadIdx.x);
-  if (i + 4 <= n) {
+  if (fours && i + 4 <= n) {
     float4 p4 = *reinterpret_cast<float4*>(parameter + i), m4 = *reinterpret_cast<float4*>(m + i),
            v4 = *reinterpret_cast<float4*>(v + i);
     const float4 g4 = *reinterpret_cast<const float4*>(gradient + i);
@@ -90,7 +93,7 @@ __global__ void __launch_bounds__(kBlock) adamw_kernel(const Rates s, float* par
     }
     return;
   }
-  for (std::int64_t j = i; j < n; ++j) {
+  for (std::int64_t j = i; j < min(i + 4, n); ++j) {
     update(s, parameter[j], gradient[j], m[j], v[j]);
     if constexpr (sizeof(Rounded) == 2) rounded[j] = from_float<Rounded>(parameter[j]);
   }
@@ -213,11 +216,15 @@ cudaError_t adamw(const AdamWArgs& args, cudaStream_t stream) {
                 static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(args.beta2, step))),
                 static_cast<float>(args.epsilon)};
   const auto n = static_cast<std::int64_t>(args.parameter.size());
+  const auto whole = [](const void* data) { return in_fours(data, 0, sizeof(float)); };
+  const bool fours = whole(args.parameter.data()) && whole(args.gradient.data()) && whole(args.m.data()) &&
+                     whole(args.v.data()) &&
+                     in_fours(args.rounded.data, 0, static_cast<int>(dtype_size(args.rounded.dtype)));
   return with_type(args.rounded.data != nullptr ? args.rounded.dtype : DType::f32, [&](auto type) {
     using Rounded = decltype(type);
     return launch_chained(adamw_kernel<Rounded>, blocks_for(n, 4 * kBlock), kBlock, 0, stream, s,
                           args.parameter.data(), args.gradient.data(), args.m.data(), args.v.data(), n,
-                          static_cast<Rounded*>(args.rounded.data));
+                          static_cast<Rounded*>(args.rounded.data), fours);
   });
 }
 

@@ -595,6 +595,29 @@ TEST_CASE("[cuda] the optimiser rounds what it writes") {
   }
 }
 
+TEST_CASE("[cuda] the optimiser and the sum of squares take what begins anywhere") {
+  if (!have_gpu()) return;
+  Random random(22);
+  constexpr std::size_t n = 2050;
+  const Floats w = random.normals(n + 1), g = random.normals(n + 1), nothing(n + 1);
+  for (std::size_t apart = 0; apart < 5; ++apart) {  // that which begins after the others; the last: none
+    CAPTURE(apart);
+    compare(DType::f32, 1e-6, [&](Operands& o) {
+      const auto part = [&](const Floats& values, std::size_t i) {
+        float* const all = floats(o.vector(values));
+        return std::span<float>(i == apart ? all + 1 : all, n);
+      };
+      AdamWArgs args;
+      args.parameter = part(w, 0), args.gradient = part(g, 1), args.m = part(nothing, 2),
+      args.v = part(nothing, 3);
+      const double squares = sum_of_squares(o.context(), args.gradient);
+      args.gradient_scale = static_cast<float>(1.0 / std::sqrt(squares));
+      args.weight_decay = 0.1;
+      adamw(o.context(), args);
+    });
+  }
+}
+
 TEST_CASE("[cuda] the sum of squares and the optimiser are the CPU's") {
   if (!have_gpu()) return;
   Random random(16);
