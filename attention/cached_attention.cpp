@@ -31,16 +31,46 @@ void check_rows(const TensorView& view, DType dtype, const char* name, std::int6
   check.memory(view, name);
 }
 
+/// Sequences of one pool, in the memory of the context's device.
+void check_sequences(const ArgumentChecks& checks, const ExecContext& context,
+                     std::span<KvSequence* const> sequences) {
+  checks(!sequences.empty(), "sequences", "expected at least one, got none");
+  const KvPool& pool = sequences[0]->pool();
+  checks(pool.device() == context.device(), "sequences", [&] {
+    return "expected a cache in the memory of " + std::string(device_name(context.device())) + ", got " +
+           std::string(device_name(pool.device()));
+  });
+  for (std::size_t b = 0; b < sequences.size(); ++b) {
+    checks(&sequences[b]->pool() == &pool, "sequences",
+           [&] { return "expected those of one pool, got sequence " + std::to_string(b) + " of another"; });
+  }
+}
+
+std::string cache_string(const KvShape& shape) {
+  return std::to_string(shape.layers) + " layers of " + std::to_string(shape.heads) + " heads of " +
+         std::to_string(shape.head_dim) + " in " + std::string(dtype_name(shape.dtype));
+}
+
+void check_step(const ExecContext& context, const CachedStepArgs& args) {
+  constexpr ArgumentChecks checks{"begin_cached_step"};
+  check_sequences(checks, context, args.sequences);
+  const KvShape& shape = args.sequences[0]->pool().shape();
+  checks(shape.layers >= args.cache.layers && shape.heads == args.cache.heads &&
+             shape.head_dim == args.cache.head_dim &&
+             (shape.dtype == args.cache.dtype || context.device() == Device::cpu),
+         "sequences", [&] {
+           return "expected a cache of " + cache_string(args.cache) + ", got one of " + cache_string(shape);
+         });
+  checks(args.heads > 0 && args.heads % shape.heads == 0, "heads", [&] {
+    return "expected a multiple of " + std::to_string(shape.heads) + ", got " + std::to_string(args.heads);
+  });
+}
+
 // The CPU computes in f32 whatever the cache holds; a GPU in the dtype of the cache.
 void check_arguments(const ExecContext& context, const CachedAttentionArgs& args) {
-  check(!args.sequences.empty(), "sequences", "expected at least one, got none");
+  check_sequences(check, context, args.sequences);
   const std::size_t batch = args.sequences.size();
   const KvShape& shape = args.sequences[0]->pool().shape();
-  const Device device = args.sequences[0]->pool().device();
-  check(device == context.device(), "sequences", [&] {
-    return "expected a cache in the memory of " + std::string(device_name(context.device())) + ", got " +
-           std::string(device_name(device));
-  });
   check(args.layer >= 0 && args.layer < shape.layers, "layer", [&] {
     return "expected 0 to " + std::to_string(shape.layers - 1) + ", got " + std::to_string(args.layer);
   });
@@ -78,8 +108,6 @@ void check_arguments(const ExecContext& context, const CachedAttentionArgs& args
       return "expected at most the " + std::to_string(fresh) + " new tokens of sequence " +
              std::to_string(b) + ", got " + std::to_string(wanted) + " queries";
     });
-    check(&args.sequences[b]->pool() == &args.sequences[0]->pool(), "sequences",
-          [&] { return "expected those of one pool, got sequence " + std::to_string(b) + " of another"; });
     check(args.sequences[b]->room() >= fresh, "sequences", [&] {
       return "expected room for " + std::to_string(fresh) + " tokens in sequence " + std::to_string(b) +
              ", got " + std::to_string(args.sequences[b]->room());
@@ -229,6 +257,7 @@ void attend_by_math(ExecContext& context, const CachedAttentionArgs& args, const
 }  // namespace
 
 CachedStep begin_cached_step(ExecContext& context, const CachedStepArgs& args) {
+  check_step(context, args);
   if (context.device() == Device::cuda) return begin_cached_step_on_cuda(context, args);
   return {};
 }

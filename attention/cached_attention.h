@@ -47,6 +47,7 @@ void cached_attention(ExecContext& context, const CachedAttentionArgs& args);
 /// What the layers of a step share.
 struct CachedStepArgs {
   std::int64_t heads = 0;  ///< H
+  KvShape cache;           ///< the layers, Hkv, D and, on a GPU, the dtype that its layers will ask for
   std::span<const std::int32_t> cu_new, cu_q;
   std::span<KvSequence* const> sequences;
 };
@@ -56,8 +57,9 @@ struct CachedStep {
   std::array<std::uint64_t, 4> key{};
 };
 /// Tells the device about a step before its first layer, so that the layers copy nothing in. Nothing on the
-/// CPU. May be left out where layers are not recorded. Throws Error{usage} as cached_attention() does when no
-/// allowed backend can run the step.
+/// CPU. May be left out where layers are not recorded. Throws Error{usage} for a cache that the layers would
+/// refuse, which a repeated recording does not look at, and as cached_attention() does when no allowed
+/// backend can run the step.
 CachedStep begin_cached_step(ExecContext& context, const CachedStepArgs& args);
 
 }  // namespace inkling

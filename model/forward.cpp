@@ -112,7 +112,8 @@ void Forward::run(const PackedBatch& batch) {
   // A step of decoding comes back with the same shapes.
   if (is_decoding(batch)) {
     const CachedStep step = begin_cached_step(
-        context_, {model_.config().n_head, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
+        context_, {model_.config().n_head, kv_shape(context_.backend().activation_dtype(model_.format())),
+                   batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
     const std::array key{
         static_cast<std::uint64_t>(batch.wanted()),
         static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(views.x.data)),

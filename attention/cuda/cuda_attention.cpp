@@ -76,6 +76,10 @@ class StepLists : public cuda::Lists {
     // Not read: which kernel takes what is part of what a step is.
     add<std::int32_t>(cu_continued_);
     add<std::int32_t>(cu_begun_);
+    const KvShape& cache = args.sequences[0]->pool().shape();
+    const std::int32_t made_of[] = {static_cast<std::int32_t>(args.heads), cache.heads, cache.head_dim,
+                                    static_cast<std::int32_t>(cache.dtype)};
+    add<std::int32_t>(made_of);  // the tiles
     end_description();
   }
 
@@ -156,7 +160,8 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   const KvShape& shape = args.sequences[0]->pool().shape();
   require(args.q.shape[0] == args.cu_q.back(), Code::usage,
           [&] { return "cached_attention: q: expected a row per query, got " + args.q.shape_string(); });
-  const Kept& kept = prepare(context, backend, {args.q.shape[1], args.cu_new, args.cu_q, args.sequences});
+  const Kept& kept =
+      prepare(context, backend, {args.q.shape[1], shape, args.cu_new, args.cu_q, args.sequences});
   const StepLists& lists = kept.lists;
   GpuWorkspace& workspace = GpuWorkspace::of(context);
   const cuda::DeviceTraits& traits = workspace.traits(backend);

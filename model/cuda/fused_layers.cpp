@@ -75,10 +75,15 @@ cuda::FusedLayer pointers_of(const LayerWeights& w) {
   return layer;
 }
 
-cuda::PagedStep step_of(ExecContext& context, const FusedLayersArgs& args) {
+/// The cache that a model's layers ask for.
+KvShape cache_of(const ModelConfig& c, DType dtype) {
+  return {static_cast<int>(c.n_layer), static_cast<int>(c.n_head), cuda::kFusedDim, dtype};
+}
+
+cuda::PagedStep step_of(ExecContext& context, const FusedLayersArgs& args, const KvShape& cache) {
   const PackedBatch& batch = args.batch;
-  return cuda::paged_step(context,
-                          {args.model.config().n_head, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
+  return cuda::paged_step(
+      context, {args.model.config().n_head, cache, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
 }
 
 int chunks_of(const cuda::PagedStep& step) {
@@ -94,9 +99,9 @@ std::string_view fused_layers_refusal_on_cuda(ExecContext& context, const FusedL
   const DType dtype = backend.activation_dtype(args.model.format());
   if (traits.major != 9) return "a GPU of other than compute capability 9";
   if (const auto reason = model_refusal(c, args.model.format()); !reason.empty()) return reason;
-  const KvShape cache{static_cast<int>(c.n_layer), static_cast<int>(c.n_head), cuda::kFusedDim, dtype};
+  const KvShape cache = cache_of(c, dtype);
   if (const auto reason = batch_refusal(args.batch, cache); !reason.empty()) return reason;
-  const cuda::PagedStep step = step_of(context, args);
+  const cuda::PagedStep step = step_of(context, args, cache);
   if (!step.decode) return "a policy of attention without its decode kernel";
   if (chunks_of(step) > cuda::kMostFusedChunks) return "more than 2048 keys";
   backend.stream();  // makes its GPU the current one
@@ -105,7 +110,8 @@ std::string_view fused_layers_refusal_on_cuda(ExecContext& context, const FusedL
 
 void fused_layers_on_cuda(ExecContext& context, const FusedLayersArgs& args) {
   auto& backend = static_cast<CudaBackend&>(context.backend());
-  cuda::FusedLayers f = describe(args, backend.activation_dtype(args.model.format()));
+  const DType dtype = backend.activation_dtype(args.model.format());
+  cuda::FusedLayers f = describe(args, dtype);
   for (std::size_t i = 0; i < args.model.layers().size(); ++i) {
     f.layer[i] = pointers_of(args.model.layers()[i]);
   }
@@ -114,7 +120,7 @@ void fused_layers_on_cuda(ExecContext& context, const FusedLayersArgs& args) {
   f.out = args.out.as<float>();
   f.out_stride = args.out.stride[0];
 
-  const cuda::PagedStep step = step_of(context, args);
+  const cuda::PagedStep step = step_of(context, args, cache_of(args.model.config(), dtype));
   f.attention.pages = step.pages;
   f.layer_bytes = static_cast<std::int64_t>(step.layer_bytes);
   f.length = step.length;

@@ -420,5 +420,40 @@ TEST_CASE("misuse is refused with the argument's name") {
   }
 }
 
+/// Memory that says it is a GPU's.
+class Elsewhere : public Memory {
+ public:
+  Device device() const noexcept override { return Device::cuda; }
+};
+
+TEST_CASE("a step is refused at its beginning for a cache that its layers would refuse") {
+  ExecContext context = make_context(Isa::portable, 1);
+  const KvShape shape{2, 3, 8, DType::bf16};
+  Elsewhere elsewhere;
+  KvPool pool(shape), other(shape), away(shape, 0, &elsewhere);
+  KvSequence a(pool), b(pool), stranger(other), far(away);
+  const std::int32_t cu[] = {0, 1, 2};
+  const auto refusal = [&](KvSequence& first, KvSequence& second, std::int64_t heads, const KvShape& cache) {
+    KvSequence* sequences[] = {&first, &second};
+    try {
+      begin_cached_step(context, {heads, cache, cu, cu, sequences});
+    } catch (const Error& error) {
+      CHECK(error.code() == Code::usage);
+      return error.message();
+    }
+    return std::string();
+  };
+  CHECK(refusal(a, b, 6, shape).empty());
+  CHECK(refusal(a, b, 6, {1, 3, 8, DType::f32}).empty());  // fewer layers; on the CPU any dtype serves
+  CHECK(refusal(a, stranger, 6, shape) ==
+        "begin_cached_step: sequences: expected those of one pool, got sequence 1 of another");
+  CHECK(refusal(far, far, 6, shape) ==
+        "begin_cached_step: sequences: expected a cache in the memory of cpu, got cuda");
+  CHECK(refusal(a, b, 4, shape) == "begin_cached_step: heads: expected a multiple of 3, got 4");
+  for (const KvShape& wanted : {KvShape{3, 3, 8}, KvShape{2, 1, 8}, KvShape{2, 3, 16}}) {
+    CHECK(refusal(a, b, 6, wanted).find("got one of 2 layers of 3 heads of 8 in bf16") != std::string::npos);
+  }
+}
+
 }  // namespace
 }  // namespace inkling

@@ -278,4 +278,10 @@ TEST_CASE("[cuda] what has no form on a GPU is refused, and so is a cache in the
   narrow.quant = Quantisation::int8;
   CHECK(Model::load(world.folder.path(), gpu.context, narrow).error().code() == Code::device);
   CHECK(gpu.logits({1, 2, 3}, {3}).size() == 3 * 120);  // and the context works on
+
+  // A step that comes back is a recording, which looks at nothing.
+  const auto good = gpu.logits({1, 2, 3, 4}, {1});
+  KvPool narrower(gpu.forward.kv_shape(DType::bf16), 0, &gpu.context.backend());
+  CHECK(refused([&] { logits_of(gpu.forward, narrower, {1, 2, 3, 4}, {1}); }));
+  CHECK(gpu.logits({1, 2, 3, 4}, {1}) == good);
 }
