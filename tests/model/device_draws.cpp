@@ -109,6 +109,45 @@ void check_same(const Setting& setting) {
   CHECK(ended > 0);
 }
 
+/// Eight samples of one token, of which the third is stopped early, and then another request in its place:
+/// the step's rows become fewer and then others, while each step still begins with ids that the host has not
+/// seen.
+Story samples_of(const World& world, Device device, DrawPlace place) {
+  ExecContext context({.device = device, .threads = 1});
+  const Model model = Model::load(world.folder.path(), context).value();
+  Generator generator(model, context, {.max_batch = 8, .draws = place});
+  Story story;
+  const auto submit = [&](Ids prompt, std::int32_t samples, std::uint64_t seed) {
+    GenerationRequest r;
+    r.prompt = std::move(prompt);
+    r.samples = samples;
+    r.seed = seed;
+    r.config.max_tokens = 20;
+    r.config.temperature = 1.0;
+    r.config.ignore_eos = true;
+    r.on_token = [&story](const TokenEvent& event) {
+      story[{event.request, event.sample}].emplace_back(event.index, event.id, event.finish, event.dropped);
+      return event.request == 1 && event.sample == 2 && event.index == 5 ? Continue::stop : Continue::yes;
+    };
+    generator.submit(std::move(r));
+  };
+  submit({11}, 8, 3);
+  for (int step = 0; step < 9; ++step) REQUIRE(generator.step());
+  submit({17, 4}, 1, 4);
+  while (generator.step()) {
+  }
+  return story;
+}
+
+void check_samples(Device device, DrawPlace place) {
+  const World world;
+  const Story host = samples_of(world, device, DrawPlace::host), other = samples_of(world, device, place);
+  REQUIRE(host.size() == 9);
+  for (const auto& [key, told] : host)
+    CHECK(told.size() == (key == std::pair{std::uint64_t{1}, 2u} ? 6 : 20));
+  CHECK(other == host);
+}
+
 void check_all(Device device) {
   for (const std::int64_t batch : {3, 20}) {
     for (const std::int64_t chunk : {0, 4}) {
@@ -125,6 +164,10 @@ void check_all(Device device) {
 
 TEST_CASE("device draws: every request is told the same, with all that can happen to it") {
   check_all(Device::cpu);
+}
+
+TEST_CASE("device draws: samples of one token, one of which ends early, and a request in its place") {
+  check_samples(Device::cpu, DrawPlace::device);
 }
 
 TEST_CASE("device draws: the same where sequences give their cache back to each other") {
@@ -185,6 +228,11 @@ TEST_CASE("device draws: a request that only the host can draw for is told why")
 TEST_CASE("[cuda] device draws: every request is told the same, with all that can happen to it") {
   if (!test::have_gpu()) return;
   check_all(Device::cuda);
+}
+
+TEST_CASE("[cuda] device draws: samples of one token, one of which ends early, and a request in its place") {
+  if (!test::have_gpu()) return;
+  check_samples(Device::cuda, DrawPlace::automatic);
 }
 
 TEST_CASE("a greedy draw has no top-k for the op, however large the one that was asked for") {
