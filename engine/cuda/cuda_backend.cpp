@@ -57,6 +57,10 @@ CudaBackend::CudaBackend(int ordinal, Isa isa) : ordinal_(ordinal), isa_(isa) {
     each.reset(event);
   }
   memory_ = std::make_unique<DeviceMemory>(ordinal, stream);
+  int reads_pages = 0;
+  check(cudaDeviceGetAttribute(&reads_pages, cudaDevAttrPageableMemoryAccessUsesHostPageTables, ordinal),
+        "device attributes");
+  reads_host_pages_ = reads_pages != 0;
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
   description_ = "cuda:" + std::to_string(ordinal) + ": " + properties.name + ", compute capability " +
@@ -103,6 +107,8 @@ Buffer CudaBackend::allocate_on_host(std::size_t bytes) {
 void CudaBackend::copy_in(void* to, const void* from, std::size_t bytes) {
   require(!recording_, Code::device, [] { return std::string("cuda: a recorded chain of ops copies in"); });
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()), "copy to the device");
+  // The driver has copied pageable memory aside by now, unless the GPU reads it where it lies.
+  if (reads_host_pages_) synchronise();
 }
 
 void CudaBackend::copy(void* to, const void* from, std::size_t bytes) {

@@ -107,6 +107,7 @@ class CudaBackend final : public Backend {
   std::uint64_t points_ = 0;
   std::uint64_t generation_ = 0;
   bool recording_ = false;
+  bool reads_host_pages_ = false;  // by the host's page tables, without a copy of the driver's
   Buffer rows_, source_;
   Buffer weight_, dout_, bias_, transposed_, turned_, sums_, parts_;  // of training
   std::unique_ptr<CublasLt> cublas_lt_;  // from the first product that it may take
