@@ -8,9 +8,9 @@
 // order.
 #include "engine/cuda/linear_hopper.h"
 
-#include <algorithm>
-#include <limits>
+#include <utility>
 
+#include "engine/cuda/hopper_tiles.h"
 #include "engine/cuda/linear_tile.cuh"
 #include "engine/cuda/tensor_map.cuh"
 #include "engine/cuda/wgmma.cuh"
@@ -18,19 +18,20 @@
 namespace inkling::cuda {
 namespace {
 
-template <class T, int kGroups, int kN, int kInFlight, int kBlocks>
+/// Of kHopperTiles[kIndex].
+template <class T, std::size_t kIndex>
 struct HopperTile {
   using Element = T;
-  static constexpr int kRows = 64 * kGroups, kColumns = kN, kStages = kInFlight;
-  static constexpr int kSplits = kBlocks;  // blocks that share the runs of k
+  static constexpr HopperTileShape kShape = kHopperTiles[kIndex];
+  static constexpr int kRows = kShape.rows(), kColumns = kShape.columns, kStages = kShape.stages;
+  static constexpr int kSplits = kShape.splits;
   static constexpr int kDepth = 64, kRowBytes = 128;
-  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
+  static constexpr int kConsumers = 128 * kShape.groups, kThreads = kConsumers + 128;
   // Registers of a thread that brings and of one that multiplies, where the even share is too few.
-  static constexpr bool kUneven = kN > 128;
+  static constexpr bool kUneven = kColumns > 128;
   static constexpr int kFewRegisters = 40, kManyRegisters = 232;
-  static constexpr int kStage = (kRows + kN) * kRowBytes;  // bytes
-  static constexpr int kSumStride = kN + 8;                // floats between rows of sums
-  static constexpr int kBytes = kStage * kStages;
+  static constexpr int kStage = kShape.stage_bytes(), kBytes = kShape.bytes();
+  static constexpr int kSumStride = kColumns + 8;  // floats between rows of sums
   static_assert(kRows * kSumStride * static_cast<int>(sizeof(float)) <= kBytes);
   static_assert(kRuns % kSplits == 0 && kRows % kSplits == 0);
 };
@@ -194,39 +195,10 @@ cudaError_t run(const Linear& a, cudaStream_t stream) {
                         Tile::kBytes, stream, a, x_map, w_map);
 }
 
-/// About how many µs a tile shape takes on an H200, to choose by: a step of 64 by the busiest processor, what
-/// follows the sums of a tile, and starting.
-template <class Tile>
-double estimate(const Linear& a) {
-  constexpr int kProcessors = 132, kResident = Tile::kBytes <= 113 * 1024 ? 2 : 1;
-  constexpr double kArea = Tile::kRows * Tile::kColumns, kStart = 3.0;
-  constexpr double kStep = 0.08 + 1.8e-5 * kArea, kFinish = 1e-4 * kArea;
-  const auto ceil = [](std::int64_t n, std::int64_t per) { return static_cast<double>((n + per - 1) / per); };
-  const double blocks = ceil(a.out.rows, Tile::kRows) * ceil(a.out.columns, Tile::kColumns) * Tile::kSplits;
-  const double steps = std::ceil(ceil(a.weight.columns, Tile::kDepth) / Tile::kSplits);
-  return kStart + std::ceil(blocks / kProcessors) * steps * kStep +
-         std::ceil(blocks / (kProcessors * kResident)) * kFinish;
-}
-
-template <class Tile>
-void consider(const Linear& a, double& best, cudaError_t (*&chosen)(const Linear&, cudaStream_t)) {
-  const double time = estimate<Tile>(a);
-  if (time >= best) return;
-  best = time;
-  chosen = run<Tile>;
-}
-
-template <class T>
-cudaError_t choose(const Linear& a, cudaStream_t stream) {
-  double best = std::numeric_limits<double>::infinity();
-  cudaError_t (*chosen)(const Linear&, cudaStream_t) = nullptr;
-  consider<HopperTile<T, 2, 192, 4, 1>>(a, best, chosen);
-  consider<HopperTile<T, 2, 128, 6, 1>>(a, best, chosen);
-  consider<HopperTile<T, 2, 64, 8, 1>>(a, best, chosen);
-  consider<HopperTile<T, 2, 128, 6, kRuns>>(a, best, chosen);
-  consider<HopperTile<T, 1, 64, 6, 1>>(a, best, chosen);
-  consider<HopperTile<T, 1, 64, 6, kRuns>>(a, best, chosen);
-  return chosen(a, stream);
+template <class T, std::size_t... kIndices>
+cudaError_t run_chosen(const Linear& a, cudaStream_t stream, std::index_sequence<kIndices...>) {
+  constexpr cudaError_t (*kEach[])(const Linear&, cudaStream_t) = {run<HopperTile<T, kIndices>>...};
+  return kEach[hopper_tile(a.out.rows, a.out.columns, a.weight.columns)](a, stream);
 }
 
 }  // namespace
@@ -243,8 +215,9 @@ bool takes_hopper(const Linear& a) {
 }
 
 cudaError_t linear_hopper(const Linear& args, cudaStream_t stream) {
-  return args.weight.dtype == DType::bf16 ? choose<__nv_bfloat16>(args, stream)
-                                          : choose<__half>(args, stream);
+  constexpr std::make_index_sequence<std::size(kHopperTiles)> kAll;
+  return args.weight.dtype == DType::bf16 ? run_chosen<__nv_bfloat16>(args, stream, kAll)
+                                          : run_chosen<__half>(args, stream, kAll);
 }
 
 }  // namespace inkling::cuda
