@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include "engine/ops.h"
+#include "tests/allocations.h"
 #include "tests/data.h"
 #include "tests/model/random_gpt2.h"
 #include "tests/model/run_model.h"
@@ -201,6 +202,49 @@ TEST_CASE("a sequence's bits do not depend on batch, order, threads, chunks or t
       }
     }
   }
+}
+
+TEST_CASE("a step that throws leaves the logits before it or none, whichever allocation fails") {
+  const TemporaryFolder folder;
+  RandomGpt2(small_config(), 3).save(folder.path());
+  ExecContext context({.threads = 2});
+  const Model model = load(folder.path(), context);
+  std::int64_t failures = 0, none = 0;
+  for (bool ran = false; !ran; ++failures) {
+    CAPTURE(failures);
+    Forward forward(model, context);
+    KvPool pool(forward.kv_shape(DType::f32));
+    KvSequence sequence(pool);
+    sequence.reserve(150);
+    PackedBatch batch;
+    batch.add(sequence, Ids{1}, 1);
+    forward.run(batch);
+    const auto first_row = [&] {
+      const TensorView row = forward.logits(0, 1);
+      return std::vector<float>(row.as<float>(), row.as<float>() + row.shape[1]);
+    };
+    const std::vector<float> before = first_row();
+    batch.clear();
+    batch.add(sequence, Ids(100, 2), 100);  // far more activations than there is memory for
+    {
+      const FailingAllocation failing(failures);
+      try {
+        forward.run(batch);
+        ran = true;
+      } catch (const std::exception&) {
+      }
+    }
+    if (ran) break;
+    REQUIRE(sequence.length() == 1);
+    try {
+      const std::vector<float> after = first_row();
+      REQUIRE(after == before);
+    } catch (const Error& error) {
+      REQUIRE(error.code() == Code::usage);
+      ++none;
+    }
+  }
+  CHECK(none > 0);
 }
 
 TEST_CASE("a step that does not fit the model is refused by figure") {
