@@ -143,26 +143,36 @@ TEST_CASE("sequences move") {
 }
 
 TEST_CASE("a reserve that fails, at any allocation or in the copy, keeps no page") {
-  for (std::int64_t failures = 0;; ++failures) {
-    KvPool pool(kSmall);
-    KvSequence a(pool);
-    bool failed = false;
-    {
-      const test::FailingAllocation failing(failures);
-      try {
-        a.reserve(100);
-      } catch (const std::exception&) {
-        failed = true;
-      }
+  // Twice, for what the first failure has left of the lists.
+  bool first_failed = true;
+  for (std::int64_t first = 0; first_failed; ++first) {
+    REQUIRE(first < 100);
+    bool second_failed = true;
+    for (std::int64_t second = 0; second_failed; ++second) {
+      REQUIRE(second < 100);
+      CAPTURE(first);
+      CAPTURE(second);
+      KvPool pool(kSmall);
+      KvSequence a(pool);
+      const auto fails = [&](std::int64_t at) {
+        const test::FailingAllocation failing(at);
+        try {
+          a.reserve(100);
+        } catch (const std::exception&) {
+          return true;
+        }
+        return false;
+      };
+      first_failed = fails(first);
+      CHECK(pool.used_pages() == (first_failed ? 0 : 2));
+      second_failed = fails(second);
+      CHECK(pool.used_pages() == (first_failed && second_failed ? 0 : 2));
+      a.reserve(100);
+      CHECK(pool.used_pages() == 2);
+      CHECK(a.room() == 100);
+      a.truncate(0);
+      CHECK(pool.used_pages() == 0);
     }
-    CHECK(pool.used_pages() == (failed ? 0 : 2));
-    a.reserve(100);
-    CHECK(pool.used_pages() == 2);
-    CHECK(a.room() == 100);
-    a.truncate(0);
-    CHECK(pool.used_pages() == 0);
-    if (!failed) break;
-    REQUIRE(failures < 100);
   }
   WatchedMemory memory;
   KvPool pool(kSmall, 0, &memory);
