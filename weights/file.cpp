@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <system_error>
+#include <utility>
 
 #include "weights/guard.h"
 
@@ -66,15 +67,9 @@ Result<std::string> read_text(const std::filesystem::path& path, std::size_t max
 
 namespace {
 
-// `status_of` fills a struct stat, given the canonical path, and returns 0.
-template <class StatusOf>
-Result<FileIdentity> identify(const std::filesystem::path& path, StatusOf&& status_of) {
-  std::error_code error;
+FileIdentity identity_of(std::filesystem::path path, const struct stat& status) {
   FileIdentity identity;
-  identity.path = std::filesystem::canonical(path, error);
-  if (error) return file_error(path, "look at", error.value());
-  struct stat status {};
-  if (status_of(identity.path, status) != 0) return file_error(path, "look at", errno);
+  identity.path = std::move(path);
   identity.size = static_cast<std::size_t>(status.st_size);
   identity.text = identity.path.string();
   const auto add = [&](auto number, char before) { identity.text += before + std::to_string(number); };
@@ -88,15 +83,20 @@ Result<FileIdentity> identify(const std::filesystem::path& path, StatusOf&& stat
 }  // namespace
 
 Result<FileIdentity> FileIdentity::of(const std::filesystem::path& path) {
-  return identify(path, [](const std::filesystem::path& canonical, struct stat& status) {
-    return ::stat(canonical.c_str(), &status);
-  });
+  std::error_code error;
+  std::filesystem::path canonical = std::filesystem::canonical(path, error);
+  if (error) return file_error(path, "look at", error.value());
+  struct stat status {};
+  if (::stat(canonical.c_str(), &status) != 0) return file_error(path, "look at", errno);
+  return identity_of(std::move(canonical), status);
 }
 
 Result<FileIdentity> FileIdentity::of(const InputFile& file) {
-  return identify(file.path(), [&](const std::filesystem::path&, struct stat& status) {
-    return ::fstat(file.descriptor(), &status);
-  });
+  struct stat status {};
+  if (::fstat(file.descriptor(), &status) != 0) return file_error(file.path(), "look at", errno);
+  std::error_code nameless;  // an open file may have lost its name: /proc/self/fd/3
+  std::filesystem::path canonical = std::filesystem::canonical(file.path(), nameless);
+  return identity_of(nameless ? file.path() : std::move(canonical), status);
 }
 
 std::string name_of(std::string_view text) {

@@ -43,7 +43,7 @@ Result<std::string> read_text(const std::filesystem::path& path, std::size_t max
 
 /// What tells a file from another, and from itself after a change, without reading it.
 struct FileIdentity {
-  std::filesystem::path path;  ///< canonical
+  std::filesystem::path path;  ///< canonical; as given where an open file has no name any more
   std::size_t size = 0;
   std::string text;  ///< path, size, device, inode, times of modification and of change, in one line
 

@@ -148,6 +148,25 @@ TEST_CASE("released pages leave the memory of the process") {
   CHECK(std::memcmp(view.data, large.view().data, large.nbytes()) == 0);
 }
 
+TEST_CASE("a file is what was opened, whatever its name leads to now") {
+  TempDir dir;
+  const TinyModel model;
+  model.save(dir / "a");
+  const auto opened = SafetensorsFile::open(dir / "a").value();
+  CHECK(opened.identity().path == std::filesystem::canonical(dir / "a"));
+  CHECK(opened.identity().size == opened.file_bytes());
+  CHECK(opened.identity().text == weights::FileIdentity::of(dir / "a").value().text);
+  const auto held = weights::InputFile::open(dir / "a").value();
+  std::filesystem::remove(dir / "a");
+  CHECK(weights::FileIdentity::of(dir / "a").error().code() == Code::file);
+  const auto nameless = SafetensorsFile::open("/proc/self/fd/" + std::to_string(held.descriptor()));
+  REQUIRE(nameless);
+  CHECK(nameless->tensors().size() == model.tensors.size());
+  model.save(dir / "a");
+  CHECK(weights::FileIdentity::of(dir / "a").value().text != opened.identity().text);
+  CHECK(weights::FileIdentity::of(held).value().size == opened.identity().size);
+}
+
 TEST_CASE("what cannot be opened is Error{file} with its path") {
   TempDir dir;
   for (const auto& path : {dir / "absent.safetensors", dir.path(), std::filesystem::path("/dev/null")}) {
