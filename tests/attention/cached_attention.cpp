@@ -14,6 +14,7 @@
 #include "attention/sdpa.h"
 #include "engine/exec_context.h"
 #include "tests/random.h"
+#include "tests/worse.h"
 
 namespace inkling {
 namespace {
@@ -154,7 +155,7 @@ double worst(const std::vector<float>& got, const Tokens& x, std::int64_t first,
     for (std::size_t c = 0; c < width; ++c) {
       const double g = double{got[static_cast<std::size_t>(i) * width + c]};
       if (!(std::fabs(g - want[c]) <= tolerance)) return INFINITY;
-      error = std::max(error, std::fabs(g - want[c]));
+      error = test::worse(error, std::fabs(g - want[c]));
     }
   }
   return error;

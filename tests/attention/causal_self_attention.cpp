@@ -16,6 +16,7 @@
 #include "tests/count_allocations.h"
 #include "tests/data.h"
 #include "tests/random.h"
+#include "tests/worse.h"
 
 namespace inkling {
 namespace {

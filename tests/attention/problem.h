@@ -13,13 +13,9 @@
 #include "engine/exec_context.h"
 #include "engine/philox.h"
 #include "tests/random.h"
+#include "tests/worse.h"
 
 namespace inkling::test {
-
-/// The larger of two errors. NaN is as large as can be: what is not a number fails every bound.
-inline double worse(double worst, double error) {
-  return std::isnan(error) ? INFINITY : std::max(worst, error);
-}
 
 inline ExecContext make_context(Isa isa, int threads) {
   ExecOptions options;

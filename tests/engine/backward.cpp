@@ -12,6 +12,7 @@
 #include "engine/philox.h"
 #include "engine/training_ops.h"
 #include "tests/random.h"
+#include "tests/worse.h"
 
 using namespace inkling;
 using test::Random;
@@ -51,7 +52,7 @@ struct Layer {
 double worst(const std::vector<float>& got, const std::vector<float>& want) {
   double most = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    most = std::max(most, std::fabs(double{got[i]} - double{want[i]}));
+    most = test::worse(most, std::fabs(double{got[i]} - double{want[i]}));
   }
   return most;
 }
@@ -135,14 +136,14 @@ TEST_CASE("gradients of strided views are right, and what lies between their row
       for (std::int64_t a = 0; a < k + gap; ++a) {
         double want = a < k ? 0 : 7;
         for (std::int64_t j = 0; a < k && j < n; ++j) want += at(args.dout, i, j) * at(args.weight, a, j);
-        most = std::max(most, std::fabs(at(args.dx, i, a) - want));
+        most = test::worse(most, std::fabs(at(args.dx, i, a) - want));
       }
     }
     for (std::int64_t a = 0; a < k; ++a) {
       for (std::int64_t j = 0; j < n + gap; ++j) {
         double want = 3;
         for (std::int64_t i = 0; j < n && i < m; ++i) want += at(args.x, i, a) * at(args.dout, i, j);
-        most = std::max(most, std::fabs(at(args.dweight, a, j) - want));
+        most = test::worse(most, std::fabs(at(args.dweight, a, j) - want));
       }
     }
     CHECK(most < tolerance(std::max(m, n)));

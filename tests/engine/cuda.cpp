@@ -20,6 +20,7 @@
 #include "tests/engine/top_case.h"
 #include "tests/gpu.h"
 #include "tests/random.h"
+#include "tests/worse.h"
 
 using namespace inkling;
 using test::have_gpu;
@@ -180,8 +181,8 @@ TEST_CASE("[cuda] every tile of wgmma gives the bits of eight rows, which are th
         reference::linear(row, weight, bias.data(), Activation::gelu_tanh, residual.data() + i * n, expected);
         double worst = 0;
         for (std::int64_t c = 0; c < n; ++c) {
-          worst = std::max(worst, std::fabs(double{all[static_cast<std::size_t>(i * n + c)]} -
-                                            double{expected[static_cast<std::size_t>(c)]}));
+          worst = test::worse(worst, std::fabs(double{all[static_cast<std::size_t>(i * n + c)]} -
+                                               double{expected[static_cast<std::size_t>(c)]}));
         }
         CHECK(worst <= tolerance);
       }

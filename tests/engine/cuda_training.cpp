@@ -15,6 +15,7 @@
 #include "tests/engine/on_device.h"
 #include "tests/gpu.h"
 #include "tests/random.h"
+#include "tests/worse.h"
 
 using namespace inkling;
 using test::have_gpu;
@@ -93,7 +94,7 @@ void compare(DType half, double tolerance, const Op& op) {
     double most = 0.0, worst = 0.0;
     for (std::size_t j = 0; j < cpu[i].size(); ++j) {
       most = std::max(most, std::fabs(double{cpu[i][j]}));
-      worst = std::max(worst, std::fabs(double{cpu[i][j]} - double{gpu[i][j]}));
+      worst = test::worse(worst, std::fabs(double{cpu[i][j]} - double{gpu[i][j]}));
     }
     CHECK(worst <= (tolerance + rounding) * most);
   }
@@ -392,8 +393,8 @@ TEST_CASE("[cuda] GELU of a product in bf16 is the tanh form at every x, and so 
     const double v = double{x[i]}, root = 0.7978845608028654, u = root * (v + 0.044715 * v * v * v),
                  s = 0.5 * (1 + std::tanh(u)), value = v * s,
                  slope = s + 2 * v * s * (1 - s) * root * (1 + 3 * 0.044715 * v * v);
-    value_off = std::max(value_off, std::fabs(after[i] - value) - 0x1p-8 * std::fabs(value));
-    slope_off = std::max(slope_off, std::fabs(slopes[i] - slope) - 0x1p-8 * std::fabs(slope));
+    value_off = test::worse(value_off, std::fabs(after[i] - value) - 0x1p-8 * std::fabs(value));
+    slope_off = test::worse(slope_off, std::fabs(slopes[i] - slope) - 0x1p-8 * std::fabs(slope));
     if (v > -3.2 && v < -2.4) bias_of_tail += after[i] - value, ++tail;
   }
   MESSAGE("GELU is off by ", value_off, ", its slope by ", slope_off, ", between -3.2 and -2.4 by ",
@@ -633,14 +634,14 @@ TEST_CASE("[cuda] the loss and its gradient are those of f64") {
           std::vector<double> gradient(static_cast<std::size_t>(vocabulary));
           const double loss = reference::cross_entropy(std::span(logits).subspan(first, gradient.size()),
                                                        targets[row], gradient);
-          worst_loss =
-              std::max(worst_loss, std::fabs(got[0][row] - loss) / (kTolerance + 0x1p-22 * std::fabs(loss)));
+          worst_loss = test::worse(worst_loss,
+                                   std::fabs(got[0][row] - loss) / (kTolerance + 0x1p-22 * std::fabs(loss)));
           const std::size_t written = scale != 0.0f ? gradient.size() : 0;
           for (std::size_t c = 0; c < written; ++c) {
             const double expected = double{scale} * gradient[c],
                          storing = half == DType::bf16 ? 0x1p-8 * std::fabs(expected) : 0.0;
-            worst_gradient = std::max(worst_gradient, std::fabs(got[1][first + c] - expected) /
-                                                          (kTolerance * double{scale} + storing));
+            worst_gradient = test::worse(worst_gradient, std::fabs(got[1][first + c] - expected) /
+                                                             (kTolerance * double{scale} + storing));
           }
           const auto begin = static_cast<std::ptrdiff_t>(first + written),
                      end = static_cast<std::ptrdiff_t>(first) + width;

@@ -11,6 +11,7 @@
 #include "tests/gpu.h"
 #include "tests/model/run_model.h"
 #include "tests/model/small_world.h"
+#include "tests/worse.h"
 
 using namespace inkling;
 using namespace inkling::test;
@@ -76,7 +77,7 @@ TEST_CASE("[cuda] logits are the CPU's: f32 within 1e-3, 16 bits to their roundi
         REQUIRE(got.size() == expected.size());
         double worst = 0;
         for (std::size_t i = 0; i < got.size(); ++i)
-          worst = std::max(worst, std::fabs(double{got[i]} - expected[i]));
+          worst = test::worse(worst, std::fabs(double{got[i]} - expected[i]));
         if (format.dtype == WeightType::f32) CHECK(worst <= 1e-3);
         CHECK(perplexity(logprobs_of(got, ids)) ==
               doctest::Approx(oracle).epsilon(format.dtype == WeightType::f32 ? 1e-4 : 5e-3));

@@ -16,6 +16,7 @@
 #include "tests/data.h"
 #include "tests/model/random_gpt2.h"
 #include "tests/model/run_model.h"
+#include "tests/worse.h"
 
 using namespace inkling;
 using namespace inkling::test;
@@ -74,7 +75,8 @@ TEST_CASE("[golden] log-probabilities equal transformers' on every shape and ins
       const auto logits = logits_of(forward, pool, ids, {static_cast<std::int64_t>(ids.size())});
       const auto got = logprobs_of(logits, ids);
       double worst = 0.0;
-      for (std::size_t t = 0; t < got.size(); ++t) worst = std::max(worst, std::fabs(got[t] - expected[t]));
+      for (std::size_t t = 0; t < got.size(); ++t)
+        worst = test::worse(worst, std::fabs(got[t] - expected[t]));
       CHECK(worst <= 1e-4);
       CHECK(perplexity(got) == doctest::Approx(perplexity(expected)).epsilon(1e-3));
       for (std::size_t v = 0; v < 8; ++v) {

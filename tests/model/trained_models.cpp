@@ -13,6 +13,7 @@
 #include "tests/data.h"
 #include "tests/model/random_gpt2.h"
 #include "tests/model/run_model.h"
+#include "tests/worse.h"
 #include "weights/safetensors.h"
 
 using namespace inkling;
@@ -104,7 +105,7 @@ double worst_difference(const std::vector<float>& got, const std::vector<float>&
   REQUIRE(got.size() == expected.size());
   double worst = 0.0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    worst = std::max(worst, std::fabs(static_cast<double>(got[i]) - static_cast<double>(expected[i])));
+    worst = test::worse(worst, std::fabs(static_cast<double>(got[i]) - static_cast<double>(expected[i])));
   }
   return worst;
 }
