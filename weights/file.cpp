@@ -96,7 +96,8 @@ Result<FileIdentity> FileIdentity::of(const InputFile& file) {
   if (::fstat(file.descriptor(), &status) != 0) return file_error(file.path(), "look at", errno);
   std::error_code nameless;  // an open file may have lost its name: /proc/self/fd/3
   std::filesystem::path canonical = std::filesystem::canonical(file.path(), nameless);
-  return identity_of(nameless ? file.path() : std::move(canonical), status);
+  if (nameless) canonical = file.path();
+  return identity_of(std::move(canonical), status);
 }
 
 std::string name_of(std::string_view text) {
