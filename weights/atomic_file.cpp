@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -28,8 +27,10 @@ std::filesystem::path temporary_name(const std::filesystem::path& target) {
   return target.parent_path() / name;
 }
 
+constexpr std::string_view kAnyTarget;
+
 // Whether temporary_name() could have given it, for a target of that name or for any: ".TARGET.PID.N.tmp".
-bool is_temporary(std::string_view name, const std::optional<std::string>& target) {
+bool is_temporary(std::string_view name, std::string_view target) {
   if (!name.starts_with('.') || !name.ends_with(".tmp")) return false;
   name.remove_suffix(4);
   for (int number = 0; number < 2; ++number) {
@@ -38,13 +39,12 @@ bool is_temporary(std::string_view name, const std::optional<std::string>& targe
     if (name.find_first_not_of("0123456789", dot + 1) != std::string_view::npos) return false;
     name = name.substr(0, dot);
   }
-  return name.size() > 1 && (!target || name.substr(1) == *target);
+  return name.size() > 1 && (target == kAnyTarget || name.substr(1) == target);
 }
 
 // Removes those temporaries of `target` (or of any) in a folder of which goes(path) is true.
 template <class Goes>
-void remove_temporaries(const std::filesystem::path& folder, const std::optional<std::string>& target,
-                        Goes&& goes) {
+void remove_temporaries(const std::filesystem::path& folder, std::string_view target, Goes&& goes) {
   namespace fs = std::filesystem;
   std::error_code error;
   for (auto at = fs::directory_iterator(folder, error); !error && at != fs::end(at); at.increment(error)) {
@@ -142,7 +142,7 @@ void remove_leftovers(const std::filesystem::path& target) {
 }
 
 void remove_all_leftovers(const std::filesystem::path& folder) {
-  remove_temporaries(folder, std::nullopt, [](const std::filesystem::path&) { return true; });
+  remove_temporaries(folder, kAnyTarget, [](const std::filesystem::path&) { return true; });
 }
 
 Result<void> write_file(const std::filesystem::path& path, std::string_view text) {
