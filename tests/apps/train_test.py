@@ -1,4 +1,5 @@
 """Training as a shell sees it: vocabularies, runs, what they leave, and what interrupts them.
+Above 400 lines: one command, its cases in classes that share their runs.
 
     python3 tests/apps/train_test.py INKLING SOURCE_DIR [TestCase.test_name ...]
 """

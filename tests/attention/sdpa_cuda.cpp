@@ -1,6 +1,6 @@
 // sdpa() and its gradient on a GPU: against f64 and the CPU's math, with the promises of sdpa.h. Where no GPU
-// can be used each case says so and checks nothing. Above 400 lines: all cases share the problems and bounds
-// at the top.
+// can be used each case reports itself skipped. Above 400 lines: all cases share the problems and bounds at
+// the top.
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -1,4 +1,5 @@
 // Requests in company: the same seed gives the same tokens in any batch, chunking and number of threads.
+// Above 400 lines: short cases, which all share the world of small_world.h.
 #include "model/generator.h"
 
 #include <doctest/doctest.h>
