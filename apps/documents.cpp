@@ -39,7 +39,7 @@ void require_utf8(const std::string& text, const std::string& name) {
 }
 
 void read(const fs::path& path, Documents& documents) {
-  const std::string name = path == "-" ? "standard input" : path.string();
+  const std::string name = input_name(path);
   std::string content = read_text(path);
   if (!is_lines(path)) {
     require_utf8(content, name);
