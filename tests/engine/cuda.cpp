@@ -166,7 +166,8 @@ TEST_CASE("[cuda] every tile of wgmma gives the bits of eight rows, which are th
       };
       const auto all = rows_from(0, m);
       // Rows of each tile's first and last part, and of the last tile.
-      for (const std::int64_t first : {std::int64_t{0}, std::int64_t{56}, std::int64_t{124}, m - 8}) {
+      for (const std::int64_t first :
+           {std::int64_t{0}, std::int64_t{56}, std::min(std::int64_t{124}, m - 8), m - 8}) {
         CAPTURE(first);
         const auto few = rows_from(first, 8);
         CHECK(std::memcmp(few.data(), all.data() + first * n, few.size() * sizeof(float)) == 0);
