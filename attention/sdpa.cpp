@@ -33,19 +33,23 @@ enum class Obstacle : std::uint8_t {
   no_backward,
   too_many_rows,
   too_much_memory,
-  cpu_alone,
   no_cache_on_gpu,
-  no_dropout_on_gpu
+  no_dropout_on_gpu,
+  mixed_gradients_on_gpu,
+  shared_bias_gradient_on_gpu
 };
 
 Obstacle obstacle(ExecContext& context, SdpaBackend backend, const SdpaSizes& sizes, SdpaPass pass) {
   const bool gpu = context.device() == Device::cuda;
-  if (gpu && backend == SdpaBackend::math) return Obstacle::cpu_alone;
   if (gpu && sizes.cached) return Obstacle::no_cache_on_gpu;
   if (backend == SdpaBackend::decode) {
     if (pass == SdpaPass::backward) return Obstacle::no_backward;
     if (gpu && sizes.dropout) return Obstacle::no_dropout_on_gpu;
     if (sizes.most_rows() > kDecodeRows) return Obstacle::too_many_rows;
+  }
+  if (gpu && backend == SdpaBackend::flash && pass == SdpaPass::backward) {
+    if (sizes.mixed_gradients) return Obstacle::mixed_gradients_on_gpu;
+    if (sizes.shared_bias_gradient) return Obstacle::shared_bias_gradient_on_gpu;
   }
   if (backend == SdpaBackend::math && pass == SdpaPass::forward &&
       sdpa_math_bytes(context, sizes) > policy_of(context).memory_limit) {
@@ -58,12 +62,14 @@ SdpaSupport supports_sizes(ExecContext& context, SdpaBackend backend, const Sdpa
   switch (obstacle(context, backend, sizes, pass)) {
     case Obstacle::none:
       break;
-    case Obstacle::cpu_alone:
-      return {false, "it runs on the CPU alone"};
     case Obstacle::no_cache_on_gpu:
       return {false, "on a GPU it takes packed k and v; a cache is cached_attention()'s"};
     case Obstacle::no_dropout_on_gpu:
       return {false, "on a GPU it draws no dropout"};
+    case Obstacle::mixed_gradients_on_gpu:
+      return {false, "on a GPU it takes dout in the dtype of q and gives dq, dk and dv in one"};
+    case Obstacle::shared_bias_gradient_on_gpu:
+      return {false, "on a GPU it gives the gradient of a bias for every (B, H, Tq, Tk) alone"};
     case Obstacle::no_backward:
       return {false, "it has no backward pass"};
     case Obstacle::too_many_rows:
@@ -222,18 +228,18 @@ SdpaBackend sdpa(ExecContext& context, const SdpaArgs& args) {
 }
 
 SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args) {
-  return choose_for(context, SdpaProblem(args.forward).sizes(), SdpaPass::backward);
+  return choose_for(context, SdpaProblem(args.forward).sizes(args), SdpaPass::backward);
 }
 
 SdpaBackend sdpa_backward(ExecContext& context, const SdpaBackwardArgs& args) {
   const SdpaProblem problem(args.forward);
   problem.check_memory();
   check_backward(problem, args);
-  const SdpaBackend backend = take_backend(context, problem.sizes(), SdpaPass::backward);
+  const SdpaBackend backend = take_backend(context, problem.sizes(args), SdpaPass::backward);
   const ProfileRange range(context, range_name(backend, SdpaPass::backward),
                            [&] { return work_of(context, problem, SdpaPass::backward); });
   if (context.device() == Device::cuda) {
-    sdpa_backward_on_cuda(context, problem, args);
+    sdpa_backward_on_cuda(context, problem, args, backend);
     return backend;
   }
   if (args.dbias.data != nullptr) std::memset(args.dbias.data, 0, args.dbias.nbytes());

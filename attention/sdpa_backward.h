@@ -13,13 +13,14 @@ struct SdpaBackwardArgs {
   TensorView dk;     ///< (S, Hkv, D) written
   TensorView dv;     ///< (S, Hkv, D) written. All in f32 or the dtype of q
   TensorView dbias;  ///< as mask.bias, both contiguous, f32, written; or empty. Only for additive_bias
-  // On a GPU: dout in the dtype of q, gradients in one dtype, and dbias not broadcast.
 };
 
 /// What sdpa_backward() would take under the policy of the context, and why not the others.
 SdpaChoice choose_backward(ExecContext& context, const SdpaBackwardArgs& args);
 
-/// Writes the gradients and returns the backend that did it: math (f64; not on a GPU) or flash.
+/// Writes the gradients and returns the backend that did it: math (f64) or flash; on a GPU
+/// what flash does not take (dout in another dtype than q, gradients of several, a broadcast dbias) is
+/// math's.
 /// Deterministic: the bits depend on neither the threads nor the batch. O(T) memory with flash. Unlike
 /// sdpa(), it may multiply by zero what the mask hides within a tile, and 0 · NaN is NaN: values of a
 /// sequence must be finite, hidden ones too. Throws Error{usage}.

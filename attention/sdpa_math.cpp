@@ -190,6 +190,7 @@ void differentiate_head(const SdpaProblem& p, const SdpaBackwardArgs& args, std:
 }  // namespace
 
 std::size_t sdpa_math_bytes(const ExecContext& context, const SdpaSizes& sizes) {
+  if (context.device() == Device::cuda) return 0;  // rows of weights, not matrices
   const std::int64_t running = std::min<std::int64_t>(context.pool().size(), sizes.batch * sizes.heads);
   std::size_t bytes = static_cast<std::size_t>(running) * sizeof(double);
   for (const std::int64_t length : {sizes.longest_q, sizes.longest_k}) {

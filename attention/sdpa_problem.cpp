@@ -284,6 +284,17 @@ double SdpaProblem::nbytes() const noexcept {
          2 * static_cast<double>(keys * kv_heads * dim) * static_cast<double>(dtype_size(kv_dtype));
 }
 
+SdpaSizes SdpaProblem::sizes(const SdpaBackwardArgs& backward) const noexcept {
+  SdpaSizes of = sizes();
+  of.mixed_gradients = backward.dout.dtype != args.q.dtype || backward.dk.dtype != backward.dq.dtype ||
+                       backward.dv.dtype != backward.dq.dtype;
+  const std::array<std::int64_t, 4> extents{batch, heads, longest_q(), longest_k()};
+  for (std::size_t axis = 0; axis < extents.size(); ++axis) {
+    of.shared_bias_gradient |= backward.dbias.data != nullptr && backward.dbias.shape[axis] < extents[axis];
+  }
+  return of;
+}
+
 std::string SdpaSizes::to_string() const {
   return "B=" + std::to_string(batch) + " H=" + std::to_string(heads) + " Hkv=" + std::to_string(kv_heads) +
          " D=" + std::to_string(dim) + " Tq=" + std::to_string(longest_q) +

@@ -23,7 +23,8 @@ struct SdpaSizes {
   std::int64_t longest_q = 0, longest_k = 0;
   DType dtype = DType::f32;
   bool dropout = false;
-  bool cached = false;  ///< keys and values of SdpaArgs::cache
+  bool cached = false;                                         ///< keys and values of SdpaArgs::cache
+  bool mixed_gradients = false, shared_bias_gradient = false;  ///< what flash does not give on a GPU
 
   std::int64_t most_rows() const noexcept { return longest_q * (heads / kv_heads); }
   /// "B=2 H=12 Hkv=12 D=64 Tq=37 Tk=1024 f32".
@@ -71,6 +72,8 @@ struct SdpaProblem {
   double visible_scores(Device memory) const;
   /// Bytes of q, k, v and out, read or written once.
   double nbytes() const noexcept;
+  /// Of sdpa_backward().
+  SdpaSizes sizes(const SdpaBackwardArgs& backward) const noexcept;
   SdpaSizes sizes() const noexcept {
     return {batch,       heads,        kv_heads,           dim,     longest_q(),
             longest_k(), args.q.dtype, args.dropout.p > 0, cached()};

@@ -118,4 +118,30 @@ struct BackwardArgs {
   std::int32_t query_tile_count = 0, key_tile_count = 0;
 };
 
+/// What the math backend writes and reads beside ForwardArgs (packed); any of f32, bf16 and f16 each.
+struct MathGradients {
+  HeadRows dout, dq, dk, dv;
+  DType dout_dtype = DType::f32, dq_dtype = DType::f32, dk_dtype = DType::f32, dv_dtype = DType::f32;
+  float* dbias = nullptr;        ///< contiguous, or null
+  std::int64_t bias_shape[4]{};  ///< 1: broadcast
+};
+
+inline constexpr int kMathBlocks = 264;  ///< of the math backend, each at one row at a time
+/// Memory of the math backend.
+struct MathWorkspace {
+  double* rows = nullptr;                   ///< (kMathBlocks, 2, longest)
+  double *lse = nullptr, *delta = nullptr;  ///< (N, H) each; backward alone
+  std::int64_t longest = 0;                 ///< of Tk, and backward of Tq
+
+  constexpr double* row(std::int64_t block, std::int64_t which) const noexcept {
+    return rows + (block * 2 + which) * longest;
+  }
+  static constexpr std::size_t bytes(std::int64_t longest, std::int64_t rows_of_heads) noexcept {
+    return sizeof(double) * static_cast<std::size_t>(kMathBlocks * 2 * longest + 2 * rows_of_heads);
+  }
+  /// Laid out in bytes(longest, rows_of_heads) of memory.
+  constexpr MathWorkspace(double* memory, std::int64_t most, std::int64_t rows_of_heads) noexcept
+      : rows(memory), lse(memory + kMathBlocks * 2 * most), delta(lse + rows_of_heads), longest(most) {}
+};
+
 }  // namespace inkling::cuda

@@ -25,6 +25,7 @@ class StepLists : public cuda::Lists {
  public:
   std::size_t pages = 0;  // room for those of the longest sequence: P
   bool all_few = false;   // every sequence is decode's
+  bool math = false;      // what is not decode's is math's
   std::size_t long_rows = 0, few_rows = 0, most_keys = 0;
   std::size_t table = 0, length = 0, k_length = 0, cu_new = 0, cu_q = 0;  // where each list begins
   struct Tiles {
@@ -35,9 +36,10 @@ class StepLists : public cuda::Lists {
   Tiles continued, begun;
 
   /// Everything but the tiles: pages (B × P pointers), lengths before and after, offsets. `decode`: whether
-  /// sequences of few rows are that kernel's.
-  void describe(const CachedStepArgs& args, bool decode) {
+  /// sequences of few rows are that kernel's; `by_math`: whether the others are not flash's.
+  void describe(const CachedStepArgs& args, bool decode, bool by_math) {
     clear();
+    math = by_math;
     pages = long_rows = few_rows = most_keys = 0;
     continued = begun = {};
     const std::size_t batch = args.sequences.size();
@@ -78,14 +80,14 @@ class StepLists : public cuda::Lists {
     add<std::int32_t>(cu_begun_);
     const KvShape& cache = args.sequences[0]->pool().shape();
     const std::int32_t made_of[] = {static_cast<std::int32_t>(args.heads), cache.heads, cache.head_dim,
-                                    static_cast<std::int32_t>(cache.dtype)};
+                                    static_cast<std::int32_t>(cache.dtype), by_math ? 1 : 0};
     add<std::int32_t>(made_of);  // the tiles
     end_description();
   }
 
   /// The work of flash, in its order. Sequences that decode takes have no queries in it, and so no tiles.
   void add_tiles(const CachedStepArgs& args) {
-    if (long_rows == 0) return;
+    if (long_rows == 0 || math) return;
     cuda::WorkListShape shape;
     shape.cu_k = cu_keys_;
     shape.heads = static_cast<std::int32_t>(args.heads);
@@ -115,10 +117,11 @@ const Kept& prepare(ExecContext& context, CudaBackend& backend, const CachedStep
     sizes.longest_q = std::max<std::int64_t>(sizes.longest_q, args.cu_q[b + 1] - args.cu_q[b]);
   }
   take_backend(context, sizes, SdpaPass::forward);  // throws when the policy leaves nothing that can run
-  const bool decode = place(SdpaBackend::decode) < place(SdpaBackend::flash);
+  const bool math = place(SdpaBackend::math) < place(SdpaBackend::flash);
+  const bool decode = place(SdpaBackend::decode) < place(math ? SdpaBackend::math : SdpaBackend::flash);
 
   Kept& kept = context.attached<Kept>();
-  kept.next.describe(args, decode);
+  kept.next.describe(args, decode, math);
   kept.bring(backend, [&](StepLists& lists) { lists.add_tiles(args); });
   return kept;
 }
@@ -195,6 +198,12 @@ void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& a
   forward.q_rows = args.cu_q.back();
   forward.scale = args.scale;
   forward.mask.kind = MaskKind::causal_lower_right;
+  if (lists.math && !lists.all_few) {  // every row: decode then writes its own again
+    const auto longest = static_cast<std::int64_t>(lists.most_keys);
+    std::byte* const memory = workspace.scratch(backend, cuda::MathWorkspace::bytes(longest, 0));
+    check(cuda::math(forward, {reinterpret_cast<double*>(memory), longest, 0}, backend.stream()),
+          "attention by math");
+  }
   const auto flash = [&](cuda::ForwardArgs work, const StepLists::Tiles& tiles) {
     if (tiles.count == 0) return;
     work.tiles = kept.at<cuda::AttentionTile>(tiles.at);

@@ -167,25 +167,31 @@ cuda::ForwardArgs forward_of(const SdpaProblem& p, const Kept& kept) {
   return f;
 }
 
-void check_gradients(const SdpaProblem& p, const SdpaBackwardArgs& args) {
-  const auto refuse = [](const char* argument, const std::string& text) {
-    throw Error(Code::usage, std::string("sdpa_backward: ") + argument + ": " + text);
-  };
-  const auto name = [](const TensorView& view) { return std::string(dtype_name(view.dtype)); };
-  if (args.dout.dtype != p.args.q.dtype) {
-    refuse("dout", "on a GPU expected the dtype of q, " + name(p.args.q) + ", got " + name(args.dout));
-  }
-  if (args.dk.dtype != args.dq.dtype || args.dv.dtype != args.dq.dtype) {
-    refuse("dq, dk, dv",
-           "on a GPU expected one dtype, got " + name(args.dq) + ", " + name(args.dk) + ", " + name(args.dv));
-  }
-  const TensorView& bias = args.dbias;
-  if (bias.data == nullptr) return;
-  const std::array<std::int64_t, 4> extents{p.batch, p.heads, p.longest_q(), p.longest_k()};
-  for (std::size_t axis = 0; axis < extents.size(); ++axis) {
-    if (bias.shape[axis] >= extents[axis]) continue;
-    refuse("dbias", "on a GPU expected a bias for every (B, H, Tq, Tk), got " + bias.shape_string());
-  }
+/// Memory of the math backend for rows of at most `longest`.
+cuda::MathWorkspace math_workspace(CudaBackend& gpu, GpuWorkspace& workspace, const SdpaProblem& p,
+                                   std::int64_t longest) {
+  const std::int64_t rows = p.args.q.shape[0] * p.heads;
+  std::byte* const memory = workspace.scratch(gpu, cuda::MathWorkspace::bytes(longest, rows));
+  return {reinterpret_cast<double*>(memory), longest, rows};
+}
+
+void differentiate_by_math(CudaBackend& gpu, GpuWorkspace& workspace, const SdpaProblem& p,
+                           const cuda::ForwardArgs& forward, const SdpaBackwardArgs& args) {
+  cuda::MathGradients g;
+  g.dout = rows_of(args.dout);
+  g.dq = rows_of(args.dq);
+  g.dk = rows_of(args.dk);
+  g.dv = rows_of(args.dv);
+  g.dout_dtype = args.dout.dtype;
+  g.dq_dtype = args.dq.dtype;
+  g.dk_dtype = args.dk.dtype;
+  g.dv_dtype = args.dv.dtype;
+  g.dbias = static_cast<float*>(args.dbias.data);
+  std::ranges::copy(args.dbias.shape, g.bias_shape);
+  check(cuda::backward_math(forward, g,
+                            math_workspace(gpu, workspace, p, std::max(p.longest_q(), p.longest_k())),
+                            gpu.stream()),
+        "gradient of attention by math");
 }
 
 }  // namespace
@@ -203,6 +209,11 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
                           static_cast<std::int32_t>(problem.longest_k())});
     return;
   }
+  if (backend == SdpaBackend::math) {
+    check(cuda::math(args, math_workspace(gpu, workspace, problem, problem.longest_k()), gpu.stream()),
+          "attention by math");
+    return;
+  }
   const cuda::DeviceTraits& traits = workspace.traits(gpu);
   const bool hopper = cuda::hopper_refusal(args, traits).empty();
   if (hopper && cuda::reads_drawn(args)) check(cuda::draw_dropout(args, gpu.stream()), "dropout");
@@ -217,13 +228,17 @@ bool reads_drawn_on_cuda(ExecContext& context, DType dtype, std::int64_t dim) {
   return cuda::reads_drawn(traits.major, traits.minor, dtype, dim);
 }
 
-void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args) {
-  check_gradients(problem, args);
+void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args,
+                           SdpaBackend backend) {
   auto& gpu = static_cast<CudaBackend&>(context.backend());
   GpuWorkspace& workspace = GpuWorkspace::of(context);
   const Kept& kept = lists_of(context, gpu, problem, Work::backward);
   cuda::BackwardArgs b;
   b.forward = forward_of(problem, kept);
+  if (backend == SdpaBackend::math) {
+    differentiate_by_math(gpu, workspace, problem, b.forward, args);
+    return;
+  }
   b.grad_dtype = args.dq.dtype;
   b.dout = rows_of(args.dout);
   b.dq = rows_of(args.dq);

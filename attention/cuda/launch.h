@@ -64,6 +64,12 @@ std::size_t decode_workspace_bytes(const ForwardArgs& args, const DecodeShape& s
 cudaError_t decode(const ForwardArgs& args, const DecodeShape& shape, const DecodeWorkspace& workspace,
                    const DeviceTraits& traits, cudaStream_t stream);
 
+/// Attention as it is written down, in f64: every mask, dropout, packed or paged keys, any D ≤ 256.
+cudaError_t math(const ForwardArgs& args, const MathWorkspace& workspace, cudaStream_t stream);
+/// Its gradients, of packed keys; those of a bias that is broadcast too.
+cudaError_t backward_math(const ForwardArgs& args, const MathGradients& gradients,
+                          const MathWorkspace& workspace, cudaStream_t stream);
+
 /// Writes new keys and values into their pages.
 cudaError_t append(const AppendArgs& args, cudaStream_t stream);
 

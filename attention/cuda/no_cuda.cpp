@@ -26,7 +26,7 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem&, SdpaBackend) {
   refuse("sdpa", context);
 }
 
-void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem&, const SdpaBackwardArgs&) {
+void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem&, const SdpaBackwardArgs&, SdpaBackend) {
   refuse("sdpa_backward", context);
 }
 

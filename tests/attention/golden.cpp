@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/attention/gradients.h"
+#include "tests/attention/on_gpu.h"
 #include "tests/data.h"
 
 namespace inkling {
@@ -140,6 +141,36 @@ TEST_CASE("[golden] attention and its gradients are PyTorch's") {
     }
   }
   CHECK(file.eof());
+  CHECK(cases == 11);
+}
+
+TEST_CASE("[cuda] attention and its gradients are PyTorch's") {
+  if (!test::have_gpu()) return;
+  ExecContext gpu = test::make_gpu_context();
+  std::ifstream file(test::source_dir() / "tests/golden/attention.txt");
+  int cases = 0;
+  for (Case c; read_case(file, c); ++cases) {
+    Problem& p = *c.problem;
+    p.give_out_in(DType::f32);
+    for (const SdpaBackend backend : {SdpaBackend::math, SdpaBackend::flash, SdpaBackend::decode}) {
+      INFO(c.name, " ", sdpa_backend_name(backend));
+      const bool exact = backend == SdpaBackend::math;
+      test::GpuProblem there(gpu, p);
+      there.run(backend);
+      const auto [out, lse] = test::bounds(p);
+      CHECK(difference(p.out, c.out) < (exact ? 2e-6 : out + 2e-6));
+      CHECK(difference(p.lse, c.lse) < (exact ? 4e-6 : lse + 4e-6));
+      // The cases' bias is of all heads, whose gradient is math's alone.
+      if (backend == SdpaBackend::decode || (!exact && p.args.mask.kind == MaskKind::additive_bias)) continue;
+      Gradients g(p);
+      there.differentiate(c.dout, g, backend);
+      const double unit = exact ? 2e-6 : p.dtype == DType::f32 ? 1e-5 : 4 * test::unit(p.dtype);
+      CHECK(difference(g.dq, c.dq) < unit);
+      CHECK(difference(g.dk, c.dk) < unit);
+      CHECK(difference(g.dv, c.dv) < unit);
+      if (p.args.mask.kind == MaskKind::additive_bias) CHECK(difference(g.dbias, c.dbias) < unit);
+    }
+  }
   CHECK(cases == 11);
 }
 

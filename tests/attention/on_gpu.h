@@ -1,12 +1,62 @@
 // Problems of problem.h on a GPU.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "tests/attention/gpu_copy.h"
 #include "tests/attention/gradients.h"
 
 namespace inkling::test {
+
+/// Unit roundoff. f32 weights are split in tf32 halves: no further rounding to speak of.
+inline double unit(DType dtype) {
+  return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-22;
+}
+
+inline double longest_row(const Data& data, std::int64_t dim) {
+  double most = 0;
+  for (std::int64_t i = 0; i < data.size(); i += dim) {
+    double sum = 0;
+    for (std::int64_t d = 0; d < dim; ++d) sum += double{data.get(i + d)} * double{data.get(i + d)};
+    most = std::max(most, sum);
+  }
+  return std::sqrt(most);
+}
+
+inline double largest(const Data& data) {
+  double most = 0;
+  for (std::int64_t i = 0; i < data.size(); ++i) {
+    if (std::isfinite(data.get(i))) most = std::max(most, std::fabs(double{data.get(i)}));
+  }
+  return most;
+}
+
+/// What out and lse may be off by. A score is a sum of D products in steps of at least 8, each of which may
+/// lose 2⁻²² of the sum of their sizes, which is at most |q||k| (tensor cores cut off rather than round); a
+/// weight is off by twice that and by the rounding to the 16-bit type; a result by its weights, 2⁻²⁰ for exp2
+/// and the sums, and its own rounding, all of it times at most the largest value. (test_attention_cuda holds
+/// each element to its own bound.)
+inline std::pair<double, double> bounds(const Problem& p) {
+  const double scale = p.args.scale ? double{*p.args.scale} : 1 / std::sqrt(static_cast<double>(p.dim));
+  double size = longest_row(p.q, p.dim) * longest_row(p.k, p.dim) * std::fabs(scale);
+  if (p.args.mask.kind == MaskKind::additive_bias) size += largest(p.bias);
+  const double score = static_cast<double>(p.dim / 8 + 2) * 0x1p-22 * size;
+  const double value = largest(p.v) / (1 - double{p.args.dropout.p});
+  return {(unit(p.dtype) + 2 * score + 0x1p-20 + unit(p.args.out.dtype)) * value + 1e-7, score + 4e-6};
+}
+
+/// |got − want| ÷ |want|, over all elements; NaN where one is.
+inline double distance(const Data& got, const Data& want) {
+  double error = 0, size = 0;
+  for (std::int64_t i = 0; i < got.size(); ++i) {
+    const double x = double{got.get(i)}, y = double{want.get(i)};
+    error += (x - y) * (x - y);
+    size += y * y;
+  }
+  return size == 0 ? std::sqrt(error) : std::sqrt(error / size);
+}
 
 /// A problem whose mask is set, on the GPU.
 class GpuProblem {
@@ -51,7 +101,7 @@ class GpuProblem {
     lse_.fetch();
   }
   /// After run(): fills `to`.
-  void differentiate(const Data& dout, Gradients& to) {
+  void differentiate(const Data& dout, Gradients& to, SdpaBackend backend = SdpaBackend::flash) {
     GpuCopy d(gpu_, dout.view(), layout_), q(gpu_, to.dq.view(), layout_), k(gpu_, to.dk.view(), layout_),
         v(gpu_, to.dv.view(), layout_);
     const bool biased = to.dbias.size() > 1;
@@ -63,7 +113,8 @@ class GpuProblem {
     a.dk = k.view();
     a.dv = v.view();
     if (biased) a.dbias = bias.view();
-    CHECK(sdpa_backward(gpu_, a) == SdpaBackend::flash);
+    const SdpaScope scope(gpu_, {backend});
+    CHECK(sdpa_backward(gpu_, a) == backend);
     for (GpuCopy* copy : {&q, &k, &v}) copy->fetch();
     if (biased) bias.fetch();
   }

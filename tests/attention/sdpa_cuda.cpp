@@ -15,8 +15,10 @@
 namespace inkling {
 namespace {
 
+using test::bounds;
 using test::Data;
 using test::differentiate;
+using test::distance;
 using test::GpuCopy;
 using test::GpuProblem;
 using test::Gradients;
@@ -29,45 +31,9 @@ using test::make_context;
 using test::make_gpu_context;
 using test::Problem;
 using test::Random;
+using test::unit;
 
 constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
-
-/// Unit roundoff. f32 weights are split in tf32 halves: no further rounding to speak of.
-double unit(DType dtype) {
-  return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-22;
-}
-
-double longest_row(const Data& data, std::int64_t dim) {
-  double most = 0;
-  for (std::int64_t i = 0; i < data.size(); i += dim) {
-    double sum = 0;
-    for (std::int64_t d = 0; d < dim; ++d) sum += double{data.get(i + d)} * double{data.get(i + d)};
-    most = std::max(most, sum);
-  }
-  return std::sqrt(most);
-}
-
-double largest(const Data& data) {
-  double most = 0;
-  for (std::int64_t i = 0; i < data.size(); ++i) {
-    if (std::isfinite(data.get(i))) most = std::max(most, std::fabs(double{data.get(i)}));
-  }
-  return most;
-}
-
-/// What out and lse may be off by. A score is a sum of D products in steps of at least 8, each of which may
-/// lose 2⁻²² of the sum of their sizes, which is at most |q||k| (tensor cores cut off rather than round); a
-/// weight is off by twice that and by the rounding to the 16-bit type; a result by its weights, 2⁻²⁰ for exp2
-/// and the sums, and its own rounding, all of it times at most the largest value. (test_attention_cuda holds
-/// each element to its own bound.)
-std::pair<double, double> bounds(const Problem& p) {
-  const double scale = p.args.scale ? double{*p.args.scale} : 1 / std::sqrt(static_cast<double>(p.dim));
-  double size = longest_row(p.q, p.dim) * longest_row(p.k, p.dim) * std::fabs(scale);
-  if (p.args.mask.kind == MaskKind::additive_bias) size += largest(p.bias);
-  const double score = static_cast<double>(p.dim / 8 + 2) * 0x1p-22 * size;
-  const double value = largest(p.v) / (1 - double{p.args.dropout.p});
-  return {(unit(p.dtype) + 2 * score + 0x1p-20 + unit(p.args.out.dtype)) * value + 1e-7, score + 4e-6};
-}
 
 void check_backend(ExecContext& gpu, Problem& problem, SdpaBackend backend, Layout layout = Layout::packed) {
   GpuProblem(gpu, problem, layout).run(backend);
@@ -75,17 +41,6 @@ void check_backend(ExecContext& gpu, Problem& problem, SdpaBackend backend, Layo
   const auto [out_bound, lse_bound] = bounds(problem);
   CHECK(out <= out_bound);
   CHECK(lse <= lse_bound);
-}
-
-/// |got − want| ÷ |want|, over all elements; NaN where one is.
-double distance(const Data& got, const Data& want) {
-  double error = 0, size = 0;
-  for (std::int64_t i = 0; i < got.size(); ++i) {
-    const double x = double{got.get(i)}, y = double{want.get(i)};
-    error += (x - y) * (x - y);
-    size += y * y;
-  }
-  return size == 0 ? std::sqrt(error) : std::sqrt(error / size);
 }
 
 TEST_CASE("[cuda] sdpa: every backend, dtype, mask, alignment and head dim against f64") {
@@ -470,16 +425,15 @@ TEST_CASE("[cuda] sdpa: the choice says what a GPU cannot do, and wrong argument
     return supports(gpu, backend, args).reason;
   };
   CHECK(choose(gpu, there.args).backend == SdpaBackend::decode);
-  CHECK(reason(there.args, SdpaBackend::math) == "it runs on the CPU alone");
+  CHECK(reason(there.args, SdpaBackend::math).empty());
   SdpaArgs dropped = there.args;
   dropped.dropout.p = 0.5f;
   CHECK(choose(gpu, dropped).backend == SdpaBackend::flash);
   CHECK(reason(dropped, SdpaBackend::decode) == "on a GPU it draws no dropout");
   {
-    const SdpaScope scope(gpu, {SdpaBackend::math, SdpaBackend::decode});
+    const SdpaScope scope(gpu, {SdpaBackend::decode});
     CHECK_THROWS_WITH_AS(sdpa(gpu, dropped), doctest::Contains("decode: on a GPU it draws no dropout"),
                          Error);
-    CHECK_THROWS_WITH_AS(sdpa(gpu, dropped), doctest::Contains("math: it runs on the CPU alone"), Error);
   }
   KvPool pool({1, 2, 8, DType::bf16}, 0, &gpu.backend());
   const KvSequence sequence(pool);
@@ -505,26 +459,22 @@ TEST_CASE("[cuda] sdpa: the choice says what a GPU cannot do, and wrong argument
   good.dk = dk.view();
   good.dv = dv.view();
   good.dbias = dbias.view();
-  const auto refusal = [&](const SdpaBackwardArgs& args) -> std::string {
-    try {
-      sdpa_backward(gpu, args);
-    } catch (const Error& error) {
-      CHECK(error.code() == Code::usage);
-      return error.what();
-    }
-    return "";
+  const auto refusal = [&](const SdpaBackwardArgs& args) {
+    const SdpaScope scope(gpu, {SdpaBackend::flash});
+    const SdpaChoice choice = choose_backward(gpu, args);
+    return choice.backend ? std::string() : choice.to_string();
   };
   CHECK(refusal(good).empty());
   SdpaBackwardArgs bad = good;
   bad.dout = d_wide.view();
-  CHECK(refusal(bad).find("dout: on a GPU expected the dtype of q, bf16, got f32") != std::string::npos);
+  CHECK(refusal(bad).find("flash: on a GPU it takes dout in the dtype of q") != std::string::npos);
+  CHECK(*choose_backward(gpu, bad).backend == SdpaBackend::math);
   bad = good;
   bad.dk.dtype = DType::bf16;
-  CHECK(refusal(bad).find("dq, dk, dv: on a GPU expected one dtype, got f32, bf16, f32") !=
-        std::string::npos);
+  CHECK(refusal(bad).find("gives dq, dk and dv in one") != std::string::npos);
   bad = good;
   bad.forward.mask.bias.shape[1] = bad.dbias.shape[1] = 1;  // still contiguous: the first head's alone
-  CHECK(refusal(bad).find("dbias: on a GPU") != std::string::npos);
+  CHECK(refusal(bad).find("gradient of a bias for every (B, H, Tq, Tk) alone") != std::string::npos);
   CHECK(choose_backward(gpu, good).to_string().find("decode: it has no backward pass") != std::string::npos);
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/attention/gradients.h"
+#include "tests/attention/on_gpu.h"
 
 namespace inkling {
 namespace {
@@ -188,6 +189,72 @@ TEST_CASE("random problems: the gradients of math are those of finite difference
     Random random(seed);
     const Data dout(random, DType::f32, {p->cu_q.back(), p->heads, p->dim});
     test::check_by_differences(context, *p, dout, 1);
+  }
+}
+
+TEST_CASE("[cuda] random problems: every backend against f64, in every layout") {
+  if (!test::have_gpu()) return;
+  constexpr Bounds kMost{5, 300, 1100, 256, 1'500'000};
+  ExecContext gpu = test::make_gpu_context();
+  int decoded = 0;
+  for (std::uint64_t seed = 3000; seed < 3168; ++seed) {
+    const auto p = draw_problem(seed, kMost, dtype_of_turn(seed));
+    if (seed % 4 == 0) p->give_out_in(DType::f32);
+    const test::Layout layout = test::kLayouts[seed / 4 % 4];
+    INFO("seed ", seed, ": ", text_of(*p), " ", test::layout_name(layout));
+    for (const SdpaBackend backend : {SdpaBackend::math, SdpaBackend::flash, SdpaBackend::decode}) {
+      INFO(sdpa_backend_name(backend));
+      test::GpuProblem there(gpu, *p, layout);
+      if (!supports(gpu, backend, there.args).ok) {
+        REQUIRE(backend == SdpaBackend::decode);
+        continue;
+      }
+      there.run(backend);
+      decoded += backend == SdpaBackend::decode ? 1 : 0;
+      const auto [out, lse] = p->errors();
+      const auto [out_bound, lse_bound] = test::bounds(*p);
+      const bool exact = backend == SdpaBackend::math;
+      // The scale is rounded to f32, and so is the result.
+      CHECK(out <= (exact ? (test::unit(p->args.out.dtype) + 4e-6) * p->largest_value() /
+                                (1 - double{p->args.dropout.p})
+                          : out_bound));
+      CHECK(lse <= (exact ? 4e-6 : lse_bound));
+    }
+  }
+  CHECK(decoded > 25);
+}
+
+TEST_CASE("[cuda] random problems: the gradients of math are the CPU's, and those of flash near them") {
+  if (!test::have_gpu()) return;
+  constexpr Bounds kMost{5, 200, 700, 256, 1'000'000};
+  ExecContext gpu = test::make_gpu_context(), cpu = test::make_context(supported_isas().back(), 2);
+  const SdpaScope scope(cpu, {SdpaBackend::math});
+  for (std::uint64_t seed = 4000; seed < 4126; ++seed) {
+    const auto p = draw_problem(seed, kMost, dtype_of_turn(seed));
+    p->give_out_in(DType::f32);
+    INFO("seed ", seed, ": ", text_of(*p));
+    Random random(seed);
+    const Data dout(random, p->dtype, {p->cu_q.back(), p->heads, p->dim});
+    const Gradients want = (sdpa(cpu, p->args), differentiate(cpu, *p, dout, SdpaBackend::math));
+    Gradients math(*p), flash(*p);
+    test::GpuProblem there(gpu, *p, test::kLayouts[seed % 4]);
+    there.run(SdpaBackend::math);
+    there.differentiate(dout, math, SdpaBackend::math);
+    const bool biased = p->args.mask.kind == MaskKind::additive_bias;
+    const TensorView& bias = p->args.mask.bias;
+    const bool shared = biased && (bias.shape[0] < p->batch() || bias.shape[1] < p->heads);
+    if (!shared) {
+      there.run(SdpaBackend::flash);
+      there.differentiate(dout, flash);
+    }
+    for (Data Gradients::*gradient : {&Gradients::dq, &Gradients::dk, &Gradients::dv, &Gradients::dbias}) {
+      if (gradient == &Gradients::dbias && !biased) continue;
+      // The CPU adds the gradient of a bias in f32.
+      CHECK(test::difference(math.*gradient, want.*gradient) < (gradient == &Gradients::dbias ? 1e-5 : 1e-6));
+      if (shared) continue;
+      const double allowed = p->dtype == DType::f32 ? 2e-5 : 2 * test::unit(p->dtype);
+      CHECK(test::distance(flash.*gradient, want.*gradient) <= allowed);
+    }
   }
 }
 
