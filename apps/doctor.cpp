@@ -98,6 +98,15 @@ void explain_attention(const DoctorOptions& o, const Console& console) {
   if (shape.backward) print_choice("backward", choose_backward(context, data.backward()));
 }
 
+/// The families of kernels of a GPU that is used.
+void gpu_kernels(int ordinal) {
+  const std::string_view hopper = cuda_hopper_refusal(ordinal);
+  const std::string wgmma = hopper.empty() ? "available" : "refused, " + std::string(hopper);
+  line("", "mma.sync, for every product, attention and its gradients: available");
+  line("", "wgmma and tensor copies, for products of many rows and flash attention: " + wgmma);
+  line("", "a step of one or two sequences of GPT-2's width in one kernel: " + wgmma);
+}
+
 /// Every GPU, and why it is used or not. Throws Error{device} when one was asked for that cannot run.
 void gpus(const ModelOptions& options) {
   const std::string reason = cuda_unavailable_reason(options.ordinal);
@@ -112,6 +121,7 @@ void gpus(const ModelOptions& options) {
              format("%.1f GiB", static_cast<double>(gpu.memory) / kGiB) +
              format(" (%.1f free)", static_cast<double>(gpu.free_memory) / kGiB) +
              (refusal.empty() ? "" : "; refused, " + refusal));
+    if (refusal.empty()) gpu_kernels(gpu.ordinal);
   }
   require(options.device != Device::cuda || reason.empty(), Code::device,
           [&] { return "device: cuda was asked for, but " + reason; });

@@ -73,11 +73,11 @@ constexpr std::int64_t drawn_words(std::int64_t queries, std::int64_t keys) noex
   return queries * drawn_row(keys) + keys * drawn_row(queries);
 }
 
-/// Whether the kernels of a device of that compute capability, forward and backward, read from memory what
-/// dropout keeps: those of Hopper, to whose rows and layout it is drawn.
+/// Whether the kernels of Hopper, forward and backward, read from memory what dropout keeps, to whose rows
+/// and layout it is drawn.
 inline constexpr std::int64_t kMostDrawnDim = 64;
-constexpr bool reads_drawn(int major, int minor, DType dtype, std::int64_t dim) noexcept {
-  return major == 9 && minor == 0 && dtype != DType::f32 && dim % 8 == 0 && dim <= kMostDrawnDim;
+constexpr bool reads_drawn(DType dtype, std::int64_t dim) noexcept {
+  return dtype != DType::f32 && dim % 8 == 0 && dim <= kMostDrawnDim;
 }
 
 struct ForwardArgs {

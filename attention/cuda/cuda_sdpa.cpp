@@ -6,6 +6,7 @@
 
 #include "attention/cuda/gpu_state.h"
 #include "attention/cuda/work_list.h"
+#include "engine/cuda/cuda.h"
 #include "engine/philox.h"
 
 namespace inkling {
@@ -223,9 +224,8 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
 }
 
 bool reads_drawn_on_cuda(ExecContext& context, DType dtype, std::int64_t dim) {
-  const cuda::DeviceTraits& traits =
-      GpuWorkspace::of(context).traits(static_cast<CudaBackend&>(context.backend()));
-  return cuda::reads_drawn(traits.major, traits.minor, dtype, dim);
+  const auto& gpu = static_cast<CudaBackend&>(context.backend());
+  return cuda_hopper_refusal(gpu.ordinal()).empty() && cuda::reads_drawn(dtype, dim);
 }
 
 void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args,

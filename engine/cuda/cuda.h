@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/backend.h"
@@ -22,6 +23,9 @@ struct CudaDevice {
 
 /// "" when this build, this machine's driver and GPU `ordinal` can run the CUDA backend, else why not.
 std::string cuda_unavailable_reason(int ordinal = 0);
+/// "" where the kernels of wgmma and tensor copies run on GPU `ordinal`, which can run the backend, else why
+/// not; those of mma.sync then take their place.
+std::string_view cuda_hopper_refusal(int ordinal = 0) noexcept;
 /// "driver 13.0, runtime 13.0, cuBLASLt 13.1.0", or why there is no cuBLASLt; "" where there is no driver.
 std::string cuda_versions();
 /// Every GPU that the driver shows, usable or not.

@@ -331,6 +331,17 @@ std::string cuda_unavailable_reason(int ordinal) {
   return {};
 }
 
+std::string_view cuda_hopper_refusal(int ordinal) noexcept {
+#if defined(INKLING_SM90A)
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
+  return major == 9 && minor == 0 ? "" : "it needs compute capability 9.0";
+#else
+  return "this build has no code for sm_90a";
+#endif
+}
+
 std::unique_ptr<Backend> make_cuda_backend(int ordinal, Isa isa) {
   return std::make_unique<cuda::CudaBackend>(ordinal, isa);
 }

@@ -10,6 +10,7 @@
 
 #include <utility>
 
+#include "engine/cuda/cuda.h"
 #include "engine/cuda/hopper_tiles.h"
 #include "engine/cuda/linear_tile.cuh"
 #include "engine/cuda/tensor_map.cuh"
@@ -204,14 +205,12 @@ cudaError_t run_chosen(const Linear& a, cudaStream_t stream, std::index_sequence
 }  // namespace
 
 bool takes_hopper(const Linear& a) {
-  int device = 0, major = 0, minor = 0;
+  int device = 0;
   if (dtype_size(a.weight.dtype) != 2 || a.x.dtype != a.weight.dtype || a.norm.weight != nullptr ||
       a.rows != nullptr || cudaGetDevice(&device) != cudaSuccess) {
     return false;
   }
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
+  return cuda_hopper_refusal(device).empty();
 }
 
 cudaError_t linear_hopper(const Linear& args, cudaStream_t stream) {

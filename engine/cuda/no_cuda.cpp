@@ -7,6 +7,10 @@ std::string cuda_unavailable_reason(int) {
   return "this build has no CUDA kernels";
 }
 
+std::string_view cuda_hopper_refusal(int) noexcept {
+  return "this build has no CUDA kernels";
+}
+
 std::string cuda_versions() {
   return {};
 }

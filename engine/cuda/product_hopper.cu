@@ -9,6 +9,7 @@
 
 #include "engine/cuda/activation.cuh"
 #include "engine/cuda/chain.cuh"
+#include "engine/cuda/cuda.h"
 #include "engine/cuda/element.cuh"
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/product.h"
@@ -360,12 +361,10 @@ bool copies(const Matrix& m) {
 }  // namespace
 
 bool takes_product(const Product& p) {
-  int device = 0, major = 0, minor = 0;
+  int device = 0;
   if (p.slope_at.data != nullptr || !copies(p.a) || !copies(p.b) || cudaGetDevice(&device) != cudaSuccess)
     return false;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
+  return cuda_hopper_refusal(device).empty();
 }
 
 cudaError_t product(const Product& p, float* workspace, cudaStream_t stream) {
