@@ -23,8 +23,10 @@ inline bool have_data(const std::string& relative) {
   return found;
 }
 
+/// The project's files: environment INKLING_SOURCE_DIR, else where it was configured.
 inline std::filesystem::path source_dir() {
-  return INKLING_SOURCE_DIR;
+  const char* dir = std::getenv("INKLING_SOURCE_DIR");
+  return dir != nullptr ? dir : INKLING_SOURCE_DIR;
 }
 
 }  // namespace inkling::test

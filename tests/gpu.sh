@@ -38,6 +38,7 @@ if [ -z "$binaries" ]; then
 fi
 binaries=$(cd "$binaries" && pwd)
 mkdir -p "$out"
+export INKLING_SOURCE_DIR=$top  # binaries from elsewhere know another
 # cuBLASLt, for the products of training: the system's, or else the one that PyTorch brings.
 torch_libraries=$(python3 -c 'import pathlib, torch
 print(":".join(map(str, pathlib.Path(torch.__file__).parents[1].glob("nvidia/*/lib"))))' 2>/dev/null || true)

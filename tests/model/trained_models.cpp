@@ -11,6 +11,7 @@
 #include "model/generator.h"
 #include "model/score.h"
 #include "tests/data.h"
+#include "tests/gpu.h"
 #include "tests/model/random_gpt2.h"
 #include "tests/model/run_model.h"
 #include "tests/worse.h"
@@ -233,19 +234,43 @@ TEST_CASE("[golden] the sample model writes its greedy text to the letter") {
   CHECK(answer == expected);
 }
 
-TEST_CASE("[golden] the sample model has its published perplexity, and narrow weights keep it") {
-  const auto folder = source_dir() / "weights/sample";
-  std::ifstream file(folder / "golden.json");
-  const auto golden = nlohmann::json::parse(file);
-  std::ifstream windows_file(source_dir() / "tests/golden/sample_windows.txt");
+namespace {
+
+std::vector<Ids> sample_windows(const nlohmann::json& golden) {
+  std::ifstream file(source_dir() / "tests/golden/sample_windows.txt");
   std::vector<Ids> windows;
-  for (std::string line; std::getline(windows_file, line);) {
+  for (std::string line; std::getline(file, line);) {
     std::istringstream words(line);
     Ids& ids = windows.emplace_back();
     for (std::int32_t id = 0; words >> id;) ids.push_back(id);
     REQUIRE(ids.size() == golden["val_window_tokens"].get<std::size_t>());
   }
   REQUIRE(windows.size() == golden["val_windows"].get<std::size_t>());
+  return windows;
+}
+
+}  // namespace
+
+TEST_CASE("[cuda] the sample model has its published perplexity on a GPU, in 16 bits within 0.5 %") {
+  if (!have_gpu()) return;
+  const auto folder = source_dir() / "weights/sample";
+  std::ifstream file(folder / "golden.json");
+  const auto golden = nlohmann::json::parse(file);
+  const std::vector<Ids> windows = sample_windows(golden);
+  const double expected = golden["val_perplexity_f32_from_bf16_weights"].get<double>();
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  for (const Format& format : std::span(kFormats).first(3)) {
+    CAPTURE(format.name);
+    const double ppl = perplexity_of(load(folder, context, format), context, windows);
+    CHECK(ppl == doctest::Approx(expected).epsilon(format.dtype == WeightType::f32 ? 1e-4 : 5e-3));
+  }
+}
+
+TEST_CASE("[golden] the sample model has its published perplexity, and narrow weights keep it") {
+  const auto folder = source_dir() / "weights/sample";
+  std::ifstream file(folder / "golden.json");
+  const auto golden = nlohmann::json::parse(file);
+  const std::vector<Ids> windows = sample_windows(golden);
   // Every window on the best instruction set, two on the others, which are held to the best one's f32.
   const auto few = std::span(windows).first(2);
   const std::vector<Isa> isas = supported_isas();
