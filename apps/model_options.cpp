@@ -160,8 +160,6 @@ ExecOptions exec_options(const ModelOptions& options, const Console& console) {
   ExecOptions exec;
   exec.device = options.device;
   exec.ordinal = options.ordinal;
-  // Integer weights and quantised products exist on the CPU alone.
-  if (options.device == Device::automatic && options.quant != Quantisation::none) exec.device = Device::cpu;
   exec.threads = options.threads;
   exec.log = console.log();
   exec.profiler = console.profiler();

@@ -14,7 +14,8 @@
 // ±inf, or past f16's range, is not finite. tests/engine/quantised.cpp holds this from 1e-7 to 1e4.
 // Integer formats multiply with activations quantised per row and group to signed bytes; sums are exact
 // integers within a group and f32 across groups, in order.
-// On a GPU: float formats only, a "panel" is one column, K rounded up to 64 bytes, zeros beyond.
+// On a GPU a "panel" is one column: of floats K rounded up to 64 bytes, zeros beyond; of the same integers
+// with the same scales as engine/cuda/quant_format.h says. There activations are not quantised.
 #pragma once
 
 #include <cstddef>
@@ -52,7 +53,7 @@ struct PackedMatrix {
   std::int64_t k = 0;           ///< inputs
   std::int64_t n = 0;           ///< outputs
   std::int64_t panel = 0;       ///< outputs per panel
-  std::size_t panel_bytes = 0;  ///< a multiple of 64
+  std::size_t panel_bytes = 0;  ///< a multiple of 64; of a GPU's integers of 32
   const std::byte* data = nullptr;
   std::size_t bytes = 0;  ///< of data
   Buffer owned;           ///< the memory, unless it lies in a slab

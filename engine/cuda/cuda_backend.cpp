@@ -8,6 +8,8 @@
 #include "engine/cuda/cublas_lt.h"
 #include "engine/cuda/cuda.h"
 #include "engine/cuda/cuda_recorder.h"
+#include "engine/cuda/linear_quant.h"
+#include "engine/cuda/quantise.h"
 
 namespace inkling {
 namespace cuda {
@@ -19,22 +21,36 @@ constexpr std::size_t round_up(std::size_t n, std::size_t to) {
   return (n + to - 1) / to * to;
 }
 
+/// Of weights, and of integers of what they stand for.
 DType dtype_of_format(WeightFormat format) noexcept {
-  return format == WeightFormat::bf16 ? DType::bf16 : format == WeightFormat::f16 ? DType::f16 : DType::f32;
+  return format == WeightFormat::f32 ? DType::f32 : format == WeightFormat::f16 ? DType::f16 : DType::bf16;
+}
+
+bool is_quantised(WeightFormat format) noexcept {
+  return group_size(format) != 0;
+}
+QuantMatrix quantised(const PackedMatrix& w) noexcept {
+  return {w.data, w.format, w.k, w.n};
 }
 
 void free_host(void*, std::byte* data) noexcept {
   cudaFreeHost(data);
 }
 
-/// The weight as rows of its columns.
+std::size_t column_nbytes(std::int64_t k, WeightFormat format) noexcept {
+  if (is_quantised(format)) return static_cast<std::size_t>(QuantMatrix(nullptr, format, k, 1).stride);
+  return round_up(static_cast<std::size_t>(k) * dtype_size(dtype_of_format(format)), 64);
+}
+
+/// The weight as rows of its columns; of integers the bf16 rows that they stand for, which are nowhere.
 Matrix columns_of(const PackedMatrix& w) {
   Matrix m;
-  m.data = const_cast<std::byte*>(w.data);
+  if (!is_quantised(w.format)) m.data = const_cast<std::byte*>(w.data);
   m.dtype = dtype_of_format(w.format);
   m.rows = w.n;
   m.columns = w.k;
-  m.stride = static_cast<std::int64_t>(w.panel_bytes / dtype_size(m.dtype));
+  m.stride = static_cast<std::int64_t>(round_up(static_cast<std::size_t>(w.k) * dtype_size(m.dtype), 64) /
+                                       dtype_size(m.dtype));
   return m;
 }
 
@@ -148,12 +164,7 @@ std::byte* CudaBackend::grown(Buffer& memory, std::size_t bytes) {
 }
 
 std::size_t CudaBackend::packed_nbytes(std::int64_t k, std::int64_t n, WeightFormat format) const {
-  require(group_size(format) == 0, Code::device, [&] {
-    return "device: cuda has no kernels for " + std::string(weight_format_name(format)) +
-           " weights: expected f32, f16 or bf16";
-  });
-  const std::size_t row = round_up(static_cast<std::size_t>(k) * dtype_size(dtype_of_format(format)), 64);
-  return row * static_cast<std::size_t>(n);
+  return round_up(column_nbytes(k, format) * static_cast<std::size_t>(n), 64);
 }
 
 PackedMatrix CudaBackend::packed_at(const std::byte* memory, std::int64_t k, std::int64_t n,
@@ -165,7 +176,7 @@ PackedMatrix CudaBackend::packed_at(const std::byte* memory, std::int64_t k, std
   matrix.k = k;
   matrix.n = n;
   matrix.panel = 1;
-  matrix.panel_bytes = packed_nbytes(k, 1, format);
+  matrix.panel_bytes = column_nbytes(k, format);
   matrix.data = memory;
   matrix.bytes = packed_nbytes(k, n, format);
   return matrix;
@@ -193,18 +204,23 @@ PackedMatrix CudaBackend::pack(const MatrixSource& source, WeightFormat format, 
     on_device.data = grown(source_, span);
     copy_in(source_.data(), source.data, span);
   }
-  check(cuda::pack(on_device, columns_of(matrix), stream()), "pack");
+  check(is_quantised(format) ? quantise(on_device, quantised(matrix), stream())
+                             : cuda::pack(on_device, columns_of(matrix), stream()),
+        "pack");
   if (staged) synchronise();
   return matrix;
 }
 
 void CudaBackend::unpack_column(const PackedMatrix& matrix, std::int64_t n, float* out) const {
   const Matrix columns = columns_of(matrix);
-  const std::size_t bytes = static_cast<std::size_t>(matrix.k) * dtype_size(columns.dtype);
+  const std::size_t bytes = matrix.panel_bytes;
   std::string raw(bytes, '\0');
   check(cudaMemcpyAsync(raw.data(), matrix.panel_data(n), bytes, cudaMemcpyDeviceToHost, stream()),
         "copy from the device");
   check(cudaStreamSynchronize(stream()), "kernels");
+  if (is_quantised(matrix.format)) {
+    return unpack_row(quantised(matrix), reinterpret_cast<const std::byte*>(raw.data()), out);
+  }
   const auto widen = [&](auto type) {
     using T = decltype(type);
     const auto* from = reinterpret_cast<const T*>(raw.data());
@@ -229,7 +245,8 @@ void CudaBackend::linear(const LinearArgs& args) {
   product.norm = args.norm;
   const bool plain = args.norm.weight == nullptr && args.rows.empty() &&
                      product.x.dtype == product.weight.dtype && in_pieces(product.x);
-  if (!plain && !norms_inside(product)) {
+  const bool integers = is_quantised(args.weight->format);
+  if (!plain && !(integers ? norms_inside(product, quantised(*args.weight)) : norms_inside(product))) {
     Matrix rows = product.x;
     rows.rows = product.out.rows;
     const std::size_t row =
@@ -242,6 +259,11 @@ void CudaBackend::linear(const LinearArgs& args) {
     product.rows = nullptr;
     product.norm = {};
   }
+  if (integers) {
+    const QuantMatrix weight = quantised(*args.weight);
+    std::byte* const workspace = grown(weight_, quantised_workspace(product, weight));
+    return check(linear_quantised(product, weight, workspace, stream()), "linear");
+  }
   check(cuda::linear(product, stream()), "linear");
 }
 
@@ -252,7 +274,9 @@ void CudaBackend::embed(const EmbedArgs& args) {
   e.out = Matrix(args.out);
   e.ids = args.ids.data();
   e.positions = args.positions.data();
-  check(cuda::embed(e, stream()), "embed");
+  const bool integers = args.token_table != nullptr && is_quantised(args.token_table->format);
+  check(integers ? embed_quantised(e, quantised(*args.token_table), stream()) : cuda::embed(e, stream()),
+        "embed");
 }
 
 void CudaBackend::layer_norm(const NormArgs& args) {

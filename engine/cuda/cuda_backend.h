@@ -1,8 +1,8 @@
 // CudaBackend: the ops of one context on one GPU, all in one stream. Seen by */cuda/ alone.
 //
 // Calls return when the work is enqueued; copy_out(), wait(), synchronise() and sum_of_squares() wait.
-// Weights are f32, f16 or bf16; x and out of linear() have the dtype of the weights or are f32. Bits: a row
-// depends on its own inputs alone, within one kind of device, dtype and build.
+// x and out of linear() have the dtype of the weights, bf16 beside integers, or are f32. Bits: a row depends
+// on its own inputs alone, within one kind of device, dtype and build.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -109,8 +109,9 @@ class CudaBackend final : public Backend {
   bool recording_ = false;
   bool reads_host_pages_ = false;  // by the host's page tables, without a copy of the driver's
   Buffer rows_, source_;
-  Buffer weight_, dout_, bias_, transposed_, turned_, sums_, parts_;  // of training
-  std::unique_ptr<CublasLt> cublas_lt_;  // from the first product that it may take
+  Buffer weight_;  // as bf16: of integers, or of a matrix that is being trained
+  Buffer dout_, bias_, transposed_, turned_, sums_, parts_;  // of training
+  std::unique_ptr<CublasLt> cublas_lt_;                      // from the first product that it may take
 };
 
 }  // namespace inkling::cuda

@@ -32,11 +32,13 @@ KNOWN = [
 INSTRUCTIONS = {
     ("product_hopper", "sm_90a"): (r"product_kernel<", ["HGMMA", "UTMALDG"]),
     ("linear_hopper", "sm_90a"): (r"hopper_kernel<", ["HGMMA", "UTMALDG"]),
+    ("linear_quant_hopper", "sm_90a"): (r"quant_kernel<", ["HGMMA", "UTMALDG"]),
     ("forward_hopper", "sm_90a"): (r"forward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("backward_hopper", "sm_90a"): (r"backward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("layers_kernel", "sm_90a"): (r"layers_kernel<", ["HMMA", "UBLKCP"]),
     ("linear", "sm_80"): (r"(many|few)_rows_kernel<", ["HMMA"]),
     ("linear_few", "sm_80"): (r"few_rows_kernel<", ["HMMA"]),
+    ("linear_quant", "sm_80"): (r"few_rows_kernel<", ["HMMA"]),
     ("forward_mma", "sm_80"): (r"forward_mma_kernel<", ["HMMA"]),
 }
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/tensor.h"
+#include "engine/ops.h"
 #include "tests/random.h"
 #include "weights/config.h"
 #include "weights/safetensors.h"
@@ -53,6 +53,27 @@ class RandomGpt2 {
     }
     norm("transformer.ln_f");
     if (config.head == Head::separate) add("lm_head.weight", {config.vocab_size, c}, 0.5);
+  }
+
+  /// Every matrix becomes what its integers stand for, as bf16.
+  void quantise(ExecContext& context, WeightFormat format) {
+    REQUIRE(naming_ == Naming::hugging_face);
+    for (std::size_t i = 0; i < names_.size(); ++i) {
+      const TensorView w = tensors_[i].view();
+      if (w.rank != 2 || names_[i].find("wpe") != std::string::npos) continue;
+      const bool table = names_[i].find("wte") != std::string::npos || names_[i].find("lm_head") == 0;
+      const std::int64_t k = w.shape[table ? 1 : 0], n = w.shape[table ? 0 : 1];
+      const std::int64_t k_stride = table ? 1 : n, n_stride = table ? k : 1;
+      const PackedMatrix packed = pack(context, {w.data, DType::f32, k, n, k_stride, n_stride}, format);
+      std::vector<float> column(static_cast<std::size_t>(k));
+      for (std::int64_t c = 0; c < n; ++c) {
+        unpack_column(context, packed, c, column.data());
+        for (std::int64_t r = 0; r < k; ++r) {
+          w.as<float>()[r * k_stride + c * n_stride] =
+              static_cast<float>(bf16(column[static_cast<std::size_t>(r)]));
+        }
+      }
+    }
   }
 
   void save(const std::filesystem::path& folder) const {
