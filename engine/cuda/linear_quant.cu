@@ -49,7 +49,7 @@ __device__ inline void widen_run(typename Tile::Element* tile, int stride, const
 /// A block takes one tile of columns after the other, and asks for the integers of the next, which are `held`
 /// bytes from the beginning of its memory on, before it multiplies.
 template <class Tile, WeightFormat kFormat, class In, int kHeld>
-__global__ void __launch_bounds__(kFewThreads, kHeld == 10 ? 1 : kMostResident)
+__global__ void __launch_bounds__(kFewThreads, kHeld > 4 ? 1 : kMostResident)
     few_rows_kernel(const __grid_constant__ Linear a, const __grid_constant__ QuantMatrix weight, int held) {
   extern __shared__ __align__(16) unsigned char memory[];
   const FewMemory<Tile> shared(a, memory);
@@ -75,18 +75,24 @@ __global__ void __launch_bounds__(kFewThreads, kHeld == 10 ? 1 : kMostResident)
   start_next();
   fetch_columns<Tile>(integers(), weight, std::int64_t{tile} * Tile::kColumns);
   widen();
-  bring_rows<Tile, In, kHeld>(shared.x, shared.stride, a);
-  copy_wait<0>();
-  __syncthreads();
-#pragma unroll 1
-  while (true) {
-    FewOutput<Tile> output(a, std::int64_t{tile} * Tile::kColumns);
+  const auto multiply = [&](FewOutput<Tile>& output) {
     output.ask();
     fetch_next();
     output.multiply(shared, run);
     tile += static_cast<int>(gridDim.x);
-    if (tile >= tiles) break;
+  };
+  {
+    FewOutput<Tile> output(a, std::int64_t{tile} * Tile::kColumns);  // its bias comes beside x
+    bring_rows<Tile, In, kHeld>(shared.x, shared.stride, a);
+    copy_wait<0>();
+    __syncthreads();
+    multiply(output);
+  }
+#pragma unroll 1
+  while (tile < tiles) {
     widen();
+    FewOutput<Tile> output(a, std::int64_t{tile} * Tile::kColumns);
+    multiply(output);
   }
 }
 
@@ -170,7 +176,7 @@ bool norms_inside(const Linear& args, const QuantMatrix& weight) {
 }
 
 std::size_t quantised_workspace(const Linear& args, const QuantMatrix& weight) {
-  if (norms_inside(args, weight) || takes_hopper(args)) return 0;
+  if (norms_inside(args, weight) || takes_integers(args)) return 0;
   return static_cast<std::size_t>(columns_at_once(args) * args.weight.stride) * dtype_size(DType::bf16);
 }
 
@@ -179,7 +185,7 @@ cudaError_t linear_quantised(const Linear& args, const QuantMatrix& weight, std:
   if (norms_inside(args, weight)) {
     return narrow(args) ? few_rows<Narrow>(args, weight, stream) : few_rows<Wide>(args, weight, stream);
   }
-  if (takes_hopper(args)) return linear_quant_hopper(args, weight, stream);
+  if (takes_integers(args)) return linear_quant_hopper(args, weight, stream);
   const std::int64_t at_once = columns_at_once(args);
   for (std::int64_t begin = 0; begin < args.out.columns; begin += at_once) {
     const std::int64_t count = std::min(at_once, args.out.columns - begin);

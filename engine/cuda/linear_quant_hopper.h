@@ -7,7 +7,9 @@
 
 namespace inkling::cuda {
 
-/// Arguments that takes_hopper() takes. args.weight says the shape and bf16; its data is not looked at.
+/// Whether integers are widened in the kernel here: what takes_hopper() takes, and rows few enough for it.
+bool takes_integers(const Linear& args);
+/// args.weight says the shape and bf16; its data is not looked at.
 cudaError_t linear_quant_hopper(const Linear& args, const QuantMatrix& weight, cudaStream_t stream);
 
 }  // namespace inkling::cuda

@@ -138,13 +138,13 @@ TEST_CASE("[cuda] a product with integers has the bits of the bf16 matrix of wha
       CHECK(packed.bytes < same.bytes);
       const OnDevice db(context, bias, 1, n), dg(context, gain, 1, k), ds(context, shift, 1, k);
 
-      constexpr std::int64_t kMost = 300;
+      constexpr std::int64_t kMost = 520;  // so many become bf16 in a workspace
       const auto x = random.normals(kMost * k), residual = random.normals(kMost * n);
       for (const DType from : {DType::f32, DType::bf16}) {
         std::vector<float> whole;
-        for (const std::int64_t m :
-             {kMost, std::int64_t{130}, std::int64_t{65}, std::int64_t{64}, std::int64_t{17},
-              std::int64_t{16}, std::int64_t{9}, std::int64_t{8}, std::int64_t{3}, std::int64_t{1}}) {
+        for (const std::int64_t m : {kMost, std::int64_t{300}, std::int64_t{130}, std::int64_t{65},
+                                     std::int64_t{64}, std::int64_t{17}, std::int64_t{16}, std::int64_t{9},
+                                     std::int64_t{8}, std::int64_t{3}, std::int64_t{1}}) {
           CAPTURE(m);
           const OnDevice dx(context, {x.begin(), x.begin() + m * k}, m, k, from),
               dr(context, {residual.begin(), residual.begin() + m * n}, m, n);
