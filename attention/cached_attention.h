@@ -54,12 +54,12 @@ struct CachedStepArgs {
 /// Part of a key of Recorder::run() around the step's layers, unless they are no chain that comes back.
 struct CachedStep {
   bool repeats = true;
-  std::array<std::uint64_t, 4> key{};
+  std::array<std::uint64_t, 6> key{};
 };
-/// Tells the device about a step before its first layer, so that the layers copy nothing in. Nothing on the
-/// CPU. May be left out where layers are not recorded. Throws Error{usage} for a cache that the layers would
-/// refuse, which a repeated recording does not look at, and as cached_attention() does when no allowed
-/// backend can run the step.
+/// Tells the device about a step before its first layer, so that the layers copy nothing in; once more with
+/// the queries of the last layer, where those are fewer. Nothing on the CPU. May be left out where layers are
+/// not recorded. Throws Error{usage} for a cache that the layers would refuse, which a repeated recording
+/// does not look at, and as cached_attention() does when no allowed backend can run the step.
 CachedStep begin_cached_step(ExecContext& context, const CachedStepArgs& args);
 
 }  // namespace inkling

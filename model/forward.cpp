@@ -1,10 +1,12 @@
 #include "model/forward.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
 #include <string>
+#include <tuple>
 
 #include "attention/cached_attention.h"
 #include "attention/heads.h"
@@ -109,27 +111,11 @@ void Forward::run(const PackedBatch& batch) {
   plan(batch.tokens(), batch.wanted(), views);
   place_lists(batch);
   const auto ops = [&] { layers(batch, views); };
-  // A step of decoding comes back with the same shapes.
-  if (is_decoding(batch)) {
-    const CachedStep step = begin_cached_step(
-        context_, {model_.config().n_head, kv_shape(context_.backend().activation_dtype(model_.format())),
-                   batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
-    const std::array key{
-        static_cast<std::uint64_t>(batch.wanted()),
-        static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(views.x.data)),
-        static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.ids.data())),
-        static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(lists_.positions.data())),
-        step.key[0],
-        step.key[1],
-        step.key[2],
-        step.key[3]};
-    if (step.repeats) {
-      recorder_->run(key, std::ref(ops));
-    } else {
-      ops();
-    }
-  } else {
+  // Whoever watches single ops wants to see them begin, one by one.
+  if (observer_ || context_.profiler() != nullptr) {
     ops();
+  } else {
+    repeat(batch, views, std::ref(ops));
   }
   hidden_ = views.chosen;
   wanted_ = batch.wanted();
@@ -138,7 +124,32 @@ void Forward::run(const PackedBatch& batch) {
   }
 }
 
-// Whoever watches single ops wants to see them begin, one by one.
+// A step of decoding comes back with the same shapes, so do the chunks of a long prompt and prompts of one
+// length.
+void Forward::repeat(const PackedBatch& batch, const Views& views, const std::function<void()>& ops) {
+  const KvShape cache = kv_shape(context_.backend().activation_dtype(model_.format()));
+  const auto begin = [&](std::span<const std::int32_t> cu_q) {
+    return begin_cached_step(context_,
+                             {model_.config().n_head, cache, batch.cu_seqlens, cu_q, batch.sequences});
+  };
+  const CachedStep all = begin(batch.cu_seqlens);
+  const CachedStep last = batch.wanted() == batch.tokens() ? all : begin(batch.cu_wanted);
+  if (!all.repeats || !last.repeats) return ops();
+  const auto address = [](const void* p) {
+    return static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(p));
+  };
+  std::array<std::uint64_t, 6 + 2 * std::tuple_size_v<decltype(CachedStep::key)>> key{
+      static_cast<std::uint64_t>(batch.tokens()),
+      static_cast<std::uint64_t>(batch.wanted()),
+      address(views.x.data),
+      address(lists_.ids.data()),
+      address(lists_.positions.data()),
+      address(lists_.wanted.data())};
+  std::ranges::copy(last.key, std::ranges::copy(all.key, key.begin() + 6).out);
+  recorder_->run(key, ops);
+}
+
+// Each row brings one token, and the ops of its layers may be one.
 bool Forward::is_decoding(const PackedBatch& batch) const {
   return batch.wanted() == batch.tokens() && !observer_ && context_.profiler() == nullptr;
 }

@@ -72,6 +72,7 @@ class Forward {
   struct Views;
   void plan(std::int64_t tokens, std::int64_t wanted, Views& views);
   void place_lists(const PackedBatch& batch);
+  void repeat(const PackedBatch& batch, const Views& views, const std::function<void()>& ops);
   bool is_decoding(const PackedBatch& batch) const;
   void layers(const PackedBatch& batch, const Views& views);
   void layer(int index, const PackedBatch& batch, const Views& views);

@@ -107,6 +107,12 @@ class StepLists : public cuda::Lists {
 
 using Kept = cuda::KeptLists<StepLists>;
 
+/// Where all new tokens are queries, and where fewer are: the last layer of a step attends for the wanted
+/// rows alone. Each has a place of its own, so that a recording finds its lists where they were.
+struct KeptSteps {
+  Kept all_rows, some_rows;
+};
+
 /// The lists of this step on the device: built and uploaded once for all layers.
 const Kept& prepare(ExecContext& context, CudaBackend& backend, const CachedStepArgs& args) {
   const KvShape& shape = args.sequences[0]->pool().shape();
@@ -120,7 +126,8 @@ const Kept& prepare(ExecContext& context, CudaBackend& backend, const CachedStep
   const bool math = place(SdpaBackend::math) < place(SdpaBackend::flash);
   const bool decode = place(SdpaBackend::decode) < place(math ? SdpaBackend::math : SdpaBackend::flash);
 
-  Kept& kept = context.attached<Kept>();
+  KeptSteps& steps = context.attached<KeptSteps>();
+  Kept& kept = std::ranges::equal(args.cu_q, args.cu_new) ? steps.all_rows : steps.some_rows;
   kept.next.describe(args, decode, math);
   kept.bring(backend, [&](StepLists& lists) { lists.add_tiles(args); });
   return kept;
@@ -154,8 +161,10 @@ cuda::PagedStep cuda::paged_step(ExecContext& context, const CachedStepArgs& arg
 
 CachedStep begin_cached_step_on_cuda(ExecContext& context, const CachedStepArgs& args) {
   const StepLists& lists = prepare(context, static_cast<CudaBackend&>(context.backend()), args).lists;
-  // Flash launches a block per tile: as good as no two prefills are alike.
-  return {lists.all_few, {args.sequences.size(), lists.pages, lists.few_rows, lists.most_keys}};
+  // Flash launches a block per tile, and prompts beside decoding as good as never come back with the same.
+  return {lists.all_few || (lists.few_rows == 0 && !lists.math),
+          {args.sequences.size(), lists.pages, lists.few_rows, lists.most_keys, lists.continued.count,
+           lists.begun.count}};
 }
 
 void cached_attention_on_cuda(ExecContext& context, const CachedAttentionArgs& args) {
