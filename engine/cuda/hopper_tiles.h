@@ -2,6 +2,7 @@
 // and tests ask it which kernel they run.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <iterator>
@@ -19,23 +20,25 @@ struct HopperTileShape {
   constexpr int bytes() const noexcept { return stage_bytes() * stages; }
 };
 
-inline constexpr HopperTileShape kHopperTiles[] = {{2, 192, 4, 1}, {2, 128, 6, 1}, {2, 64, 8, 1},
-                                                   {2, 128, 6, 4}, {1, 64, 6, 1},  {1, 64, 6, 4}};
+inline constexpr HopperTileShape kHopperTiles[] = {{2, 192, 5, 1}, {2, 144, 6, 1}, {2, 128, 6, 1},
+                                                   {2, 96, 7, 1},  {1, 144, 6, 1}, {1, 96, 8, 1},
+                                                   {1, 64, 8, 1},  {1, 64, 6, 4}};
 
-/// About how many µs (M, K) · (K, N) takes in such tiles on an H200, to choose by: a step of 64 by the
-/// busiest processor, what follows the sums of a tile, and starting.
+/// About how many µs (M, K) · (K, N) takes in such tiles on an H200, to choose by: a step of 64 of k by the
+/// busiest processor, which takes in 64 bytes and multiplies 2048 pairs a cycle, with a latency of its own;
+/// what follows the sums of a tile; and starting. Clusters of four leave some processors without work.
 inline double hopper_time(const HopperTileShape& tile, std::int64_t m, std::int64_t n, std::int64_t k) {
-  constexpr int kProcessors = 132;
-  const int resident = tile.bytes() <= 113 * 1024 ? 2 : 1;
+  const int processors = tile.splits == 4 ? 120 : 132, resident = tile.bytes() <= 113 * 1024 ? 2 : 1;
   const double area = tile.rows() * tile.columns, start = 3.0;
-  const double step = 0.08 + 1.8e-5 * area, finish = 1e-4 * area;
+  const double step = std::max({0.145, tile.stage_bytes() / 1.2e5, 1.9e-5 * area});
+  const double finish = 1e-4 * area + (tile.splits > 1 ? 1.0 : 0.0);
   const auto parts = [](std::int64_t of, std::int64_t per) {
     return static_cast<double>((of + per - 1) / per);
   };
   const double blocks = parts(m, tile.rows()) * parts(n, tile.columns) * tile.splits;
   const double steps = std::ceil(parts(k, 64) / tile.splits);
-  return start + std::ceil(blocks / kProcessors) * steps * step +
-         std::ceil(blocks / (kProcessors * resident)) * finish;
+  return start + std::ceil(blocks / processors) * steps * step +
+         std::ceil(blocks / (processors * resident)) * finish;
 }
 
 /// The index in kHopperTiles of the quickest for a shape.

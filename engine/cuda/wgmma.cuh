@@ -44,10 +44,12 @@ __device__ inline void hold(float (&c)[kCount]) {
 #define INKLING_C16(c, i) INKLING_C4(c, i), INKLING_C4(c, i + 4), INKLING_C4(c, i + 8), INKLING_C4(c, i + 12)
 #define INKLING_R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define INKLING_R32 INKLING_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define INKLING_R48 INKLING_R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define INKLING_R64                                                                                   \
   INKLING_R32                                                                                         \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
   "%56,%57,%58,%59,%60,%61,%62,%63"
+#define INKLING_R72 INKLING_R64 ",%64,%65,%66,%67,%68,%69,%70,%71"
 #define INKLING_R96                                                                                   \
   INKLING_R64                                                                                         \
   ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87," \
@@ -104,8 +106,13 @@ __device__ inline void hold(float (&c)[kCount]) {
 INKLING_WGMMA_OF(16, "32", INKLING_R16, "16", "17", "18", "19", "20", "21", "22", "23", INKLING_C16(c, 0))
 INKLING_WGMMA_OF(32, "64", INKLING_R32, "32", "33", "34", "35", "36", "37", "38", "39", INKLING_C16(c, 0),
                  INKLING_C16(c, 16))
+INKLING_WGMMA_OF(48, "96", INKLING_R48, "48", "49", "50", "51", "52", "53", "54", "55", INKLING_C16(c, 0),
+                 INKLING_C16(c, 16), INKLING_C16(c, 32))
 INKLING_WGMMA_OF(64, "128", INKLING_R64, "64", "65", "66", "67", "68", "69", "70", "71", INKLING_C16(c, 0),
                  INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48))
+INKLING_WGMMA_OF(72, "144", INKLING_R72, "72", "73", "74", "75", "76", "77", "78", "79", INKLING_C16(c, 0),
+                 INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48), INKLING_C4(c, 64),
+                 INKLING_C4(c, 68))
 INKLING_WGMMA_OF(96, "192", INKLING_R96, "96", "97", "98", "99", "100", "101", "102", "103",
                  INKLING_C16(c, 0), INKLING_C16(c, 16), INKLING_C16(c, 32), INKLING_C16(c, 48),
                  INKLING_C16(c, 64), INKLING_C16(c, 80))
@@ -116,7 +123,9 @@ INKLING_WGMMA_OF(128, "256", INKLING_R128, "128", "129", "130", "131", "132", "1
 #undef INKLING_C16
 #undef INKLING_R16
 #undef INKLING_R32
+#undef INKLING_R48
 #undef INKLING_R64
+#undef INKLING_R72
 #undef INKLING_R96
 #undef INKLING_R128
 #undef INKLING_OPCODE
@@ -172,6 +181,16 @@ __device__ inline float4 read_cluster(const float* p, int rank) {
       "{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %4, %5;\n"
       "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [a];\n}"
       : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(shared_address(p)), "r"(rank)
+      : "memory");
+  return v;
+}
+/// Two of them.
+__device__ inline float2 read_cluster2(const float* p, int rank) {
+  float2 v;
+  asm volatile(
+      "{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %2, %3;\nld.shared::cluster.v2.f32 {%0, %1}, [a];\n}"
+      : "=f"(v.x), "=f"(v.y)
       : "r"(shared_address(p)), "r"(rank)
       : "memory");
   return v;
