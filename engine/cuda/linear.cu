@@ -9,6 +9,7 @@
 #include "engine/cuda/linear_few.h"
 #include "engine/cuda/linear_hopper.h"
 #include "engine/cuda/linear_tile.cuh"
+#include "engine/cuda/linear_wide.h"
 
 namespace inkling::cuda {
 namespace {
@@ -179,6 +180,7 @@ bool norms_inside(const Linear& args) {
 }
 
 cudaError_t linear(const Linear& args, cudaStream_t stream) {
+  if (takes_wide(args)) return linear_wide(args, stream);
   if (norms_inside(args)) return linear_few(args, stream);
   if (takes_hopper(args)) return linear_hopper(args, stream);
   return with_type(args.weight.dtype, [&](auto type) { return choose<decltype(type)>(args, stream); });

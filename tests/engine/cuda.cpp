@@ -192,6 +192,50 @@ TEST_CASE("[cuda] every tile of wgmma gives the bits of eight rows, which are th
   }
 }
 
+// Tiles of 64 columns for 132 processors two by two, two more and the last one cut short. Of k a part of a
+// step, and so much that the ring is short.
+TEST_CASE("[cuda] very many columns: a few rows have the bits of many, which are the oracle's") {
+  if (!have_gpu()) return;
+  ExecContext context({.device = Device::cuda, .threads = 1});
+  Random random(29);
+  constexpr std::int64_t n = 17003, wide = n + 1, most = 65;  // the last column is not the product's
+  for (const WeightFormat format : {WeightFormat::bf16, WeightFormat::f16}) {
+    const DType half = context.backend().activation_dtype(format);
+    for (const std::int64_t k : {768, 1280, 40}) {
+      CAPTURE(weight_format_name(format));
+      CAPTURE(k);
+      const auto x = random.normals(most * k);
+      auto weight = random.normals(k * n, 0.5);
+      const PackedMatrix packed = pack(context, {weight.data(), DType::f32, k, n, n, 1}, format);
+      const auto rows_of = [&](std::int64_t m) {
+        OnDevice dx(context, {x.begin(), x.begin() + m * k}, m, k, half),
+            out(context, std::vector<float>(static_cast<std::size_t>(m * wide), NAN), m, wide);
+        TensorView columns = out.view();
+        columns.shape[1] = n;
+        linear(context, {dx.view(), {}, {}, &packed, nullptr, Activation::none, {}, columns});
+        return out.values();
+      };
+      const auto all = rows_of(most);
+      for (const std::int64_t m : {1, 5, 16, 17, 64}) {
+        CAPTURE(m);
+        const auto some = rows_of(m);
+        CHECK(std::memcmp(some.data(), all.data(), some.size() * sizeof(float)) == 0);
+      }
+      for (float& w : weight) w = rounded(w, format);
+      std::vector<float> row(static_cast<std::size_t>(k)), expected(static_cast<std::size_t>(n));
+      for (std::int64_t c = 0; c < k; ++c)
+        row[static_cast<std::size_t>(c)] = rounded(x[static_cast<std::size_t>(c)], format);
+      reference::linear(row, weight, nullptr, Activation::none, nullptr, expected);
+      const double terms = static_cast<double>(k), tolerance = 1e-5 + terms / 16 * 0x1p-23 * std::sqrt(terms);
+      double worst = 0;
+      for (std::size_t c = 0; c < expected.size(); ++c)
+        worst = test::worse(worst, std::fabs(double{all[c]} - double{expected[c]}));
+      CHECK(worst <= tolerance);
+      CHECK(std::isnan(all[n]));
+    }
+  }
+}
+
 // Ops begin while those before them end (engine/cuda/chain.cuh): each round reads what the last one wrote.
 TEST_CASE("[cuda] ops that follow each other at once give the bits of ops that were waited for") {
   if (!have_gpu()) return;

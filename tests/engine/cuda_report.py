@@ -33,6 +33,7 @@ INSTRUCTIONS = {
     ("product_hopper", "sm_90a"): (r"product_kernel<", ["HGMMA", "UTMALDG"]),
     ("linear_hopper", "sm_90a"): (r"hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("linear_quant_hopper", "sm_90a"): (r"quant_kernel<", ["HGMMA", "UTMALDG"]),
+    ("linear_wide", "sm_90a"): (r"wide_kernel<", ["HGMMA", "UTMALDG"]),
     ("forward_hopper", "sm_90a"): (r"forward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("backward_hopper", "sm_90a"): (r"backward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("layers_kernel", "sm_90a"): (r"layers_kernel<", ["HMMA", "UBLKCP"]),
