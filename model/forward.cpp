@@ -13,6 +13,7 @@
 #include "engine/ops.h"
 #include "engine/profiler.h"
 #include "model/fused_layers.h"
+#include "model/fused_products.h"
 
 namespace inkling {
 namespace {
@@ -178,23 +179,31 @@ void Forward::layers(const PackedBatch& batch, const Views& views) {
   if (is_decoding(batch)) {
     const FusedLayersArgs fused{model_, batch, views.x, views.chosen};
     if (fused_layers_refusal(context_, fused).empty()) return fused_layers(context_, fused);
+    if (fused_products_refusal(context_, model_, batch.tokens()).empty())
+      return layers_by_products(batch, views);
   }
   for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
   last_layer(batch, views);
 }
 
+// Two ops a layer. All rows are wanted.
+void Forward::layers_by_products(const PackedBatch& batch, const Views& v) {
+  const int last = static_cast<int>(model_.config().n_layer) - 1;
+  for (int i = -1; i <= last; ++i) {
+    if (i >= 0) attend(i, batch, v);
+    fused_products(context_, {model_, i, v.attended, v.x, i == last ? v.chosen : v.x, v.qkv});
+  }
+}
+
 void Forward::layer(int index, const PackedBatch& batch, const Views& v) {
   const ModelConfig& c = model_.config();
   const LayerWeights& w = model_.layers()[static_cast<std::size_t>(index)];
-  const std::int64_t heads = c.n_head, dim = c.head_size();
   const float eps = c.layer_norm_epsilon;
 
   linear(context_,
          {v.x, {}, norm_of(w.ln1, eps), &w.qkv.weight, w.qkv.bias_data(), Activation::none, {}, v.qkv});
   show("qkv", index, v.qkv);
-  cached_attention(context_, {index, heads_of(v.qkv, 0, heads, dim), heads_of(v.qkv, c.n_embd, heads, dim),
-                              heads_of(v.qkv, 2 * c.n_embd, heads, dim), batch.cu_seqlens, batch.cu_seqlens,
-                              batch.sequences, 1.0f / std::sqrt(static_cast<float>(dim)), v.attended});
+  attend(index, batch, v);
   show("attention", index, v.attended);
   linear(context_, {v.attended, {}, {}, &w.proj.weight, w.proj.bias_data(), Activation::none, v.x, v.x});
   show("residual", index, v.x);
@@ -202,6 +211,14 @@ void Forward::layer(int index, const PackedBatch& batch, const Views& v) {
   show("mlp", index, v.wide);
   linear(context_, {v.wide, {}, {}, &w.fcproj.weight, w.fcproj.bias_data(), Activation::none, v.x, v.x});
   show("block", index, v.x);
+}
+
+void Forward::attend(int index, const PackedBatch& batch, const Views& v) {
+  const ModelConfig& c = model_.config();
+  const std::int64_t heads = c.n_head, dim = c.head_size();
+  cached_attention(context_, {index, heads_of(v.qkv, 0, heads, dim), heads_of(v.qkv, c.n_embd, heads, dim),
+                              heads_of(v.qkv, 2 * c.n_embd, heads, dim), batch.cu_seqlens, batch.cu_seqlens,
+                              batch.sequences, 1.0f / std::sqrt(static_cast<float>(dim)), v.attended});
 }
 
 // Keys and values of all tokens, and queries of the wanted rows only, where the panels of the matrix can be

@@ -75,7 +75,9 @@ class Forward {
   void repeat(const PackedBatch& batch, const Views& views, const std::function<void()>& ops);
   bool is_decoding(const PackedBatch& batch) const;
   void layers(const PackedBatch& batch, const Views& views);
+  void layers_by_products(const PackedBatch& batch, const Views& views);
   void layer(int index, const PackedBatch& batch, const Views& views);
+  void attend(int index, const PackedBatch& batch, const Views& views);
   void last_layer(const PackedBatch& batch, const Views& views);
   void last_attention(const PackedBatch& batch, const Views& views);
   void show(std::string_view name, std::int64_t layer, const TensorView& rows) const {

@@ -26,8 +26,9 @@ struct FewTile {
 
 /// Where a lane meets a run of k: rows of x, and of w by columns of the tile, lie `stride` apart. Rows of the
 /// matrix instruction beyond `last` read row `last` of x. kEight: there are no more than eight, and half of
-/// the reads of x are spared.
-template <class Tile, bool kEight = false>
+/// the reads of x are spared. kAhead, in 16 bits: a step's fragments are read while the step before it is
+/// multiplied, which wants registers.
+template <class Tile, bool kEight = false, bool kAhead = Tile::kColumns == 8>
 class RunProduct {
  public:
   using T = typename Tile::Element;
@@ -46,24 +47,27 @@ class RunProduct {
   }
   /// c += x · w.
   __device__ void add_to(float (&c)[1][Tile::kColumns / 8][4]) const {
-    if constexpr (sizeof(T) == 2 && Tile::kColumns == 8) {
-      add_ahead(c[0][0]);
+    if constexpr (sizeof(T) == 2 && kAhead) {
+      add_ahead(c[0]);
     } else {
       add(c);
     }
   }
 
  private:
-  // A step's fragments are read while the step before it is multiplied.
+  static constexpr int kTiles = Tile::kColumns / 8;
+
   struct Step {
     typename Mma<T>::A left[Tile::kDepth / 16];
-    std::uint32_t right[Tile::kDepth / 32][4];
+    std::uint32_t right[kTiles][Tile::kDepth / 32][4];
   };
   __device__ void read(Step& step, int k) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
-    for (int i = 0; i < Tile::kDepth / 32; ++i) {
-      ldmatrix_x4(step.right[i], shared_address(w_ + lane % 8 * stride_ + lane / 8 * 8 + k + 32 * i));
+    for (int i = 0; i < kTiles * Tile::kDepth / 32; ++i) {
+      const int tile = i % kTiles, part = i / kTiles;
+      ldmatrix_x4(step.right[tile][part],
+                  shared_address(w_ + (8 * tile + lane % 8) * stride_ + lane / 8 * 8 + k + 32 * part));
     }
     if constexpr (kEight) {
 #pragma unroll
@@ -80,7 +84,7 @@ class RunProduct {
       }
     }
   }
-  __device__ void add_ahead(float (&c)[4]) const {
+  __device__ void add_ahead(float (&c)[kTiles][4]) const {
     if (begin_ == end_) return;
     Step now, next;
     read(now, begin_);
@@ -89,7 +93,11 @@ class RunProduct {
       read(next, min(k + Tile::kDepth, end_ - Tile::kDepth));  // the last one twice
 #pragma unroll
       for (int i = 0; i < Tile::kDepth / 16; ++i) {
-        Mma<T>::multiply(c, now.left[i], {{now.right[i / 2][i % 2 * 2], now.right[i / 2][i % 2 * 2 + 1]}});
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const std::uint32_t(&right)[4] = now.right[tile][i / 2];
+          Mma<T>::multiply(c[tile], now.left[i], {{right[i % 2 * 2], right[i % 2 * 2 + 1]}});
+        }
       }
       now = next;
     }

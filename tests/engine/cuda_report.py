@@ -37,6 +37,7 @@ INSTRUCTIONS = {
     ("forward_hopper", "sm_90a"): (r"forward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("backward_hopper", "sm_90a"): (r"backward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("layers_kernel", "sm_90a"): (r"layers_kernel<", ["HMMA", "UBLKCP"]),
+    ("products_kernel", "sm_90a"): (r"products_kernel<", ["HMMA", "UBLKCP"]),
     ("linear", "sm_80"): (r"(many|few)_rows_kernel<", ["HMMA"]),
     ("linear_few", "sm_80"): (r"few_rows_kernel<", ["HMMA"]),
     ("linear_quant", "sm_80"): (r"few_rows_kernel<", ["HMMA"]),

@@ -8,6 +8,7 @@
 
 #include "attention/sdpa.h"
 #include "model/fused_layers.h"
+#include "model/fused_products.h"
 #include "tests/gpu.h"
 #include "tests/model/run_model.h"
 #include "tests/model/small_world.h"
@@ -215,7 +216,7 @@ void check_fused(std::int64_t inner, const std::vector<std::vector<std::size_t>>
         CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
       }
     }
-    // The first of nine, by one kernel an op, beside itself alone.
+    // The first of nine, by two kernels a layer, beside itself alone.
     Company alone(fused, {130}), nine(fused, {130, 1, 7, 64, 1, 65, 2, 3, 4});
     for (std::uint64_t step = 1; step <= 3; ++step) {
       const auto got = alone.logits(step), all = nine.logits(step);
@@ -237,6 +238,37 @@ TEST_CASE("[cuda] all layers of a decode step in one kernel: the bits of the lay
 TEST_CASE("[cuda] all layers of a decode step in one kernel, beside a narrow MLP") {
   if (!have_gpu()) return;
   for (const std::int64_t inner : {768, 64}) check_fused(inner, {{130}, {63, 7}});
+}
+
+TEST_CASE("[cuda] the products between two attentions in one kernel: the bits of the products one by one") {
+  if (!have_gpu()) return;
+  ModelConfig config = config_of(768, 12);
+  config.n_positions = 1100;
+  const TemporaryFolder folder;
+  RandomGpt2(config, 9).save(folder.path());
+  for (const Format& format : {kFormats[1], kFormats[2]}) {
+    CAPTURE(format.name);
+    Running fused(folder.path(), Device::cuda, format), plain(folder.path(), Device::cuda, format);
+    if (const auto reason = fused_products_refusal(fused.context, fused.model, 16);
+        reason == "no kernels of compute capability 9.0") {
+      MESSAGE("SKIPPED: " << reason);
+      return;
+    }
+    plain.forward.observe([](std::string_view, std::int64_t, const TensorView&) {});
+    for (const std::size_t count : {3u, 8u, 9u, 15u, 16u}) {
+      CAPTURE(count);
+      REQUIRE(fused_products_refusal(fused.context, fused.model, static_cast<std::int64_t>(count)) == "");
+      std::vector<std::size_t> lengths(count);
+      for (std::size_t i = 0; i < count; ++i) lengths[i] = 1 + i * 37 % 131;
+      Company one(fused, lengths), other(plain, lengths);
+      for (std::uint64_t step = 1; step <= 6; ++step) {  // run, recorded, repeated
+        const auto got = one.logits(step), expected = other.logits(step);
+        REQUIRE(got.size() == expected.size());
+        CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+      }
+    }
+    CHECK(fused_products_refusal(fused.context, fused.model, 17) == "more than 16 tokens");
+  }
 }
 
 TEST_CASE("[cuda] the generator writes the CPU's text, forks and all") {
