@@ -19,6 +19,7 @@
 // a weight. Measured: engine/cuda/README.md.
 #include "model/cuda/products_kernel.h"
 
+#include <initializer_list>
 #include <type_traits>
 
 #include "engine/cuda/launch.cuh"
@@ -30,7 +31,7 @@ namespace inkling::cuda {
 namespace {
 
 constexpr int kBlocks = 96, kThreads = 512, kWarps = kThreads / kWarp;
-constexpr int kTileColumns = 8, kTilePairs = kTileColumns / 2;
+constexpr int kTileColumns = 8;
 constexpr int kHeld = kBatchWidth / (4 * kWarp);
 static_assert(kWarps == kMostBatchRows);
 
@@ -53,17 +54,21 @@ struct Shape {
   static_assert(kMostBatchRows * kPairs <= kThreads);
 };
 
-// Shared memory: W₀ | W₁ | x, all replaced by x of kOutOfMlp | W₂ | W₃ | sums
+// Shared memory: W₀ | W₁ | x, all replaced by x of kOutOfMlp | W₂ | W₃ | sums | gain and shift of both norms
 constexpr int kXAt = Shape<0>::kBytes + Shape<1>::kBytes;
 constexpr int kLongX = kMostBatchRows * Shape<kOutOfMlp>::kStride * 2;
 static_assert(kXAt + kMostBatchRows * Shape<0>::kStride * 2 <= kLongX);
 constexpr int kSumsAt = kLongX + Shape<2>::kBytes + Shape<3>::kBytes;
-constexpr int kBytes = kSumsAt + Shape<kIntoMlp>::kTiles * kRuns * kMostBatchRows * kTileColumns * 4;
+constexpr int kNormsAt = kSumsAt + Shape<kIntoMlp>::kTiles * kRuns * kMostBatchRows * kTileColumns * 4;
+constexpr int kNormBytes = kBatchWidth * 4;  // of a gain or a shift
+constexpr int kBytes = kNormsAt + 4 * kNormBytes;
 template <int kProduct>
 constexpr int kWeightAt = kProduct == 0   ? 0
                           : kProduct == 1 ? Shape<0>::kBytes
                           : kProduct == 2 ? kLongX
                                           : kLongX + Shape<2>::kBytes;
+
+constexpr int kBarriers = kBatchProducts + 2;
 
 /// What blocks hand to each other, by launch in turn.
 struct Handed {
@@ -124,13 +129,14 @@ class BatchBlock {
   __device__ void run() {
     each_product([&](auto product) { read_bias(product); });
     if (threadIdx.x == 0) {
-      for (int i = 0; i < kBatchProducts; ++i) barrier_init(full_ + i, 1);
+      for (int i = 0; i < kBarriers; ++i) barrier_init(full_ + i, 1);
       barrier_init_fence();
       fence_async();
     }
     __syncthreads();
     start_next();
     if (asks()) ask_first();
+    touch();
     wait_for_inputs();
     if (a_.begin == kAfterAttention) {
       read_stream();
@@ -179,6 +185,8 @@ class BatchBlock {
   /// crowd the way.
   __device__ bool asks() const { return warp_ == kWarps - 1; }
   __device__ void ask_first() const {
+    if (a_.begin == kAfterAttention) ask_for_norm<0>();
+    if (a_.end == kBatchProducts) ask_for_norm<1>();
     if (a_.begin == kAfterAttention) {
       ask_for_weight<kAfterAttention>();
       ask_for_weight<kIntoMlp>();
@@ -203,6 +211,18 @@ class BatchBlock {
     copy_bulk(memory_ + kWeightAt<kProduct> + lane_ * S::kStride * 2, from, S::kRowBytes, full_ + kProduct);
   }
 
+  template <int kNorm>
+  __device__ void ask_for_norm() const {
+    std::uint64_t* const full = full_ + kBatchProducts + kNorm;
+    const float* const from = lane_ == 0 ? a_.gain[kNorm] : lane_ == 1 ? a_.shift[kNorm] : nullptr;
+    if (lane_ == 0) barrier_expect(full, (a_.shift[kNorm] != nullptr ? 2 : 1) * kNormBytes);
+    __syncwarp();
+    if (from != nullptr) copy_bulk(norm_at(kNorm, lane_), from, kNormBytes, full);
+  }
+  __device__ float* norm_at(int norm, int part) const {
+    return reinterpret_cast<float*>(memory_ + kNormsAt + (2 * norm + part) * kNormBytes);
+  }
+
   /// Of the two columns that a thread finishes, asked for before there is anything to wait for.
   template <class Product>
   __device__ void read_bias(Product) {
@@ -211,6 +231,18 @@ class BatchBlock {
     if (bias == nullptr || static_cast<int>(threadIdx.x) >= kMostBatchRows * S::kPairs) return;
     bias_[Product::value] =
         *reinterpret_cast<const float2*>(bias + block_ * S::kColumns + threadIdx.x % S::kPairs * 2);
+  }
+
+  /// Lets the processor translate the addresses of what will be there: the first access to a page waits for
+  /// that.
+  __device__ void touch() const {
+    if (threadIdx.x != kThreads - 2 * kWarp) return;
+    for (const void* const place :
+         {static_cast<const void*>(handed_), static_cast<const void*>(before_),
+          static_cast<const void*>(a_.stream), static_cast<const void*>(a_.out),
+          static_cast<const void*>(a_.attended.data), static_cast<const void*>(a_.qkv.data)}) {
+      load_relaxed(place);
+    }
   }
 
   /// The first launch of a step: nothing is there yet.
@@ -284,7 +316,9 @@ class BatchBlock {
   template <int kNorm, bool kThere = false, class RowAt>
   __device__ void norm_rows(const RowAt& row_at) const {
     using Norm = RowNorm<float, kHeld>;
-    Norm norm({a_.gain[kNorm], a_.shift[kNorm], a_.epsilon}, kBatchWidth);
+    barrier_wait(full_ + kBatchProducts + kNorm, 0);
+    Norm norm({norm_at(kNorm, 0), a_.shift[kNorm] != nullptr ? norm_at(kNorm, 1) : nullptr, a_.epsilon},
+              kBatchWidth);
     if (warp_ < a_.rows) {
       const float* const row = row_at(warp_);
       const auto bring = [&](typename Norm::Held& held) {
@@ -314,7 +348,7 @@ class BatchBlock {
   __device__ void multiply(const Finish& finish) const {
     using S = Shape<kProduct>;
     float* const sums = reinterpret_cast<float*>(memory_ + kSumsAt);
-    constexpr int kSum = kMostBatchRows * kTileColumns;
+    constexpr int kSum = kMostBatchRows * kTileColumns, kTilePairs = kTileColumns / 2;
     const int row = static_cast<int>(threadIdx.x) / S::kPairs,
               pair = static_cast<int>(threadIdx.x) % S::kPairs;
     const bool mine = row < a_.rows;
@@ -351,7 +385,7 @@ class BatchBlock {
 
   const FusedProducts& a_;
   unsigned char* const memory_;
-  std::uint64_t* const full_;  // of each product's weight
+  std::uint64_t* const full_;  // of each product's weight and of both norms
   Handed *const handed_, *const before_;
   const int block_, warp_, lane_;
   float2 bias_[kBatchProducts] = {}, own_ = {};
@@ -361,7 +395,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 1) products_kernel(const __grid_constant__ FusedProducts a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ std::uint64_t full[kBatchProducts];
+  __shared__ std::uint64_t full[kBarriers];
   BatchBlock<T>(a, memory, full).run();
 #else
   __trap();  // built without sm_90a: fail aloud
