@@ -101,13 +101,31 @@ void Forward::run(const PackedBatch& batch) {
   const ProfileRange range(context_, "forward");
   batch.validate(model_.config().vocab_size, model_.config().n_positions);
   wanted_ = 0;  // until there are rows to ask for: a step that throws leaves none
+  logits_made_ = false;
   wanted_rows_.clear();
   for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
     const std::int32_t count = batch.cu_wanted[b + 1] - batch.cu_wanted[b];
     for (std::int32_t i = count; i > 0; --i) wanted_rows_.push_back(batch.cu_seqlens[b + 1] - i);
   }
   if (batch.tokens() == 0) return;
+  if (!run_fused(batch)) run_ops(batch);
+  wanted_ = batch.wanted();
+  for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
+    batch.sequences[b]->advance(batch.cu_seqlens[b + 1] - batch.cu_seqlens[b]);
+  }
+}
 
+// A device may have one op for all of a step of decoding, its logits included.
+bool Forward::run_fused(const PackedBatch& batch) {
+  FusedLayersArgs args{model_, batch, {}};
+  if (!is_decoding(batch) || !fused_layers_refusal(context_, args).empty()) return false;
+  args.logits = logit_rows(batch.wanted());
+  fused_layers(context_, args);
+  logits_made_ = true;
+  return true;
+}
+
+void Forward::run_ops(const PackedBatch& batch) {
   Views views;
   plan(batch.tokens(), batch.wanted(), views);
   place_lists(batch);
@@ -119,10 +137,6 @@ void Forward::run(const PackedBatch& batch) {
     repeat(batch, views, std::ref(ops));
   }
   hidden_ = views.chosen;
-  wanted_ = batch.wanted();
-  for (std::size_t b = 0; b < batch.sequences.size(); ++b) {
-    batch.sequences[b]->advance(batch.cu_seqlens[b + 1] - batch.cu_seqlens[b]);
-  }
 }
 
 // A step of decoding comes back with the same shapes, so do the chunks of a long prompt and prompts of one
@@ -176,11 +190,8 @@ void Forward::layers(const PackedBatch& batch, const Views& views) {
   embed(context_,
         {lists_.ids, lists_.positions, &model_.embedding(), {}, model_.positions().view(), views.x});
   show("embedding", -1, views.x);
-  if (is_decoding(batch)) {
-    const FusedLayersArgs fused{model_, batch, views.x, views.chosen};
-    if (fused_layers_refusal(context_, fused).empty()) return fused_layers(context_, fused);
-    if (fused_products_refusal(context_, model_, batch.tokens()).empty())
-      return layers_by_products(batch, views);
+  if (is_decoding(batch) && fused_products_refusal(context_, model_, batch.tokens()).empty()) {
+    return layers_by_products(batch, views);
   }
   for (int i = 0; i + 1 < model_.config().n_layer; ++i) layer(i, batch, views);
   last_layer(batch, views);
@@ -281,16 +292,26 @@ void Forward::last_layer(const PackedBatch& batch, const Views& v) {
   show("block", index, v.chosen);
 }
 
+TensorView Forward::logit_rows(std::int64_t count) {
+  logits_plan_.clear();
+  const std::size_t out = logits_plan_.add("logits", count, model_.config().vocab_size);
+  logits_arena_.use(logits_plan_, context_.backend());
+  return logits_arena_.view(out);
+}
+
 TensorView Forward::logits(std::int64_t begin, std::int64_t count) {
   require(begin >= 0 && count >= 0 && begin + count <= wanted_, Code::usage, [&] {
     return "forward: logits: expected rows within the " + std::to_string(wanted_) + " wanted, got [" +
            std::to_string(begin) + ", " + std::to_string(begin + count) + ")";
   });
   const ProfileRange range(context_, "logits");
-  logits_plan_.clear();
-  const std::size_t out = logits_plan_.add("logits", count, model_.config().vocab_size);
-  logits_arena_.use(logits_plan_, context_.backend());
-  const TensorView view = logits_arena_.view(out);
+  if (logits_made_) {
+    TensorView made = logit_rows(wanted_);
+    made.data = made.as<float>() + begin * made.stride[0];
+    made.shape[0] = count;
+    return made;
+  }
+  const TensorView view = logit_rows(count);
   if (count == 0) return view;
   TensorView rows = hidden_;
   rows.data = static_cast<float*>(rows.data) + begin * rows.stride[0];

@@ -37,7 +37,8 @@ class Forward {
   void run(const PackedBatch& batch);
 
   /// Logits after wanted rows [begin, begin + count) of the last run(): (count, V) f32, good until the next
-  /// call. Rows are computed here, so a caller that asks in pieces never holds them all.
+  /// call or run(). Rows are computed here, so a caller that asks in pieces never holds them all; but a step
+  /// that a device runs as one op has made them.
   TensorView logits(std::int64_t begin, std::int64_t count);
   /// All wanted rows.
   TensorView logits() { return logits(0, wanted_); }
@@ -70,6 +71,9 @@ class Forward {
 
  private:
   struct Views;
+  TensorView logit_rows(std::int64_t count);
+  bool run_fused(const PackedBatch& batch);
+  void run_ops(const PackedBatch& batch);
   void plan(std::int64_t tokens, std::int64_t wanted, Views& views);
   void place_lists(const PackedBatch& batch);
   void repeat(const PackedBatch& batch, const Views& views, const std::function<void()>& ops);
@@ -99,6 +103,7 @@ class Forward {
   TensorView hidden_;  // (R,C) after the last block
   Observer observer_;
   std::int64_t wanted_ = 0;
+  bool logits_made_ = false;  // by run()
 };
 
 }  // namespace inkling

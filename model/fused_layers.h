@@ -1,4 +1,4 @@
-// fused_layers: all layers of a step of decoding as one op, where the device has such a form.
+// fused_layers: a whole step of decoding as one op, where the device has such a form.
 #pragma once
 
 #include <string_view>
@@ -12,15 +12,15 @@ namespace inkling {
 struct FusedLayersArgs {
   const Model& model;
   const PackedBatch& batch;
-  TensorView x;    ///< (N,C) f32: the embedded tokens
-  TensorView out;  ///< (N,C) f32, written: the residual stream after the last layer
+  TensorView logits;  ///< (N,V) f32, written
 };
 
-/// "" when fused_layers() takes this step, else why not. Allocates nothing.
+/// "" when fused_layers() takes this step, else why not; logits are not looked at. Allocates nothing.
 std::string_view fused_layers_refusal(ExecContext& context, const FusedLayersArgs& args);
 
-/// Writes keys and values of the new tokens into the cache, without advance(), and `out`: the bits of the
-/// same layers by linear() and cached_attention(). Takes what is not refused. Throws Error{device}.
+/// Writes keys and values of the new tokens into the cache, without advance(), and `logits`: the bits of
+/// embed(), the same layers by linear() and cached_attention(), and linear() for the head. Takes a batch that
+/// is valid and not refused. Throws Error{device}.
 void fused_layers(ExecContext& context, const FusedLayersArgs& args);
 
 }  // namespace inkling

@@ -25,10 +25,9 @@ struct FewTile {
 };
 
 /// Where a lane meets a run of k: rows of x, and of w by columns of the tile, lie `stride` apart. Rows of the
-/// matrix instruction beyond `last` read row `last` of x. kEight: there are no more than eight, and half of
-/// the reads of x are spared. kAhead, in 16 bits: a step's fragments are read while the step before it is
-/// multiplied, which wants registers.
-template <class Tile, bool kEight = false, bool kAhead = Tile::kColumns == 8>
+/// matrix instruction beyond `last` read row `last` of x. kAhead, in 16 bits: a step's fragments are read
+/// while the step before it is multiplied, which wants registers.
+template <class Tile, bool kAhead = Tile::kColumns == 8>
 class RunProduct {
  public:
   using T = typename Tile::Element;
@@ -36,9 +35,7 @@ class RunProduct {
   __device__ RunProduct(const T* x, int last, const T* w, int stride, Run run)
       : w_(w), stride_(stride), begin_(run.begin * Tile::kDepth), end_(run.end * Tile::kDepth) {
     const int lane = threadIdx.x % kWarp;
-    if constexpr (kEight) {
-      low_ = high_ = x + min(lane % 8, last) * stride + lane / 8 * 8;
-    } else if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 2) {
       low_ = high_ = x + min(lane % 16, last) * stride + lane / 16 * 8;
     } else {
       low_ = x + min(lane / 4, last) * stride + lane % 4;
@@ -69,20 +66,9 @@ class RunProduct {
       ldmatrix_x4(step.right[tile][part],
                   shared_address(w_ + (8 * tile + lane % 8) * stride_ + lane / 8 * 8 + k + 32 * part));
     }
-    if constexpr (kEight) {
 #pragma unroll
-      for (int i = 0; i < Tile::kDepth / 32; ++i) {
-        std::uint32_t r[4];
-        ldmatrix_x4(r, shared_address(low_ + k + 32 * i));
-        step.left[2 * i] = {{r[0], 0, r[1], 0}};
-        step.left[2 * i + 1] = {{r[2], 0, r[3], 0}};
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < Tile::kDepth / 16; ++i) {
-        ldmatrix_x4(step.left[i].r, shared_address(low_ + k + 16 * i));
-      }
-    }
+    for (int i = 0; i < Tile::kDepth / 16; ++i)
+      ldmatrix_x4(step.left[i].r, shared_address(low_ + k + 16 * i));
   }
   __device__ void add_ahead(float (&c)[kTiles][4]) const {
     if (begin_ == end_) return;

@@ -1,6 +1,6 @@
 // A row through a LayerNorm by one warp. The order of its sums is decided by the width alone, so that a row
-// has the same bits from every kernel: a lane takes columns 4·(lane + 32·i) … + 3 in order, then lanes are
-// folded.
+// has the same bits from every kernel: a lane takes columns 4·(lane + 32·i) … + 3, each of the four a sum of
+// its own over i, then those and then lanes are folded.
 #pragma once
 
 #include <type_traits>
@@ -32,18 +32,56 @@ __device__ inline void read_four(float (&v)[4], const In* row, int c, int width)
   }
 }
 
+/// The first column of a lane's i-th four of a row.
+__device__ inline int norm_column(int i) {
+  return 4 * (static_cast<int>(threadIdx.x) % kWarp + i * kWarp);
+}
+
+struct RowMoments {
+  float mean, scale;  ///< scale: 1 / standard deviation
+};
+
+/// Sums of a lane's fours: the first, second, … of each by itself, so that additions need not wait for each
+/// other.
+struct FourSums {
+  float part[4] = {};
+  __device__ float all() const { return (part[0] + part[1]) + (part[2] + part[3]); }
+};
+
+/// Of a row of `width` of which each(body) gives this lane's fours: body(column, values), in the order of the
+/// columns and twice. Columns beyond the row are zeros.
+template <class Each>
+__device__ inline RowMoments row_moments(const Each& each, int width, float epsilon) {
+  const float share = 1.0f / static_cast<float>(width);
+  FourSums sums, squares;
+  each([&](int, const float(&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sums.part[e] += v[e];
+  });
+  // A product of its own, or some kernels would subtract it within an FMA.
+  const float mean = __fmul_rn(warp_sum(sums.all()), share);
+  each([&](int c, const float(&v)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float d = c + e < width ? v[e] - mean : 0.0f;
+      squares.part[e] = fmaf(d, d, squares.part[e]);
+    }
+  });
+  return {mean, rsqrtf(fmaf(warp_sum(squares.all()), share, epsilon))};
+}
+
 /// kHeld: fours of the row that a lane keeps in registers, where with_held() finds them fit; 0: any rows,
-/// read three times. kNear: gain and shift are in shared memory, which spares the registers for them.
-template <class In, int kHeld, bool kNear = false>
+/// read three times.
+template <class In, int kHeld>
 class RowNorm {
  public:
   static constexpr int kCount = kHeld == 0 ? 1 : kHeld;
   using Held = float[kCount][4];
 
-  static __device__ int column(int i) { return 4 * (static_cast<int>(threadIdx.x) % kWarp + i * kWarp); }
+  static __device__ int column(int i) { return norm_column(i); }
   /// Reads gain and shift, which are the same for every row. Without a norm rows are copied.
   __device__ RowNorm(const LayerNorm& norm, int width) : norm_(norm), width_(width) {
-    if constexpr (kHeld != 0 && !kNear) {
+    if constexpr (kHeld != 0) {
       fill(gain_, 1.0f);
       fill(shift_, 0.0f);
       if (norm.weight != nullptr) read_held(gain_, norm.weight);
@@ -78,34 +116,17 @@ class RowNorm {
         for (int e = 0; e < 4; ++e) value_[i][e] = inside(c, e) ? value_[i][e] : 0.0f;
       });
     }
-    float mean = 0.0f, scale = 1.0f;
+    RowMoments moments{0.0f, 1.0f};
     if (norm_.weight != nullptr) {
-      each([&](int i, int) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) mean += value_[i][e];
-      });
-      mean = warp_sum(mean) / static_cast<float>(width_);
-      float squares = 0.0f;
-      each([&](int i, int c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float d = inside(c, e) ? value_[i][e] - mean : 0.0f;
-          squares = fmaf(d, d, squares);
-        }
-      });
-      scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width_) + norm_.epsilon);
+      moments = row_moments([&](const auto& body) { each([&](int i, int c) { body(c, value_[i]); }); },
+                            width_, norm_.epsilon);
     }
     each([&](int i, int c) {
       float result[4];
-      if constexpr (kNear) {
-        read_four(gain_[0], norm_.weight, c, width_);
-        read_four(shift_[0], norm_.bias, c, width_);
-      }
-      constexpr int kEach = kNear ? 0 : 1;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         result[e] = inside(c, e)
-                        ? fmaf((value_[i][e] - mean) * scale, gain_[i * kEach][e], shift_[i * kEach][e])
+                        ? fmaf((value_[i][e] - moments.mean) * moments.scale, gain_[i][e], shift_[i][e])
                         : 0.0f;
       }
       if (c < columns) put(c, result);

@@ -1,9 +1,11 @@
 #include "model/cuda/fused_layers.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "attention/cuda/gpu_state.h"
-#include "attention/cuda/paged_step.h"
+#include "attention/sdpa.h"
 #include "engine/cuda/cuda.h"
 #include "engine/cuda/cuda_backend.h"
 #include "model/cuda/layers_kernel.h"
@@ -16,6 +18,11 @@ using cuda::CudaBackend;
 /// What a context keeps for the kernel.
 struct FusedLayersMemory {
   Buffer workspace;  // zeros when new, then the kernel's
+  struct Asked {
+    std::array<int, 3> shape{};  // dtype, rows, I
+    cuda::FusedBlocks blocks;
+  };
+  std::array<Asked, 4> asked{};  // the driver, lately; the last first
 };
 
 std::string_view model_refusal(const ModelConfig& c, WeightFormat format) {
@@ -49,16 +56,17 @@ cuda::FusedLayers describe(const FusedLayersArgs& args, DType dtype) {
   cuda::FusedLayers f;
   f.layers = static_cast<int>(c.n_layer);
   f.rows = static_cast<int>(args.batch.size());
+  f.vocab = static_cast<int>(c.vocab_size);
   f.inner = static_cast<int>(c.inner());
   f.epsilon = c.layer_norm_epsilon;
   f.activation = c.activation;
-  f.attention.dtype = f.attention.out_dtype = dtype;
-  f.attention.batch = f.attention.q_rows = f.rows;
-  f.attention.heads = f.attention.kv_heads = static_cast<std::int32_t>(c.n_head);
-  f.attention.dim = cuda::kFusedDim;
-  f.attention.scale = 1.0f / std::sqrt(static_cast<float>(cuda::kFusedDim));
-  f.attention.mask.kind = MaskKind::causal_lower_right;
+  f.dtype = dtype;
+  f.scale = 1.0f / std::sqrt(static_cast<float>(cuda::kFusedDim));
   return f;
+}
+
+cuda::FusedNorm norm_of(const NormWeights& norm) {
+  return {norm.weight.as<float>(), static_cast<const float*>(norm.bias.view().data)};
 }
 
 cuda::FusedLayer pointers_of(const LayerWeights& w) {
@@ -68,11 +76,8 @@ cuda::FusedLayer pointers_of(const LayerWeights& w) {
     layer.weight[i] = products[i]->weight.data;
     layer.bias[i] = products[i]->bias_data();
   }
-  const NormWeights* const norms[] = {&w.ln1, &w.ln2};
-  for (int i = 0; i < 2; ++i) {
-    layer.gain[i] = norms[i]->weight.as<float>();
-    layer.shift[i] = static_cast<const float*>(norms[i]->bias.view().data);
-  }
+  layer.norm[0] = norm_of(w.ln1);
+  layer.norm[1] = norm_of(w.ln2);
   return layer;
 }
 
@@ -81,14 +86,39 @@ KvShape cache_of(const ModelConfig& c, DType dtype) {
   return {static_cast<int>(c.n_layer), static_cast<int>(c.n_head), cuda::kFusedDim, dtype};
 }
 
-cuda::PagedStep step_of(ExecContext& context, const FusedLayersArgs& args, const KvShape& cache) {
-  const PackedBatch& batch = args.batch;
-  return cuda::paged_step(
-      context, {args.model.config().n_head, cache, batch.cu_seqlens, batch.cu_seqlens, batch.sequences});
+/// Whether the policy sends such a step to the decode kernel, whose bits these are.
+bool decodes(ExecContext& context) {
+  const auto& order = sdpa_policy(context).order;
+  const auto decode = std::ranges::find(order, SdpaBackend::decode);
+  return decode != order.end() && decode < std::ranges::find(order, SdpaBackend::flash);
 }
 
-int chunks_of(const cuda::PagedStep& step) {
-  return static_cast<int>((step.most_keys + kKvPageTokens - 1) / kKvPageTokens);
+int chunks_of(const KvSequence& sequence) {
+  return static_cast<int>(sequence.length() / kKvPageTokens) + 1;
+}
+
+cuda::FusedSequence sequence_of(const PackedBatch& batch, std::size_t b) {
+  cuda::FusedSequence sequence;
+  sequence.id = batch.ids[b];
+  for (const PackedBatch::Drawn& drawn : batch.drawn) {
+    const auto at = static_cast<std::int64_t>(b) - drawn.first;
+    if (at >= 0 && at < drawn.count) sequence.drawn = drawn.ids + at;
+  }
+  sequence.length = static_cast<std::int32_t>(batch.sequences[b]->length());
+  std::copy_n(batch.sequences[b]->pages().begin(), chunks_of(*batch.sequences[b]), sequence.page);
+  return sequence;
+}
+
+/// The blocks of the kernel for such arguments; the driver is asked once.
+cuda::FusedBlocks blocks_of(ExecContext& context, const cuda::FusedLayers& f) {
+  auto& asked = context.attached<FusedLayersMemory>().asked;
+  const std::array shape{static_cast<int>(f.dtype), f.rows, f.inner};
+  const auto found = std::ranges::find(asked, shape, &FusedLayersMemory::Asked::shape);
+  if (found != asked.end()) return found->blocks;
+  const cuda::FusedBlocks blocks = cuda::fused_layers_blocks(f);
+  std::ranges::rotate(asked, asked.end() - 1);
+  asked[0] = {shape, blocks};
+  return blocks;
 }
 
 }  // namespace
@@ -102,11 +132,12 @@ std::string_view fused_layers_refusal_on_cuda(ExecContext& context, const FusedL
   if (const auto reason = model_refusal(c, args.model.format()); !reason.empty()) return reason;
   const KvShape cache = cache_of(c, dtype);
   if (const auto reason = batch_refusal(args.batch, cache); !reason.empty()) return reason;
-  const cuda::PagedStep step = step_of(context, args, cache);
-  if (!step.decode) return "a policy of attention without its decode kernel";
-  if (chunks_of(step) > cuda::kMostFusedChunks) return "more than 2048 keys";
+  if (!decodes(context)) return "a policy of attention without its decode kernel";
+  for (const KvSequence* sequence : args.batch.sequences) {
+    if (chunks_of(*sequence) > cuda::kMostFusedChunks) return "more than 2048 keys";
+  }
   backend.stream();  // makes its GPU the current one
-  return cuda::fused_layers_device_refusal(describe(args, dtype), traits.processors);
+  return blocks_of(context, describe(args, dtype)).reason;
 }
 
 void fused_layers_on_cuda(ExecContext& context, const FusedLayersArgs& args) {
@@ -116,16 +147,23 @@ void fused_layers_on_cuda(ExecContext& context, const FusedLayersArgs& args) {
   for (std::size_t i = 0; i < args.model.layers().size(); ++i) {
     f.layer[i] = pointers_of(args.model.layers()[i]);
   }
-  f.x = args.x.as<float>();
-  f.x_stride = args.x.stride[0];
-  f.out = args.out.as<float>();
-  f.out_stride = args.out.stride[0];
+  f.norm = norm_of(args.model.final_norm());
+  f.token = args.model.embedding().data;
+  f.token_stride = args.model.embedding().k;
+  f.position = args.model.positions().as<float>();
+  f.position_stride = args.model.positions().view().stride[0];
+  f.head = args.model.head().data;
+  f.logits = args.logits.as<float>();
+  f.logits_stride = args.logits.stride[0];
 
-  const cuda::PagedStep step = step_of(context, args, cache_of(args.model.config(), dtype));
-  f.attention.pages = step.pages;
-  f.layer_bytes = static_cast<std::int64_t>(step.layer_bytes);
-  f.length = step.length;
-  f.chunks = chunks_of(step);
+  const KvShape cache = cache_of(args.model.config(), dtype);
+  f.layer_bytes = static_cast<std::int64_t>(cache.offset(1, 0));
+  f.head_bytes = static_cast<std::int64_t>(cache.head_bytes());
+  f.k_bytes = static_cast<std::int64_t>(cache.k_bytes());
+  for (std::size_t b = 0; b < args.batch.sequences.size(); ++b) {
+    f.sequence[b] = sequence_of(args.batch, b);
+    f.chunks = std::max(f.chunks, chunks_of(*args.batch.sequences[b]));
+  }
 
   Buffer& workspace = context.attached<FusedLayersMemory>().workspace;
   if (const std::size_t bytes = cuda::fused_layers_workspace(f); workspace.size() < bytes) {
@@ -133,9 +171,7 @@ void fused_layers_on_cuda(ExecContext& context, const FusedLayersArgs& args) {
     backend.zero(workspace.data(), workspace.size());
   }
   f.workspace = workspace.data();
-  cuda::check(
-      cuda::run_layers(f, cuda::GpuWorkspace::of(context).traits(backend).processors, backend.stream()),
-      "fused layers");
+  cuda::check(cuda::run_layers(f, blocks_of(context, f).count, backend.stream()), "fused layers");
 }
 
 }  // namespace inkling

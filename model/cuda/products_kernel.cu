@@ -357,7 +357,7 @@ class BatchBlock {
       const int run = warp_ % kRuns, tile = warp_ / kRuns * S::kTogether;
       barrier_wait(full_ + kProduct, 0);
       float c[1][S::kTogether][4] = {};
-      RunProduct<Tile, false, true>(
+      RunProduct<Tile, true>(
           reinterpret_cast<const T*>(memory_ + (kProduct == kOutOfMlp ? 0 : kXAt)), a_.rows - 1,
           reinterpret_cast<const T*>(memory_ + kWeightAt<kProduct>) + tile * kTileColumns * S::kStride,
           S::kStride, run_of(run, Tile::steps(S::kK)))

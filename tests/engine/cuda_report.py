@@ -36,7 +36,7 @@ INSTRUCTIONS = {
     ("linear_wide", "sm_90a"): (r"wide_kernel<", ["HGMMA", "UTMALDG"]),
     ("forward_hopper", "sm_90a"): (r"forward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("backward_hopper", "sm_90a"): (r"backward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
-    ("layers_kernel", "sm_90a"): (r"layers_kernel<", ["HMMA", "UBLKCP"]),
+    ("layers_kernel", "sm_90a"): (r"layers_kernel<", ["HMMA", "UBLKCP", "STAS"]),
     ("products_kernel", "sm_90a"): (r"products_kernel<", ["HMMA", "UBLKCP"]),
     ("linear", "sm_80"): (r"(many|few)_rows_kernel<", ["HMMA"]),
     ("linear_few", "sm_80"): (r"few_rows_kernel<", ["HMMA"]),

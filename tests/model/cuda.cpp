@@ -175,12 +175,7 @@ class Company {
     }
     return all;
   }
-  std::string_view refusal() {
-    const ModelConfig& c = running_.model.config();
-    FusedLayersArgs args{running_.model, next(0), {}, {}};
-    args.x = args.out = TensorView(nullptr, DType::f32, {args.batch.tokens(), c.n_embd});
-    return fused_layers_refusal(running_.context, args);
-  }
+  std::string_view refusal() { return fused_layers_refusal(running_.context, {running_.model, next(0), {}}); }
 
  private:
   Running& running_;
