@@ -47,17 +47,16 @@ class LayerRuns {
   static constexpr int kStep = Tile::kDepth, kNormedSteps = kFusedWidth / kStep / kRuns;  // of a run
   static constexpr int kRun = kFusedWidth / kRuns, kNormedStride = kRun + Tile::kPer;
 
-  /// A run of 768: all of the tiles' weights, and then the products.
-  template <int kTiles>
-  using Weights = Step[kNormedSteps][kTiles];
-  template <int kTiles>
-  __device__ void read_all(Weights<kTiles>& right, const unsigned char* weights) const {
+  /// A run of 768: all of the tiles' weights, and then the products. One code for three tiles and four: with
+  /// two the instruction cache costs more than a tile for nothing.
+  using Weights = Step[kNormedSteps][kMostFusedTiles];
+  __device__ void read_all(Weights& right, const unsigned char* weights) const {
     constexpr int kStride = Tile::stride(kFusedWidth);
     const T* const w = reinterpret_cast<const T*>(weights) + warp_ * kRun;
 #pragma unroll
     for (int s = 0; s < kNormedSteps; ++s) {
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile)
+      for (int tile = 0; tile < kMostFusedTiles; ++tile)
         right[s][tile].read(w + tile * kTileColumns * kStride, kTileColumns - 1, kStride, s * kStep);
     }
   }
@@ -65,19 +64,17 @@ class LayerRuns {
 #pragma unroll
     for (int s = 0; s < kNormedSteps; ++s) left[s].read(x_, kRows - 1, kNormedStride, s * kStep);
   }
-  template <int kTiles>
-  __device__ void multiply_all(float* sums, const Step (&left)[kNormedSteps],
-                               const Weights<kTiles>& right) const {
-    float c[kTiles][4] = {};
+  __device__ void multiply_all(float* sums, const Step (&left)[kNormedSteps], const Weights& right) const {
+    float c[kMostFusedTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kNormedSteps * kStep / 16; ++i) {
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
+      for (int tile = 0; tile < kMostFusedTiles; ++tile) {
         multiply(c[tile], left[i / (kStep / 16)], right[i / (kStep / 16)][tile], i % (kStep / 16));
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) leave(sums, tile, c[tile]);
+    for (int tile = 0; tile < kMostFusedTiles; ++tile) leave(sums, tile, c[tile]);
   }
   __device__ void leave(float* sums, int tile, const float (&c)[4]) const {
     if (lane_ / 4 < kRows) {
@@ -171,19 +168,13 @@ class LayerRuns {
 
   __device__ void normed(int layer, int product, std::uint32_t tag) const {
     const ProductShape& shape = plan_.product[product];
-    const int count = plan_.tiles[product].count;
-    if (count == 0) return;
+    if (plan_.tiles[product].count == 0) return;
     barrier_wait(barriers_.full + product, layer & 1);
-    count > 3 ? normed<4>(layer, product, tag) : normed<3>(layer, product, tag);
-  }
-  template <int kTiles>
-  __device__ void normed(int layer, int product, std::uint32_t tag) const {
-    const ProductShape& shape = plan_.product[product];
     Affine affine;
     const float* const gain = reinterpret_cast<const float*>(memory_ + shape.norm);
     read(affine, gain, gain + kFusedWidth);
-    Weights<kTiles> right;
-    read_all<kTiles>(right, memory_ + shape.weights);
+    Weights right;
+    read_all(right, memory_ + shape.weights);
     if (layer == 0 && product == kQkv) {
       embed();
     } else {
@@ -194,7 +185,7 @@ class LayerRuns {
     norm(affine);
     Step left[kNormedSteps];
     read_all(left);
-    multiply_all<kTiles>(sums_, left, right);
+    multiply_all(sums_, left, right);
     close(product);
   }
   __device__ void close(int product) const {
@@ -229,7 +220,12 @@ class LayerRuns {
     if (plan_.tiles[product].count == 0) return;
     const Run run = run_of(warp_, Tile::steps(shape.k));
     const int steps = run.end - run.begin, begin = run.begin * kStep, stride = steps * kStep + Tile::kPer;
+    const T* const w = reinterpret_cast<const T*>(memory_ + shape.weights) + begin;
+    // A step's fragments are read while the step before it is multiplied.
+    Step left[2], right[2];
+    const int w_stride = Tile::stride(shape.k);
     barrier_wait(barriers_.full + product, layer & 1);
+    right[0].read(w, kTileColumns - 1, w_stride, 0);
     after_own(product);
     float c[4] = {};
     if (steps == 0) {
@@ -238,27 +234,19 @@ class LayerRuns {
       take_tagged(
           word, [&](int) { return words_ + shape.from; }, tag);
     } else {
-      const T* const w = reinterpret_cast<const T*>(memory_ + shape.weights) + begin;
       steps* kStep <= kRun ? bring_run<2 * kRows>(shape, begin, steps * kStep, stride, tag)
                            : bring_run<6 * kRows>(shape, begin, steps * kStep, stride, tag);
-      // A step's fragments are read while the step before it is multiplied.
-      const auto read = [&](Step& x, Step& weights, int step) {
-        const int k = min(step, steps - 1) * kStep;
-        weights.read(w, kTileColumns - 1, Tile::stride(shape.k), k);
-        x.read(x_, kRows - 1, stride, k);
-      };
-      Step left[2], right[2];
-      read(left[0], right[0], 0);
+      left[0].read(x_, kRows - 1, stride, 0);
 #pragma unroll 1
       for (int step = 0; step < steps; step += 2) {
+        const int next = min(step + 1, steps - 1) * kStep, then = min(step + 2, steps - 1) * kStep;
+        right[1].read(w, kTileColumns - 1, w_stride, next), left[1].read(x_, kRows - 1, stride, next);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          read(left[1 - half], right[1 - half], step + half + 1);
-          if (step + half < steps) {
+        for (int i = 0; i < kStep / 16; ++i) multiply(c, left[0], right[0], i);
+        if (step + 1 == steps) break;
+        right[0].read(w, kTileColumns - 1, w_stride, then), left[0].read(x_, kRows - 1, stride, then);
 #pragma unroll
-            for (int i = 0; i < kStep / 16; ++i) multiply(c, left[half], right[half], i);
-          }
-        }
+        for (int i = 0; i < kStep / 16; ++i) multiply(c, left[1], right[1], i);
       }
     }
     leave(sums_, 0, c);
@@ -280,12 +268,12 @@ class LayerRuns {
     for (int group = 0; group < groups; ++group) {
       const int slot = group % kSlots, turn = group / kSlots, half = group % 2;
       barrier_wait(barriers_.head_full + slot, turn & 1);
-      Weights<kMostFusedTiles> right;
-      read_all<kMostFusedTiles>(right, memory_ + slot_offset<T>(slot));
+      Weights right;
+      read_all(right, memory_ + slot_offset<T>(slot));
       __syncwarp();
       if (lane_ == 0) barrier_arrive(barriers_.head_empty + slot);
       if (group >= 2) named_sync<kSumThreads>(kSumsFree + half);
-      multiply_all<kMostFusedTiles>(sums_ + half * kSums, left, right);
+      multiply_all(sums_ + half * kSums, left, right);
       named_arrive<kSumThreads>(kSumsHere + half);
     }
   }

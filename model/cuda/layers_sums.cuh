@@ -69,11 +69,14 @@ class LayerSums {
     const int tile = min(tile_, kMostFusedTiles - 1);
     const float2 bias =
         reinterpret_cast<const float2*>(memory_ + shape.bias)[tile * kTilePairs + within_ / 2];
+    // Where the pair goes, of rows of 16 bits and of the stream: known before there is something to put.
+    const int column = tiles.column(tile) + within_;
+    uint2* const half = reinterpret_cast<uint2*>(words_ + shape.to) + (row_ * shape.n + column) / 2;
+    TaggedPair* const whole = words_ + shape.to + (row_ * kFusedWidth + column) / 2;
     named_sync<kSumThreads>(kSumsHere);
     if (is_mine(tiles.count)) {
       float2 v = sum(sums_);
       v.x += bias.x, v.y += bias.y;
-      const int column = tiles.column(tile_) + within_;
       if (product == kQkv) {
         hand_over(pack2<T>(v.x, v.y));
       } else if (product == kFc) {
@@ -81,12 +84,10 @@ class LayerSums {
           v.x = activated(decltype(activation)::value, v.x);
           v.y = activated(decltype(activation)::value, v.y);
         });
-        uint2* const to = reinterpret_cast<uint2*>(words_ + shape.to) + (row_ * shape.n + column) / 2;
-        put_tagged(to, pack2<T>(v.x, v.y), tag);
+        put_tagged(half, pack2<T>(v.x, v.y), tag);
       } else {
         stream.x = v.x + stream.x, stream.y = v.y + stream.y;
-        TaggedPair* const to = words_ + shape.to + (row_ * kFusedWidth + column) / 2;
-        put_tagged(to, __float_as_uint(stream.x), __float_as_uint(stream.y), tag);
+        put_tagged(whole, __float_as_uint(stream.x), __float_as_uint(stream.y), tag);
       }
     }
     __syncwarp();
