@@ -157,11 +157,21 @@ class Company {
       running.forward.run(prompt);
     }
   }
+  /// In even steps ids that the device alone knows.
   const PackedBatch& next(std::uint64_t step) {
     batch_.clear();
+    Backend& backend = running_.context.backend();
+    if (ids_.empty()) ids_ = backend.allocate(sequences_.size() * sizeof(std::int32_t));
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       sequences_[i].reserve(1);
-      batch_.add(sequences_[i], random_ids(1, 1000 * step + i), 1);
+      const Ids id = random_ids(1, 1000 * step + i);
+      if (step % 2 != 0) {
+        batch_.add(sequences_[i], id, 1);
+      } else {
+        auto* const at = reinterpret_cast<std::int32_t*>(ids_.data()) + i;
+        backend.copy_in(at, id.data(), sizeof(std::int32_t));
+        batch_.add_drawn(sequences_[i], at);
+      }
     }
     return batch_;
   }
@@ -181,6 +191,7 @@ class Company {
   Running& running_;
   std::vector<KvSequence> sequences_;
   PackedBatch batch_;
+  Buffer ids_;
 };
 
 /// For an MLP of width `inner`, batches of one or two sequences of given lengths.
@@ -209,6 +220,12 @@ void check_fused(std::int64_t inner, const std::vector<std::vector<std::size_t>>
         const auto got = one.logits(step), expected = other.logits(step);
         REQUIRE(got.size() == expected.size());
         CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+        // The last row by itself.
+        const std::size_t row = got.size() / lengths.size();
+        const TensorView last =
+            fused.forward.on_host(fused.forward.logits(static_cast<std::int64_t>(lengths.size()) - 1, 1));
+        CHECK(last.shape[0] == 1);
+        CHECK(std::memcmp(last.data, got.data() + (got.size() - row), row * sizeof(float)) == 0);
       }
     }
     // The first of nine, by two kernels a layer, beside itself alone.
