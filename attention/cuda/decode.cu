@@ -11,21 +11,12 @@
 // f64. Measured: attention/cuda/README.md.
 #include <algorithm>
 
-#include "attention/cuda/decode_chunk.cuh"
+#include "attention/cuda/decode_results.cuh"
 #include "attention/cuda/launch.cuh"
 #include "engine/cuda/chain.cuh"
 
 namespace inkling::cuda {
 namespace {
-
-struct DecodePlan {
-  float2* stats;           // (B, Hkv, rows, chunks) maximum and sum
-  float* values;           // (B, Hkv, rows, chunks, padded D)
-  unsigned int* counters;  // (B, Hkv)
-  int chunks, rows;        // of the workspace
-  int run;                 // chunks of a warp: a matter of speed, not of bits
-  bool wide, paired;       // keys and queries in 16 bytes, outputs in pairs
-};
 
 __device__ inline void write_value(const ForwardArgs& a, const DecodeUnit& unit, int row, int d,
                                    float value) {
@@ -38,13 +29,6 @@ __device__ inline void write_value(const ForwardArgs& a, const DecodeUnit& unit,
   } else {
     static_cast<__half*>(a.out.data)[at] = __float2half_rn(value);
   }
-}
-
-__device__ inline void write_lse(const ForwardArgs& a, const DecodeUnit& unit, int row, float top,
-                                 float sum) {
-  if (a.lse == nullptr) return;
-  a.lse[unit.head(row) * a.lse_head + (unit.q_begin + unit.query(row)) * a.lse_row] =
-      sum == 0.0f ? -INFINITY : (top + log2f(sum)) * kLn2;
 }
 
 /// Leaves the partial results of the warp's keys, or with one chunk the results.
@@ -84,34 +68,17 @@ __device__ inline void attend_chunk(const ForwardArgs& a, const DecodePlan& plan
   }
 }
 
-/// The partial results of a row in device memory.
-struct Partials {
-  static constexpr int kTogether = 4;
-  const float2* stats;
-  const float* values;
-  int stride;  // of values, between chunks
-  float4 asked[kTogether];
-
-  __device__ float2 stat(int chunk) const { return __ldcg(stats + chunk); }
-  __device__ void ask(int j, int chunk, int d) {
-    asked[j] =
-        __ldcg(reinterpret_cast<const float4*>(values + static_cast<std::int64_t>(chunk) * stride + d));
-  }
-  __device__ void wait() const {}
-  __device__ float4 value(int j) const { return asked[j]; }
-};
-
 /// The result of one row from all its partial results.
 template <int kDim>
 __device__ inline void fold_row(const ForwardArgs& a, const DecodePlan& plan, const DecodeUnit& unit,
                                 int row) {
   const std::int64_t at = unit.partial + static_cast<std::int64_t>(row) * plan.chunks;
-  Partials partials{plan.stats + at, plan.values + at * kDim, kDim, {}};
-  const float2 total =
-      fold_chunks<kDim, Partials::kTogether>(unit.chunks, partials, [&](int d, const float(&v)[4]) {
+  constexpr int kTogether = 4;
+  Partials<kTogether> partials{plan.stats + at, plan.values + at * kDim, kDim, {}};
+  const float2 total = fold_chunks<kDim, kTogether>(unit.chunks, partials, [&](int d, const float(&v)[4]) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) write_value(a, unit, row, d + e, v[e]);
-      });
+    for (int e = 0; e < 4; ++e) write_value(a, unit, row, d + e, v[e]);
+  });
   if (threadIdx.x % kWarp == 0) write_lse(a, unit, row, total.x, total.y);
 }
 
@@ -255,6 +222,7 @@ cudaError_t decode(const ForwardArgs& a, const DecodeShape& shape, const DecodeW
                 reinterpret_cast<std::uintptr_t>(a.out.data) % 8 == 0;
   plan.wide = is_wide(a) && (a.fresh.cu_new == nullptr || (is_wide(a.fresh.k, a.dim, dtype_size(a.dtype)) &&
                                                            is_wide(a.fresh.v, a.dim, dtype_size(a.dtype))));
+  if (decodes_few(a, plan, traits)) return decode_few(a, plan, traits, stream);
   return with_type(a.dtype, [&](auto type) { return run<decltype(type)>(a, plan, traits, stream); });
 }
 

@@ -36,6 +36,7 @@ INSTRUCTIONS = {
     ("linear_wide", "sm_90a"): (r"wide_kernel<", ["HGMMA", "UTMALDG"]),
     ("forward_hopper", "sm_90a"): (r"forward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
     ("backward_hopper", "sm_90a"): (r"backward_hopper_kernel<", ["HGMMA", "UTMALDG"]),
+    ("decode_few", "sm_90a"): (r"decode_(stream|team)_kernel<", ["HMMA", "LDGSTS"]),
     ("layers_kernel", "sm_90a"): (r"layers_kernel<", ["HMMA", "UBLKCP", "STAS"]),
     ("products_kernel", "sm_90a"): (r"products_kernel<", ["HMMA", "UBLKCP"]),
     ("linear", "sm_80"): (r"(many|few)_rows_kernel<", ["HMMA"]),

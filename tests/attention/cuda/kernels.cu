@@ -45,7 +45,8 @@ bool can(const DeviceProblem& x, Kernel kernel) {
 }
 
 /// Runs one kernel and waits; out and lse are poisoned first.
-void run(DeviceProblem& x, const cuda::ForwardArgs& args, Kernel kernel) {
+void run(DeviceProblem& x, const cuda::ForwardArgs& args, Kernel kernel,
+         const cuda::DeviceTraits& device = traits) {
   x.out.device.fill(0xff);
   x.lse.fill(0xff);
   if (kernel == Kernel::mma) {
@@ -58,7 +59,7 @@ void run(DeviceProblem& x, const cuda::ForwardArgs& args, Kernel kernel) {
     DeviceArray<unsigned int> counters(static_cast<std::size_t>(args.batch) * args.kv_heads);
     counters.fill(0);
     for (int i = 0; i < 2; ++i) {
-      must(cuda::decode(args, shape, {workspace.get(), counters.get()}, traits, nullptr), "decode");
+      must(cuda::decode(args, shape, {workspace.get(), counters.get()}, device, nullptr), "decode");
     }
     must(cudaDeviceSynchronize(), "decode");
   }
@@ -140,6 +141,13 @@ void check(const Shape& shape, bool gradients, std::uint64_t seed = 1) {
     compare_forward(x, want, what);
     run(x, x.args, kernel);
     expect(x.out.device.values() == first, what + ": bits moved between runs");
+    if (kernel == Kernel::decode) {
+      const auto lse = x.lse.values();
+      run(x, x.args, kernel, older);
+      expect(x.out.device.values() == first &&
+                 std::memcmp(x.lse.values().data(), lse.data(), lse.size() * sizeof(float)) == 0,
+             what + ": bits on a device without clusters differ");
+    }
     if (!gradients || kernel == Kernel::decode) continue;
     compare_backward(x, want, older, "mma backward after " + what);
     if (cuda::backward_hopper_refusal(x.grad, traits).empty()) {
@@ -367,6 +375,15 @@ void check_decode_invariance() {
   DeviceProblem x(s);
   run(x, x.args, Kernel::decode);
   const auto all = x.out.device.values();
+  {  // the general kernel, which looks at every score
+    const DeviceArray<std::uint8_t> visible(std::vector<std::uint8_t>{1});
+    cuda::ForwardArgs a = x.args;
+    a.mask = {};
+    a.mask.kind = MaskKind::boolean;
+    a.mask.visible = visible.get();
+    run(x, a, Kernel::decode);
+    expect(x.out.device.values() == all, "decode: bits of the general kernel differ");
+  }
   const std::size_t row_bytes = static_cast<std::size_t>(s.heads) * s.dim * 2;
   for (int b = 0; b < 40; b += 3) {
     const std::vector<std::int32_t> cu_q{0, 1}, cu_k{0, s.lengths[b].second};
@@ -387,6 +404,71 @@ void check_decode_invariance() {
     const auto now = x.out.device.values();
     expect(std::memcmp(now.data() + b * row_bytes, all.data() + b * row_bytes, row_bytes) == 0,
            "decode: bits of sequence " + std::to_string(b) + " alone differ");
+  }
+}
+
+/// Decode that puts new rows into their pages itself: the same pages and results as append() and decode after
+/// it.
+void check_fresh() {
+  constexpr int kHeads = 12, kDim = 64, kMost = 24;
+  constexpr std::size_t kRun = 64 * kDim * 2, kPage = 2 * kHeads * kRun;
+  for (const int batch : {1, 2, 24}) {
+    Random random(7);
+    std::vector<std::int32_t> cu{0}, old, keys;
+    const int known[] = {62, 64, 63, 0,
+                         1400};  // new rows in one page, at its beginning, at its end, alone, in two
+    for (int b = 0; b < batch; ++b) {
+      const int rows = b % 3 == 0 ? 3 : 1;
+      cu.push_back(cu.back() + rows);
+      old.push_back(b < 5 ? known[b] : b * 131 % 1400);
+      keys.push_back(old.back() + rows);
+    }
+    const std::int64_t row = 3 * kHeads * kDim;
+    Values qkv(DType::bf16, cu.back() * row), out(DType::bf16, cu.back() * row / 3),
+        pool(DType::bf16, batch * kMost * kPage / 2);
+    qkv.randomise(random, 1.0f);
+    pool.randomise(random, 1.0f);
+    const auto clean = pool.device.values();
+    std::vector<const std::byte*> table;
+    for (int i = 0; i < batch * kMost; ++i)
+      table.push_back(pool.device.get() + i * 7 % (batch * kMost) * kPage);
+    DeviceArray<const std::byte*> d_table(table);
+    DeviceArray<std::int32_t> d_cu(cu), d_old(old), d_keys(keys);
+    cuda::ForwardArgs a;
+    const auto rows_at = [&](int which) {
+      return cuda::HeadRows{qkv.device.get() + which * kHeads * kDim * 2, row, kDim};
+    };
+    a.q = rows_at(0);
+    a.out = {out.device.get(), row / 3, kDim};
+    a.pages = {d_table.get(), kMost, 0, kRun, kDim, 2 * 64 * kDim};
+    a.cu_q = d_cu.get();
+    a.k_length = d_keys.get();
+    a.batch = batch;
+    a.heads = a.kv_heads = kHeads;
+    a.dim = kDim;
+    a.q_rows = cu.back();
+    a.scale = 0.125f;
+    a.mask.kind = MaskKind::causal_lower_right;
+    const cuda::FreshRows fresh{rows_at(1), rows_at(2), d_cu.get(), d_old.get()};
+    const cuda::DecodeShape shape{3, 2048};
+    DeviceArray<std::byte> workspace(cuda::decode_workspace_bytes(a, shape));
+    DeviceArray<unsigned int> counters(static_cast<std::size_t>(batch) * kHeads);
+    counters.fill(0);
+    const auto decode = [&](const cuda::DeviceTraits& device) {
+      out.device.fill(0xff);
+      must(cuda::decode(a, shape, {workspace.get(), counters.get()}, device, nullptr), "decode");
+      must(cudaDeviceSynchronize(), "decode");
+      return out.device.values();
+    };
+    must(cuda::append({DType::bf16, fresh, a.pages, batch, cu.back(), kHeads, kDim}, nullptr), "append");
+    const auto want = decode(older), pages = pool.device.values();
+    expect(pages != clean, "append() left the pages as they were");
+    a.fresh = fresh;
+    for (const cuda::DeviceTraits& device : {older, traits}) {
+      pool.device.set(clean);
+      expect(decode(device) == want, "decode that appends: results differ");
+      expect(pool.device.values() == pages, "decode that appends: pages differ");
+    }
   }
 }
 
@@ -463,6 +545,7 @@ int main() {
   check_decode_invariance();
   report("invariance");
   check_pages();
+  check_fresh();
   report("pages");
   std::printf("%s: %d checks, %d failures\n", failures == 0 ? "passed" : "FAILED", checks, failures);
   return failures == 0 ? 0 : 1;
