@@ -22,7 +22,9 @@ struct WorkListShape {
 /// Every tile of queries (key_tiles: of keys), the longest first within a section. A section is a run of
 /// (sequence, head) whose keys and values fit a part of the L2 cache together, so that a long batch does not
 /// read them again from memory for each tile. Tiles that see nothing are there too: their rows must be
-/// written. Θ(tiles · log tiles).
+/// written. Tiles of keys of one head are in the order of keys, so that one may wait for those below it, and
+/// their sections have many heads, so that it seldom does.
+/// Θ(tiles · log tiles).
 std::vector<AttentionTile> query_tiles(const WorkListShape& shape);
 std::vector<AttentionTile> key_tiles(const WorkListShape& shape);
 

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <tuple>
 #include <vector>
@@ -126,5 +127,18 @@ TEST_CASE("cuda schedule: a list holds every row of every head once, long tiles 
   check(apart, cu_q);
   for (std::size_t i = 1; i < apart.size(); ++i) {
     CHECK(std::pair(apart[i - 1].sequence, apart[i - 1].head) <= std::pair(apart[i].sequence, apart[i].head));
+  }
+}
+
+TEST_CASE("cuda schedule: tiles of keys of one head are in the order of keys, whatever the mask") {
+  const std::vector<std::int32_t> cu_q{0, 700, 700, 1000}, cu_k{0, 300, 900, 1900};
+  for (const MaskKind mask : {MaskKind::none, MaskKind::causal_upper_left, MaskKind::causal_lower_right,
+                              MaskKind::sliding_window}) {
+    const WorkListShape shape{cu_q, cu_k, 2, 128, mask, 150, 20, 256};
+    std::map<std::pair<int, int>, int> next;
+    for (const AttentionTile& tile : key_tiles(shape)) {
+      CHECK(tile.block == next[std::pair(tile.sequence, tile.head)]++);
+    }
+    CHECK(next[std::pair(2, 1)] == 8);
   }
 }
