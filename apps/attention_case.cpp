@@ -179,6 +179,10 @@ AttentionData::AttentionData(const AttentionCase& s, Memory* memory)
   set_mask(s, std::ranges::max(s.q_lengths), std::ranges::max(s.k_lengths));
   if (!s.backward) return;
   args.lse = tensor(DType::f32, {s.heads, n});
+  if (s.dropout > 0.0f) {
+    const auto words = static_cast<std::int64_t>(sdpa_drawn_bytes(s.heads, cu_q_, cu_k_) / 4);
+    args.dropout.drawn = tensor(DType::i32, {words}).data;
+  }
   backward_.dout = tensor(s.dtype, {n, s.heads, s.dim});
   backward_.dq = tensor(s.dtype, {n, s.heads, s.dim});
   backward_.dk = tensor(s.dtype, {keys, s.kv_heads, s.dim});
