@@ -111,8 +111,8 @@ struct BackwardArgs {
   ForwardArgs forward;  ///< as given to forward, with out and lse as it left them; packed; tiles unused
   DType grad_dtype = DType::bf16;  ///< of dq, dk, dv: f32 or the dtype of q
   HeadRows dout, dq, dk, dv;       ///< dout in the dtype of q
-  float* dbias = nullptr;  ///< strides of mask; every (b, h, i, j) its own element; zeroed by the caller
-  float* delta = nullptr;  ///< (H, N) workspace
+  float* dbias = nullptr;     ///< strides of mask; every (b, h, i, j) its own element; zeroed by the caller
+  void* workspace = nullptr;  ///< backward_workspace_bytes(), at a multiple of 256
   const AttentionTile* query_tiles = nullptr;  ///< of backward_tile_rows() queries of a head
   const AttentionTile* key_tiles = nullptr;    ///< of as many keys of a key/value head
   std::int32_t query_tile_count = 0, key_tile_count = 0;

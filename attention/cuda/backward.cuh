@@ -60,7 +60,11 @@ __global__ void delta_kernel(const __grid_constant__ BackwardArgs a, bool wide) 
   }
 #pragma unroll
   for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d, 8);
-  if (threadIdx.x % 8 == 0 && mine < count) a.delta[head * f.q_rows + row] = sum;
+  if (threadIdx.x % 8 == 0 && mine < count) static_cast<float*>(a.workspace)[head * f.q_rows + row] = sum;
+}
+
+__device__ inline float delta_of(const BackwardArgs& a, std::int64_t head, int row) {
+  return static_cast<const float*>(a.workspace)[head * a.forward.q_rows + row];
 }
 
 /// Weights and gradients of scores, in place: s becomes P ∘ Z (what the values met), dp becomes dS.
@@ -184,7 +188,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads,
   for (int r = 0; r < 2; ++r) {
     const int row = query + r * 8;
     lse[r] = row < queries ? base2(f.lse[head * f.lse_head + (q_begin + row) * f.lse_row]) : INFINITY;
-    delta[r] = row < queries ? a.delta[static_cast<std::int64_t>(head) * f.q_rows + q_begin + row] : 0.0f;
+    delta[r] = row < queries ? delta_of(a, head, q_begin + row) : 0.0f;
   }
   float* dbias = a.dbias == nullptr ? nullptr : a.dbias + b * rule.mask.batch + head * rule.mask.head;
   float dq[kDim / 8][4] = {};
@@ -249,8 +253,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads,
       const int row = i + threadIdx.x;
       stat[threadIdx.x] =
           row < queries ? base2(f.lse[head * f.lse_head + (q_begin + row) * f.lse_row]) : INFINITY;
-      stat[kOther + threadIdx.x] =
-          row < queries ? a.delta[static_cast<std::int64_t>(head) * f.q_rows + q_begin + row] : 0.0f;
+      stat[kOther + threadIdx.x] = row < queries ? delta_of(a, head, q_begin + row) : 0.0f;
     }
     copy_commit();
   };

@@ -7,8 +7,8 @@
 
 namespace inkling::cuda {
 
-/// The Hopper kernels (backward_hopper.cu); a.delta is written.
-cudaError_t backward_hopper(const BackwardArgs& a, cudaStream_t stream);
+/// The Hopper kernels (backward_hopper.cu).
+cudaError_t backward_hopper(const BackwardArgs& a, const DeviceTraits& traits, cudaStream_t stream);
 
 template <class Out, class Grad>
 cudaError_t run_delta(const BackwardArgs& a, cudaStream_t stream) {
@@ -45,10 +45,10 @@ cudaError_t run_backward(const BackwardArgs& a, const DeviceTraits& traits, cuda
 /// backward() for elements of type T: q, k, v and dout in T.
 template <class T>
 cudaError_t backward_of(const BackwardArgs& a, const DeviceTraits& traits, cudaStream_t stream) {
+  if (backward_hopper_refusal(a, traits).empty()) return backward_hopper(a, traits, stream);
   const cudaError_t error =
       a.forward.out_dtype == DType::f32 ? run_delta<float, T>(a, stream) : run_delta<T, T>(a, stream);
   if (error != cudaSuccess) return error;
-  if (backward_hopper_refusal(a, traits).empty()) return backward_hopper(a, stream);
   if (a.forward.dim <= 64) return run_backward<T, 64>(a, traits, stream);
   if (a.forward.dim <= 128) return run_backward<T, 128>(a, traits, stream);
   return run_backward<T, 256>(a, traits, stream);

@@ -248,13 +248,13 @@ void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, con
     b.dbias = static_cast<float*>(args.dbias.data);
     check(cudaMemsetAsync(b.dbias, 0, args.dbias.nbytes(), gpu.stream()), "gradient of the bias");
   }
-  const auto rows = static_cast<std::size_t>(problem.args.q.shape[0] * problem.heads);
-  b.delta = reinterpret_cast<float*>(workspace.scratch(gpu, rows * sizeof(float)));
   b.query_tiles = b.forward.tiles;
   b.query_tile_count = b.forward.tile_count;
   b.key_tiles = kept.at<AttentionTile>(kept.lists.keys.at);
   b.key_tile_count = kept.lists.keys.count;
-  check(cuda::backward(b, workspace.traits(gpu), gpu.stream()), "gradient of attention");
+  const cuda::DeviceTraits& traits = workspace.traits(gpu);
+  b.workspace = workspace.scratch(gpu, cuda::backward_workspace_bytes(b, traits));
+  check(cuda::backward(b, traits, gpu.stream()), "gradient of attention");
 }
 
 }  // namespace inkling

@@ -75,7 +75,10 @@ cudaError_t append(const AppendArgs& args, cudaStream_t stream);
 
 /// "" when backward() takes its Hopper kernels for these arguments on this device, else why not.
 std::string backward_hopper_refusal(const BackwardArgs& args, const DeviceTraits& traits);
-/// Gradients by two kernels, each element of dq, dk and dv written by one thread block in a fixed order.
+/// What backward() wants in args.workspace for these arguments on this device.
+std::size_t backward_workspace_bytes(const BackwardArgs& args, const DeviceTraits& traits);
+/// Gradients, each element of dq, dk and dv a sum in one fixed order. What args.workspace held does not
+/// matter. Two calls at once want two workspaces.
 cudaError_t backward(const BackwardArgs& args, const DeviceTraits& traits, cudaStream_t stream);
 
 }  // namespace inkling::cuda

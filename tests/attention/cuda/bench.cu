@@ -61,10 +61,11 @@ constexpr Row kRows[] = {
 /// One set of buffers of a row.
 struct Buffers {
   DeviceArray<std::byte> q, k, v, out, dout, dq, dk, dv;
-  DeviceArray<float> lse, delta;
+  DeviceArray<float> lse;
   DeviceArray<const std::byte*> table;
-  DeviceArray<std::byte> workspace;
+  DeviceArray<std::byte> workspace, scratch;  // of decode; of backward
   DeviceArray<unsigned int> counters;
+  DeviceArray<std::uint32_t> drawn;
   cuda::ForwardArgs args, paged;
   cuda::BackwardArgs grad;
 };
@@ -72,6 +73,8 @@ struct Buffers {
 struct Lists {
   DeviceArray<std::int32_t> cu_q, cu_k, k_length;
   DeviceArray<cuda::AttentionTile> tiles, query_tiles, key_tiles;
+  DeviceArray<std::int64_t> drawn_begin;
+  std::int64_t drawn_words = 0;
 };
 
 std::unique_ptr<Lists> make_lists(const Row& r) {
@@ -82,12 +85,17 @@ std::unique_ptr<Lists> make_lists(const Row& r) {
   }
   cuda::WorkListShape shape{cu_q, cu_k, r.heads, 128, r.mask, cuda::kFar, cuda::kFar, 4 * r.dim};
   const auto tiles = cuda::query_tiles(shape);
+  std::vector<std::int64_t> begins;
+  std::int64_t words = 0;
+  for (int b = 0; r.p > 0 && b < r.batch; ++b, words += r.heads * cuda::drawn_words(r.queries, r.keys)) {
+    begins.push_back(words);
+  }
   shape.rows = cuda::backward_tile_rows(r.dtype, r.dim);
   return std::unique_ptr<Lists>(new Lists{
       DeviceArray<std::int32_t>(cu_q), DeviceArray<std::int32_t>(cu_k),
       DeviceArray<std::int32_t>(std::vector<std::int32_t>(r.batch, r.keys)),
       DeviceArray<cuda::AttentionTile>(tiles), DeviceArray<cuda::AttentionTile>(cuda::query_tiles(shape)),
-      DeviceArray<cuda::AttentionTile>(cuda::key_tiles(shape))});
+      DeviceArray<cuda::AttentionTile>(cuda::key_tiles(shape)), DeviceArray<std::int64_t>(begins), words});
 }
 
 std::unique_ptr<Buffers> make_buffers(const Row& r, const Lists& lists, std::uint64_t seed) {
@@ -106,10 +114,11 @@ std::unique_ptr<Buffers> make_buffers(const Row& r, const Lists& lists, std::uin
                   DeviceArray<std::byte>(nk * grads),
                   DeviceArray<std::byte>(nk * grads),
                   DeviceArray<float>(rows),
-                  DeviceArray<float>(rows),
                   DeviceArray<const std::byte*>(static_cast<std::size_t>(r.batch) * pages),
                   DeviceArray<std::byte>(0),
+                  DeviceArray<std::byte>(0),
                   DeviceArray<unsigned int>(0),
+                  DeviceArray<std::uint32_t>(0),
                   {},
                   {},
                   {}});
@@ -148,11 +157,14 @@ std::unique_ptr<Buffers> make_buffers(const Row& r, const Lists& lists, std::uin
   b->grad.dq = {b->dq.get(), row, r.dim};
   b->grad.dk = {b->dk.get(), row, r.dim};
   b->grad.dv = {b->dv.get(), row, r.dim};
-  b->grad.delta = b->delta.get();
   b->grad.query_tiles = lists.query_tiles.get();
   b->grad.query_tile_count = static_cast<std::int32_t>(lists.query_tiles.size());
   b->grad.key_tiles = lists.key_tiles.get();
   b->grad.key_tile_count = static_cast<std::int32_t>(lists.key_tiles.size());
+  if (r.backward) {
+    b->scratch.reset(cuda::backward_workspace_bytes(b->grad, traits));
+    b->grad.workspace = b->scratch.get();
+  }
   // The same memory seen as pages (head, 64 tokens, D), in a scrambled order: contents do not matter here.
   std::vector<const std::byte*> table;
   const std::size_t page_bytes = static_cast<std::size_t>(r.heads) * 64 * r.dim * 2;
@@ -238,6 +250,20 @@ void measure(const Row& r) {
   if (hopper) {
     print(r, "hopper",
           time_calls(calls, [&](int i) { return cuda::forward_hopper(at(i).args, traits, stream); }));
+  }
+  if (hopper && r.p > 0) {
+    for (const auto& b : buffers) {
+      b->drawn.reset(static_cast<std::size_t>(lists->drawn_words));
+      b->args.dropout.drawn = b->drawn.get();
+      b->args.dropout.drawn_begin = lists->drawn_begin.get();
+      b->grad.forward.dropout = b->args.dropout;
+    }
+    print(r, "draw", time_calls(calls, [&](int i) { return cuda::draw_dropout(at(i).args, stream); }));
+    print(r, "hopper, drawn before",
+          time_calls(calls, [&](int i) { return cuda::forward_hopper(at(i).args, traits, stream); }));
+    print(r, "backward, drawn before",
+          time_calls(calls, [&](int i) { return cuda::backward(at(i).grad, traits, stream); }));
+    for (const auto& b : buffers) b->args.dropout.drawn = b->grad.forward.dropout.drawn = nullptr;
   }
   print(r, "mma", time_calls(calls, [&](int i) { return cuda::forward_mma(at(i).args, traits, stream); }));
   if (r.backward) {

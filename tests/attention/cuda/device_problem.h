@@ -136,7 +136,10 @@ struct DeviceProblem {
   int most_q = 1, most_k = 1;
   Values q, k, v, dout, out, dq, dk, dv;  // packed_qkv: q holds all three
   std::size_t k_offset = 0, v_offset = 0;
-  DeviceArray<float> lse, delta, bias, dbias;
+  DeviceArray<float> lse, bias, dbias;
+  DeviceArray<std::byte> workspace;
+  DeviceArray<std::uint32_t> drawn;
+  DeviceArray<std::int64_t> drawn_begin;
   std::vector<float> bias_host;
   std::vector<std::uint8_t> visible_host;
   DeviceArray<std::int32_t> d_cu_q, d_cu_k, d_doc_q, d_doc_k;
@@ -167,7 +170,6 @@ struct DeviceProblem {
         dk(s.out, elements(s, rows_k(), s.kv_heads)),
         dv(s.out, dk.host.size()),
         lse(static_cast<std::size_t>(rows_q()) * s.heads),
-        delta(lse.size()),
         d_cu_q(cu_q),
         d_cu_k(cu_k) {
     Random random(seed);
@@ -220,7 +222,11 @@ struct DeviceProblem {
     grad.dq = rows(dq, hd, s.dim);
     grad.dk = rows(dk, kd, s.dim);
     grad.dv = rows(dv, kd, s.dim);
-    grad.delta = delta.get();
+    cuda::DeviceTraits traits;
+    must(cuda::read_traits(0, traits), "device");
+    workspace.reset(cuda::backward_workspace_bytes(grad, traits));
+    workspace.fill(0xff);
+    grad.workspace = workspace.get();
     if (args.mask.bias != nullptr) {
       dbias.reset(bias_host.size());
       dbias.fill(0);
@@ -228,6 +234,22 @@ struct DeviceProblem {
     }
   }
   DeviceProblem(const DeviceProblem&) = delete;
+
+  /// Draws what dropout keeps, which both passes read from then on.
+  void draw() {
+    std::vector<std::int64_t> begins;
+    std::int64_t words = 0;
+    for (const auto& [tq, tk] : shape.lengths) {
+      begins.push_back(words);
+      words += shape.heads * cuda::drawn_words(tq, tk);
+    }
+    put(drawn_begin, begins);
+    drawn.reset(static_cast<std::size_t>(words));
+    args.dropout.drawn = drawn.get();
+    args.dropout.drawn_begin = drawn_begin.get();
+    grad.forward.dropout = args.dropout;
+    must(cuda::draw_dropout(args, nullptr), "draw");
+  }
 
   int batch() const { return static_cast<int>(shape.lengths.size()); }
   int rows_q() const { return cu_q.back(); }
