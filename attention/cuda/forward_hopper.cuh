@@ -138,9 +138,15 @@ __device__ inline bool soften(float (&s)[kCount], HopperRows& rows, float scale,
   bool rose = false;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float top = fmaxf(s[2 * r], s[2 * r + 1]);
+    float tops[2] = {fmaxf(s[2 * r], s[2 * r + 1]), fmaxf(s[4 + 2 * r], s[5 + 2 * r])};
 #pragma unroll
-    for (int i = 4; i < kCount; i += 4) top = fmaxf(top, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
+    for (int i = 8; i < kCount; i += 8) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        tops[j] = fmaxf(tops[j], fmaxf(s[i + 4 * j + 2 * r], s[i + 4 * j + 2 * r + 1]));
+      }
+    }
+    float top = fmaxf(tops[0], tops[1]);
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
     const bool rises = top > rows.reference[r] + margin;
@@ -163,7 +169,8 @@ __device__ inline bool soften(float (&s)[kCount], HopperRows& rows, float scale,
   return __any_sync(0xffffffffu, rose);
 }
 
-template <int kCount>
+/// Hides what the window does. kFrom: its beginning, too, may lie in the block.
+template <bool kFrom, int kCount>
 __device__ inline void hide(float (&s)[kCount], const KeyWindow& window, int query, int key, int keys) {
   const int column = key + threadIdx.x % 4 * 2;
 #pragma unroll
@@ -175,7 +182,7 @@ __device__ inline void hide(float (&s)[kCount], const KeyWindow& window, int que
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int at = i * 2 + e;
-        s[i + 2 * r + e] = at >= low && at < high ? s[i + 2 * r + e] : -INFINITY;
+        s[i + 2 * r + e] = (!kFrom || at >= low) && at < high ? s[i + 2 * r + e] : -INFINITY;
       }
     }
   }
@@ -316,6 +323,9 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   const RowSpan mine = my_first < my_last ? keys_of_queries(window, my_first, my_last, keys) : RowSpan{};
   const int begin = mine.count() == 0 ? ring.blocks : mine.begin / kKeys - block_begin;
   const int end = mine.count() == 0 ? ring.blocks : (mine.end + kKeys - 1) / kKeys - block_begin;
+  // Those in which each of the rows sees every key.
+  const int clear_begin = max(0, my_last - 1 + window.from + kKeys - 1) / kKeys - block_begin;
+  const int clear_end = max(0, min(my_first + window.until, keys)) / kKeys - block_begin;
   const int lane = threadIdx.x % kWarp, query = my_first + threadIdx.x % 128 / kWarp * 16 + lane / 4;
   const float scale = a.scale * kLog2E, margin = 8.0f / scale;
   const std::uint32_t stream = b * a.heads + head;
@@ -344,7 +354,13 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
   };
   const auto weigh = [&](int n) {  // s: scores to weights
     const int key = (block_begin + n) * kKeys;
-    if (!all_visible(window, my_first, my_last, key, kKeys, keys)) hide(s, window, query, key, keys);
+    if (n < clear_begin || n >= clear_end) {
+      if (window.from == -kFar) {
+        hide<false>(s, window, query, key, keys);
+      } else {
+        hide<true>(s, window, query, key, keys);
+      }
+    }
     return soften(s, rows, scale, margin, rescale);
   };
   const auto await = [&](int n) {
@@ -425,14 +441,19 @@ __global__ void __launch_bounds__(256, HopperShape<kDim>::kBlocksPerProcessor)
     float sum = rows.sum[r];
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    factor[r] = sum == 0.0f ? 0.0f : a.dropout.scale / sum;
+    factor[r] = sum == 0.0f ? 0.0f : __fdividef(a.dropout.scale, sum);
     const int row = query + 8 * r;
     if (a.lse != nullptr && lane % 4 == 0 && row < queries) {
       a.lse[head * a.lse_head + (q_begin + row) * a.lse_row] =
-          sum == 0.0f ? -INFINITY : (rows.reference[r] * scale + log2f(sum)) * kLn2;
+          sum == 0.0f ? -INFINITY : (rows.reference[r] * scale + __log2f(sum)) * kLn2;
     }
   }
-  __syncthreads();  // every warp has read its Q, whose place the output takes
+  // Every warp has read the Q whose place its warpgroup's output takes.
+  if constexpr (Shape::kHalves == 1) {
+    group_sync(group);
+  } else {
+    __syncthreads();
+  }
   store_out<T, kDim>(a, o, factor, memory, q_begin, first, queries, head, wide_out);
 #else
   __trap();  // built without sm_90a: fail aloud
