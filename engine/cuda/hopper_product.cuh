@@ -25,7 +25,7 @@ struct HopperTile {
   static constexpr int kConsumers = 128 * kShape.groups, kThreads = kConsumers + 128;
   // Registers of a thread that brings and of one that multiplies, where the even share is too few.
   static constexpr bool kUneven = kShape.groups > 1 && kColumns > 64;
-  static constexpr int kFewRegisters = 40, kManyRegisters = 232;
+  [[maybe_unused]] static constexpr int kFewRegisters = 40, kManyRegisters = 232;
   static constexpr int kStage = kShape.stage_bytes(), kBytes = kShape.bytes();
   static constexpr int kAhead =
       kShape.groups == 1 ? 2 : 1;                  // steps that a warpgroup has begun beside the next

@@ -16,7 +16,8 @@
 // the order there is.
 //
 // Bits: those of linear_few.cu and norm.cuh, whose code this is. Oracle: tests/model/cuda.cpp. Cost: 2 bytes
-// a weight. Measured: engine/cuda/README.md.
+// a weight. Measured: engine/cuda/README.md. Above 400 lines: the stages of one kernel, which share its
+// places.
 #include "model/cuda/products_kernel.h"
 
 #include <initializer_list>
