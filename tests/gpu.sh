@@ -61,7 +61,7 @@ if command -v compute-sanitizer >/dev/null; then
     sanitized "$tool" test_model 'generator'
     sanitized "$tool" test_engine 'through a norm' 'few rows' 'short rows'
   done
-  sanitized memcheck test_model 'same bits twice' 'beside a narrow MLP'
+  sanitized memcheck test_model 'same bits twice' 'beside a narrow MLP' 'between two attentions'
   sanitized memcheck test_engine 'follow each other at once'
   sanitized memcheck test_attention 'recorded' 'no queries' 'with other heads'
 else

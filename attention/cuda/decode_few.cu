@@ -15,7 +15,7 @@ int runs_per_processor(int heads, const DeviceTraits& traits) {
 
 /// Whether every head has its team at once.
 bool is_for_teams(const ForwardArgs& a, const DecodePlan& plan, const DeviceTraits& traits) {
-  if (traits.major != 9 || traits.minor != 0 || !cuda_hopper_refusal(traits.ordinal).empty()) return false;
+  if (!cuda_hopper_refusal(traits.ordinal).empty()) return false;
   constexpr std::size_t kDeclared = 1024 + 128;  // what the system keeps, and the code declares
   const std::size_t bytes = team_bytes(plan.rows, plan.chunks) + kDeclared;
   const std::size_t room =
@@ -49,8 +49,11 @@ cudaError_t run(const ForwardArgs& a, const DecodePlan& plan, const DeviceTraits
 bool decodes_few(const ForwardArgs& a, const DecodePlan& plan, const DeviceTraits& traits) {
   // Between the kernels of a step, with one to two heads a processor, the short blocks of decode_kernel begin
   // sooner: 16 sequences at depth 512 took 6 % less, at depth 900 2 % more.
+  // A single chunk leaves nothing to share: from an empty context a build with these kernels took 16 % longer
+  // for 4 sequences and 5 % for 64 than one without, which differed in more.
   const int heads = a.batch * a.kv_heads;
-  if (a.fresh.cu_new != nullptr && heads > traits.processors && heads < 2 * traits.processors) return false;
+  const bool middling = heads > traits.processors && heads < 2 * traits.processors;
+  if (a.fresh.cu_new != nullptr && (middling || plan.chunks == 1)) return false;
   if (a.dtype == DType::f32 || a.dim != kFewDim || plan.rows > kFewRows) return false;
   return plan.wide && plan.paired && !a.mask.extras() &&
          (a.pages.table == nullptr || a.pages.token == kFewDim);
