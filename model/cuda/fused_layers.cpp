@@ -89,8 +89,9 @@ KvShape cache_of(const ModelConfig& c, DType dtype) {
 /// Whether the policy sends such a step to the decode kernel, whose bits these are.
 bool decodes(ExecContext& context) {
   const auto& order = sdpa_policy(context).order;
-  const auto decode = std::ranges::find(order, SdpaBackend::decode);
-  return decode != order.end() && decode < std::ranges::find(order, SdpaBackend::flash);
+  const auto place = [&](SdpaBackend backend) { return std::ranges::find(order, backend); };
+  const auto decode = place(SdpaBackend::decode);
+  return decode != order.end() && decode < place(SdpaBackend::flash) && decode < place(SdpaBackend::math);
 }
 
 int chunks_of(const KvSequence& sequence) {
@@ -116,7 +117,7 @@ cuda::FusedBlocks blocks_of(ExecContext& context, const cuda::FusedLayers& f) {
   const auto found = std::ranges::find(asked, shape, &FusedLayersMemory::Asked::shape);
   if (found != asked.end()) return found->blocks;
   const cuda::FusedBlocks blocks = cuda::fused_layers_blocks(f);
-  std::ranges::rotate(asked, asked.end() - 1);
+  std::rotate(asked.begin(), asked.end() - 1, asked.end());
   asked[0] = {shape, blocks};
   return blocks;
 }
