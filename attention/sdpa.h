@@ -104,7 +104,7 @@ struct SdpaArgs {
 
 /// How attention can be computed. All give the same function; flash and decode also the same bits.
 enum class SdpaBackend : std::uint8_t {
-  math,    ///< materialises the weights in f64: the oracle. O(Tq·Tk) memory per thread
+  math,    ///< materialises the weights in f64: the oracle. O(Tq·Tk) memory per thread; O(T) on a GPU
   flash,   ///< tiled with an online softmax: O(T) memory, threads over (sequence, head, query block)
   decode,  ///< few queries: threads over (sequence, head, 512 keys) too, keys and values read once
 };

@@ -301,15 +301,17 @@ __device__ inline void add_keys(const BackwardArgs& a, const BackwardShared<kDim
       ++n;
     }
     const std::int64_t out_row = job.k_begin + my_first;
-    const int rows = job.keys - my_first;
-    if (wide_grads) {  // by way of this warpgroup's rows of V, which no one needs any more
-      store_rows<T, kDim>(a.dv, own_v, sum_p, 1.0f, out_row, rows, job.head, f.dim, group);
-      store_rows<T, kDim>(a.dk, own_v, sum_ds, f.scale, out_row, rows, job.head, f.dim, group);
+    const int rows = job.keys - my_first,
+              head = job.head;  // the job's memory is the next one's once all are done
+    if (wide_grads) {           // by way of this warpgroup's rows of V, which no one needs any more
+      store_rows<T, kDim>(a.dv, own_v, sum_p, 1.0f, out_row, rows, head, f.dim, group);
+      store_rows<T, kDim>(a.dk, own_v, sum_ds, f.scale, out_row, rows, head, f.dim, group);
+      fence_async();  // before the copy engine writes there
       shared.tiles.arrive(shared.tiles.empty, t);
     } else {
       shared.tiles.arrive(shared.tiles.empty, t);
-      store_sums<T, kDim>(a.dv, as_f32, sum_p, 1.0f, out_row, rows, job.head, f.dim);
-      store_sums<T, kDim>(a.dk, as_f32, sum_ds, f.scale, out_row, rows, job.head, f.dim);
+      store_sums<T, kDim>(a.dv, as_f32, sum_p, 1.0f, out_row, rows, head, f.dim);
+      store_sums<T, kDim>(a.dk, as_f32, sum_ds, f.scale, out_row, rows, head, f.dim);
     }
   }
 }

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "attention/cuda/gpu_state.h"
-#include "attention/cuda/paged_step.h"
 #include "attention/cuda/work_list.h"
 #include "attention/sdpa_problem.h"
 #include "engine/profiler.h"
@@ -146,18 +145,6 @@ cuda::KvPages pages_of(const Kept& kept, const KvShape& shape, int layer) {
 }
 
 }  // namespace
-
-cuda::PagedStep cuda::paged_step(ExecContext& context, const CachedStepArgs& args) {
-  const Kept& kept = prepare(context, static_cast<CudaBackend&>(context.backend()), args);
-  const KvShape& shape = args.sequences[0]->pool().shape();
-  PagedStep step;
-  step.pages = pages_of(kept, shape, 0);
-  step.layer_bytes = shape.offset(1, 0);
-  step.length = kept.at<std::int32_t>(kept.lists.length);
-  step.most_keys = static_cast<std::int32_t>(kept.lists.most_keys);
-  step.decode = kept.lists.all_few;
-  return step;
-}
 
 CachedStep begin_cached_step_on_cuda(ExecContext& context, const CachedStepArgs& args) {
   const StepLists& lists = prepare(context, static_cast<CudaBackend&>(context.backend()), args).lists;

@@ -210,14 +210,15 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
                           static_cast<std::int32_t>(problem.longest_k())});
     return;
   }
+  const cuda::DeviceTraits& traits = workspace.traits(gpu);
+  const bool hopper = cuda::hopper_refusal(args, traits).empty();
+  // By math too: the gradient may be flash's.
+  if (hopper && cuda::reads_drawn(args)) check(cuda::draw_dropout(args, gpu.stream()), "dropout");
   if (backend == SdpaBackend::math) {
     check(cuda::math(args, math_workspace(gpu, workspace, problem, problem.longest_k()), gpu.stream()),
           "attention by math");
     return;
   }
-  const cuda::DeviceTraits& traits = workspace.traits(gpu);
-  const bool hopper = cuda::hopper_refusal(args, traits).empty();
-  if (hopper && cuda::reads_drawn(args)) check(cuda::draw_dropout(args, gpu.stream()), "dropout");
   check(hopper ? cuda::forward_hopper(args, traits, gpu.stream())
                : cuda::forward_mma(args, traits, gpu.stream()),
         "flash attention");

@@ -2,7 +2,6 @@
 #include "attention/cuda/decode_stream.cuh"
 #include "attention/cuda/decode_team.cuh"
 #include "attention/cuda/launch.cuh"
-#include "engine/cuda/cuda.h"
 
 namespace inkling::cuda {
 namespace {
@@ -15,7 +14,7 @@ int runs_per_processor(int heads, const DeviceTraits& traits) {
 
 /// Whether every head has its team at once.
 bool is_for_teams(const ForwardArgs& a, const DecodePlan& plan, const DeviceTraits& traits) {
-  if (!cuda_hopper_refusal(traits.ordinal).empty()) return false;
+  if (!traits.no_hopper.empty()) return false;
   constexpr std::size_t kDeclared = 1024 + 128;  // what the system keeps, and the code declares
   const std::size_t bytes = team_bytes(plan.rows, plan.chunks) + kDeclared;
   const std::size_t room =

@@ -83,9 +83,6 @@ struct StreamPlace {
     if (++kv_head < a.kv_heads || left == 0) return;
     enter(a, sequence + 1);
   }
-  __device__ bool is_incomplete() const {
-    return min(old, keys) < (chunk + 1) * kDecodeChunk;
-  }
   __device__ bool is_whole() const {
     return chunk * kDecodeChunk >= low && (chunk + 1) * kDecodeChunk <= high;
   }

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "attention/cuda/launch.cuh"
-#include "engine/cuda/cuda.h"
 #include "engine/cuda/tensor_map.cuh"
 
 namespace inkling::cuda {
@@ -48,7 +47,7 @@ cudaError_t run(const ForwardArgs& a, cudaStream_t stream) {
 }  // namespace
 
 std::string hopper_refusal(const ForwardArgs& a, const DeviceTraits& traits) {
-  if (const auto reason = cuda_hopper_refusal(traits.ordinal); !reason.empty()) return std::string(reason);
+  if (!traits.no_hopper.empty()) return std::string(traits.no_hopper);
   if (a.dtype == DType::f32) return "f32, needs bf16 or f16";
   if (a.dim % 8 != 0 || a.dim > 128)
     return "D=" + std::to_string(a.dim) + ", needs a multiple of 8 up to 128";

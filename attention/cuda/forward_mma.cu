@@ -2,6 +2,7 @@
 #include "attention/cuda/forward_mma.cuh"
 
 #include "attention/cuda/launch.cuh"
+#include "engine/cuda/cuda.h"
 
 namespace inkling::cuda {
 namespace {
@@ -37,9 +38,8 @@ cudaError_t read_traits(int ordinal, DeviceTraits& traits) {
     return cudaDeviceGetAttribute(&value, attribute, ordinal);
   };
   int shared = 0;
-  cudaError_t error = read(traits.major, cudaDevAttrComputeCapabilityMajor);
-  if (error == cudaSuccess) error = read(traits.minor, cudaDevAttrComputeCapabilityMinor);
-  if (error == cudaSuccess) error = read(traits.processors, cudaDevAttrMultiProcessorCount);
+  traits.no_hopper = cuda_hopper_refusal(ordinal);
+  cudaError_t error = read(traits.processors, cudaDevAttrMultiProcessorCount);
   if (error == cudaSuccess) error = read(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   traits.shared_per_block = static_cast<std::size_t>(shared);
   return error;

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <string>
+#include <string_view>
 
 #include "attention/cuda/args.h"
 
@@ -15,7 +16,7 @@ namespace inkling::cuda {
 /// What the launchers need to know of the device; filled once.
 struct DeviceTraits {
   int ordinal = 0;
-  int major = 0, minor = 0;          ///< compute capability
+  std::string_view no_hopper;        ///< cuda_hopper_refusal(): "" where the kernels of Hopper run
   int processors = 0;                ///< streaming multiprocessors
   std::size_t shared_per_block = 0;  ///< most bytes of shared memory of a block, when asked for
 };

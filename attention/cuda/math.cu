@@ -60,7 +60,7 @@ __device__ double reduced(double mine, const Combine& combine) {
   return all[0];
 }
 __device__ double larger(double a, double b) {
-  return b <= a ? a : b;  // NaN stays
+  return b <= a || a != a ? a : b;  // NaN stays
 }
 
 /// One head of one sequence.
@@ -244,37 +244,42 @@ __global__ void math_keys_kernel(const __grid_constant__ ForwardArgs a,
   });
 }
 
-/// What an index of a broadcast axis stands for: all of them, else itself where there is one.
-struct Extent {
-  int begin, end;
-  __device__ Extent(bool broadcast, std::int64_t index, int count)
-      : begin(broadcast ? 0 : static_cast<int>(index)),
-        end(broadcast ? count : min(static_cast<int>(index) + 1, count)) {}
+/// The terms of an element of a broadcast bias: sequences, heads, queries and keys that share it.
+struct BiasTerms {
+  std::int64_t of[4], all = 1;
+  BiasTerms(const ForwardArgs& a, const MathGradients& g, std::int64_t longest)
+      : of{a.batch, a.heads, longest, longest} {
+    for (int axis = 0; axis < 4; ++axis) all *= of[axis] = g.bias_shape[axis] == 1 ? of[axis] : 1;
+  }
 };
 
-/// One thread an element, whose terms it adds by sequence, head, query and key.
-template <class T>
+/// kTogether threads, one or a block, take an element at a time and share its terms.
+template <class T, int kTogether>
 __global__ void math_bias_kernel(const __grid_constant__ ForwardArgs a,
-                                 const __grid_constant__ MathGradients g, MathWorkspace workspace) {
-  const std::int64_t *const shape = g.bias_shape, element = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
-  if (element >= shape[0] * shape[1] * shape[2] * shape[3]) return;
-  const std::int64_t j0 = element % shape[3], i0 = element / shape[3] % shape[2],
-                     h0 = element / (shape[3] * shape[2]) % shape[1],
-                     b0 = element / (shape[3] * shape[2] * shape[1]);
-  double sum = 0.0;
-  const Extent sequences(shape[0] == 1, b0, a.batch), heads(shape[1] == 1, h0, a.heads);
-  for (int b = sequences.begin; b < sequences.end; ++b) {
-    for (int h = heads.begin; h < heads.end; ++h) {
-      const Head<T> head(a, b, h);
-      const Extent queries(shape[2] == 1, i0, head.queries), keys(shape[3] == 1, j0, head.keys);
-      for (int i = queries.begin; i < queries.end; ++i) {
-        for (int j = keys.begin; j < keys.end; ++j) {
-          sum += WeightGradient(head, g, workspace, i, j).dscore;
-        }
+                                 const __grid_constant__ MathGradients g,
+                                 const __grid_constant__ BiasTerms terms, MathWorkspace workspace) {
+  const std::int64_t *const shape = g.bias_shape, thread = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  const std::int64_t elements = shape[0] * shape[1] * shape[2] * shape[3];
+  for (std::int64_t element = thread / kTogether; element < elements;
+       element += std::int64_t{gridDim.x} * kThreads / kTogether) {
+    double sum = 0.0;
+    for (std::int64_t term = thread % kTogether; term < terms.all; term += kTogether) {
+      std::int64_t at = element, turn = term;
+      int index[4];  // sequence, head, query, key
+#pragma unroll
+      for (int axis = 3; axis >= 0; --axis) {
+        index[axis] = static_cast<int>(at % shape[axis] + turn % terms.of[axis]);  // one of the two is 0
+        at /= shape[axis];
+        turn /= terms.of[axis];
       }
+      if (index[0] >= a.batch || index[1] >= a.heads) continue;
+      const Head<T> head(a, index[0], index[1]);
+      if (index[2] >= head.queries || index[3] >= head.keys) continue;
+      sum += WeightGradient(head, g, workspace, index[2], index[3]).dscore;
     }
+    if constexpr (kTogether > 1) sum = reduced(sum, [](double x, double y) { return x + y; });
+    if (thread % kTogether == 0) g.dbias[element] = static_cast<float>(sum);
   }
-  g.dbias[element] = static_cast<float>(sum);
 }
 
 template <class T>
@@ -285,9 +290,11 @@ cudaError_t backward_math_of(const ForwardArgs& a, const MathGradients& g, const
     error = launch(math_keys_kernel<T>, kMathBlocks, kThreads, 0, stream, a, g, workspace);
   }
   if (error != cudaSuccess || g.dbias == nullptr) return error;
-  std::int64_t elements = 1;
-  for (const std::int64_t extent : g.bias_shape) elements *= extent;
-  return launch(math_bias_kernel<T>, blocks_for(elements, kThreads), kThreads, 0, stream, a, g, workspace);
+  const BiasTerms terms(a, g, workspace.longest);
+  const auto run = [&](auto* kernel) {
+    return launch(kernel, 16 * kMathBlocks, kThreads, 0, stream, a, g, terms, workspace);
+  };
+  return terms.all < kThreads ? run(math_bias_kernel<T, 1>) : run(math_bias_kernel<T, kThreads>);
 }
 
 }  // namespace

@@ -10,7 +10,8 @@ using namespace inkling::test;
 
 namespace {
 
-cuda::DeviceTraits traits, older;  // older: the same device as if it were not a Hopper
+// The device; as if it were not a Hopper; as if it had two processors, each of which takes many tiles.
+cuda::DeviceTraits traits, older, small;
 int failures = 0, checks = 0;
 
 enum class Kernel { mma, hopper, decode };
@@ -152,6 +153,7 @@ void check(const Shape& shape, bool gradients, std::uint64_t seed = 1) {
     compare_backward(x, want, older, "mma backward after " + what);
     if (cuda::backward_hopper_refusal(x.grad, traits).empty()) {
       compare_backward(x, want, traits, "hopper backward after " + what);
+      compare_backward(x, want, small, "hopper backward by two processors after " + what);
     }
     if (kernel == Kernel::hopper && shape.p > 0 && shape.dim <= cuda::kMostDrawnDim) {
       x.draw();
@@ -180,7 +182,10 @@ void check_lengths() {
     Shape s;
     s.mask = mask;
     for (int r = 0; r < 128; ++r) s.lengths.push_back({r + 128 * (r % 2), r + 128 * (r % 2)});
-    check(s, true);
+    for (const DType out : {s.dtype, DType::f32}) {  // of the gradients too
+      s.out = out;
+      check(s, true);
+    }
   }
   for (const MaskKind mask : kMasks) {
     for (const DType dtype : kTypes) {
@@ -547,9 +552,12 @@ void check_pages() {
 
 int main() {
   must(cuda::read_traits(0, traits), "device");
-  older = traits;
-  older.major = 8;
-  std::printf("compute capability %d.%d, %d processors\n", traits.major, traits.minor, traits.processors);
+  older = small = traits;
+  small.processors = 2;
+  older.no_hopper = "it is to be as if there were none";
+  std::printf("kernels of Hopper: %s; %d processors\n",
+              traits.no_hopper.empty() ? "they run" : std::string(traits.no_hopper).c_str(),
+              traits.processors);
   check_groups();
   report("groups");
   check_lengths();
