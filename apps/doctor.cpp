@@ -104,7 +104,10 @@ void gpu_kernels(int ordinal) {
   const std::string wgmma = hopper.empty() ? "available" : "refused, " + std::string(hopper);
   line("", "mma.sync, for every product, attention and its gradients: available");
   line("", "wgmma and tensor copies, for products of many rows and flash attention: " + wgmma);
-  line("", "a step of one or two sequences of GPT-2's width in one kernel: " + wgmma);
+  line("",
+       "a step of one or two sequences of GPT-2's width in one kernel, where 12 clusters of 8 processors "
+       "fit: " +
+           wgmma);
 }
 
 /// Every GPU, and why it is used or not. Throws Error{device} when one was asked for that cannot run.

@@ -27,8 +27,6 @@ struct HopperTile {
   static constexpr bool kUneven = kShape.groups > 1 && kColumns > 64;
   [[maybe_unused]] static constexpr int kFewRegisters = 40, kManyRegisters = 232;
   static constexpr int kStage = kShape.stage_bytes(), kBytes = kShape.bytes();
-  static constexpr int kAhead =
-      kShape.groups == 1 ? 2 : 1;                  // steps that a warpgroup has begun beside the next
   static constexpr int kSumStride = kColumns + 8;  // floats between rows of sums
   static_assert(kRows * kSumStride * static_cast<int>(sizeof(float)) <= kBytes);
   static_assert(kRuns % kSplits == 0 && kRows % kSplits == 0);

@@ -5,7 +5,6 @@
 #include "engine/cuda/linear_quant.h"
 
 #include "engine/cuda/few_rows.cuh"
-#include "engine/cuda/linear_hopper.h"
 #include "engine/cuda/linear_quant_hopper.h"
 #include "engine/cuda/quant_piece.cuh"
 #include "engine/cuda/quantise.h"

@@ -169,9 +169,10 @@ cudaError_t run(const Linear& a, cudaStream_t stream) {
 bool takes_wide(const Linear& a) {
   constexpr std::int64_t kWide = 8192;  // columns: a tile a processor
   if (a.out.rows > kRows || a.out.columns < kWide || dtype_size(a.weight.dtype) != 2 ||
-      a.x.dtype != a.weight.dtype || a.rows != nullptr || a.norm.weight != nullptr || a.bias != nullptr ||
-      a.activation != Activation::none || a.residual.data != nullptr || a.pre_activation.data != nullptr ||
-      a.out.dtype != DType::f32 || !in_fours(a.out.data, a.out.stride, 4)) {
+      a.x.dtype != a.weight.dtype || !in_pieces(a.x) || a.rows != nullptr || a.norm.weight != nullptr ||
+      a.bias != nullptr || a.activation != Activation::none || a.residual.data != nullptr ||
+      a.pre_activation.data != nullptr || a.out.dtype != DType::f32 ||
+      !in_fours(a.out.data, a.out.stride, 4)) {
     return false;
   }
   int device = 0, shared = 0;

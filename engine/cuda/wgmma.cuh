@@ -185,16 +185,6 @@ __device__ inline float4 read_cluster(const float* p, int rank) {
       : "memory");
   return v;
 }
-/// Two of them.
-__device__ inline float2 read_cluster2(const float* p, int rank) {
-  float2 v;
-  asm volatile(
-      "{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %2, %3;\nld.shared::cluster.v2.f32 {%0, %1}, [a];\n}"
-      : "=f"(v.x), "=f"(v.y)
-      : "r"(shared_address(p)), "r"(rank)
-      : "memory");
-  return v;
-}
 /// A barrier of one warpgroup.
 __device__ inline void group_sync(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");

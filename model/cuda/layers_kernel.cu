@@ -174,10 +174,12 @@ FusedBlocks fused_layers_blocks(const FusedLayers& args) {
     return {0, "the device does not answer"};
   }
   int blocks = processors / kHeadBlocks * kHeadBlocks;
-  const auto bytes = [&] { return static_cast<std::size_t>(plan_of(args, std::max(blocks, 1)).bytes); };
-  if (bytes() + 4096 > static_cast<std::size_t>(shared)) {
-    return {0, "weights of a layer and rows beyond shared memory"};
-  }
+  const auto bytes = [&] { return static_cast<std::size_t>(plan_of(args, blocks).bytes); };
+  const auto fits = [&] { return bytes() + 4096 <= static_cast<std::size_t>(shared); };
+  constexpr const char* kTooFew = "fewer clusters of 8 processors than heads";
+  constexpr const char* kTooLarge = "weights of a layer and rows beyond shared memory";
+  if (blocks < kHeads * kHeadBlocks) return {0, kTooFew};
+  if (!fits()) return {0, kTooLarge};
   const int clusters = with_kernel(args, [&](auto* kernel) {
     bool waits = false;
     int count = 0;
@@ -190,7 +192,8 @@ FusedBlocks fused_layers_blocks(const FusedLayers& args) {
   });
   cudaGetLastError();  // forgotten: a refusal is no failure
   blocks = std::min(blocks, clusters * kHeadBlocks);
-  if (blocks < kHeads * kHeadBlocks) return {0, "fewer clusters of 8 processors than heads"};
+  if (blocks < kHeads * kHeadBlocks) return {0, kTooFew};
+  if (!fits()) return {0, kTooLarge};  // fewer blocks may have more each
   if (args.inner > blocks * kMostFusedTiles * kTileColumns) return {0, "more than 32 columns a processor"};
   return {blocks, ""};
 }

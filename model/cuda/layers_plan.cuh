@@ -116,11 +116,11 @@ __device__ inline float2 embedded_pair(const FusedLayers& a, const FusedSequence
 /// Named barriers of a block; 0 is __syncthreads().
 enum LayersBarrier : int {
   kRowsHere = 1,
-  kSumsHere = 2,
-  kSumsFree = 4,
+  kSumsHere = 2,  // and the next
+  kSumsFree = 4,  // and the next
   kPut = 6,
   kAttendedPut = 7
-};  // two of each of the last
+};
 
 template <int kCount>
 __device__ inline void named_sync(int barrier) {

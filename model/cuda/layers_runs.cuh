@@ -167,7 +167,7 @@ class LayerRuns {
   }
 
   __device__ void normed(int layer, int product, std::uint32_t tag) const {
-    [[maybe_unused]] const ProductShape& shape = plan_.product[product];
+    const ProductShape& shape = plan_.product[product];
     if (plan_.tiles[product].count == 0) return;
     barrier_wait(barriers_.full + product, layer & 1);
     Affine affine;

@@ -201,7 +201,7 @@ TEST_CASE("[cuda] very many columns: a few rows have the bits of many, which are
   constexpr std::int64_t n = 17003, wide = n + 1, most = 65;  // the last column is not the product's
   for (const WeightFormat format : {WeightFormat::bf16, WeightFormat::f16}) {
     const DType half = context.backend().activation_dtype(format);
-    for (const std::int64_t k : {768, 1280, 40}) {
+    for (const std::int64_t k : {768, 1280, 40, 100}) {  // rows of 100 are in no pieces of 16 bytes
       CAPTURE(weight_format_name(format));
       CAPTURE(k);
       const auto x = random.normals(most * k);
