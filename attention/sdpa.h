@@ -141,7 +141,7 @@ struct SdpaChoice {
 /// Whether `backend` can run `args`. Throws Error{usage} when the arguments themselves are wrong.
 SdpaSupport supports(ExecContext& context, SdpaBackend backend, const SdpaArgs& args);
 /// Bytes growing with Tq·Tk that `backend` would take for `args`: what memory_limit is held against. 0 but
-/// for math, of whose gradients it is 0 too. SIZE_MAX when it is more than that.
+/// for math on the CPU, of whose gradients it is 0 too. SIZE_MAX when it is more than that.
 std::size_t sdpa_quadratic_bytes(ExecContext& context, SdpaBackend backend, const SdpaArgs& args);
 /// What sdpa() would take under the policy of the context, and why not the others. Runs nothing.
 SdpaChoice choose(ExecContext& context, const SdpaArgs& args);

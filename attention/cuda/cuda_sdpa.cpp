@@ -6,7 +6,6 @@
 
 #include "attention/cuda/gpu_state.h"
 #include "attention/cuda/work_list.h"
-#include "engine/cuda/cuda.h"
 #include "engine/philox.h"
 
 namespace inkling {
@@ -226,7 +225,7 @@ void sdpa_on_cuda(ExecContext& context, const SdpaProblem& problem, SdpaBackend 
 
 bool reads_drawn_on_cuda(ExecContext& context, DType dtype, std::int64_t dim) {
   const auto& gpu = static_cast<CudaBackend&>(context.backend());
-  return cuda_hopper_refusal(gpu.ordinal()).empty() && cuda::reads_drawn(dtype, dim);
+  return GpuWorkspace::of(context).traits(gpu).no_hopper.empty() && cuda::reads_drawn(dtype, dim);
 }
 
 void sdpa_backward_on_cuda(ExecContext& context, const SdpaProblem& problem, const SdpaBackwardArgs& args,

@@ -126,7 +126,7 @@ struct Head {
   }
 };
 
-/// Calls body(head, i, kv_or_query_head) for the rows of this block, in turn.
+/// Calls body(sequence, row of it, head) for the rows of this block, in turn.
 template <class Body>
 __device__ void for_each_row(const std::int32_t* cu, int batch, int rows, int heads, const Body& body) {
   for (std::int64_t unit = blockIdx.x; unit < std::int64_t{rows} * heads; unit += gridDim.x) {

@@ -6,7 +6,6 @@
 
 #include "attention/cuda/gpu_state.h"
 #include "attention/sdpa.h"
-#include "engine/cuda/cuda.h"
 #include "engine/cuda/cuda_backend.h"
 #include "model/cuda/layers_kernel.h"
 
@@ -129,7 +128,7 @@ std::string_view fused_layers_refusal_on_cuda(ExecContext& context, const FusedL
   const cuda::DeviceTraits& traits = cuda::GpuWorkspace::of(context).traits(backend);
   const ModelConfig& c = args.model.config();
   const DType dtype = backend.activation_dtype(args.model.format());
-  if (!cuda_hopper_refusal(traits.ordinal).empty()) return "no kernels of compute capability 9.0";
+  if (!traits.no_hopper.empty()) return "no kernels of compute capability 9.0";
   if (const auto reason = model_refusal(c, args.model.format()); !reason.empty()) return reason;
   const KvShape cache = cache_of(c, dtype);
   if (const auto reason = batch_refusal(args.batch, cache); !reason.empty()) return reason;

@@ -1,7 +1,6 @@
 #include "model/cuda/fused_products.h"
 
 #include "attention/cuda/gpu_state.h"
-#include "engine/cuda/cuda.h"
 #include "engine/cuda/cuda_backend.h"
 #include "model/cuda/products_kernel.h"
 
@@ -36,7 +35,7 @@ void add_norm(cuda::FusedProducts& f, int index, const NormWeights& w) {
 std::string_view fused_products_refusal_on_cuda(ExecContext& context, const Model& model, std::int64_t rows) {
   const auto& backend = static_cast<CudaBackend&>(context.backend());
   const ModelConfig& c = model.config();
-  if (!cuda_hopper_refusal(cuda::GpuWorkspace::of(context).traits(backend).ordinal).empty())
+  if (!cuda::GpuWorkspace::of(context).traits(backend).no_hopper.empty())
     return "no kernels of compute capability 9.0";
   if (model.format() != WeightFormat::bf16 && model.format() != WeightFormat::f16)
     return "weights of other than 16 bits";

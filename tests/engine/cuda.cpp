@@ -1,5 +1,6 @@
 // The plain ops on a GPU against the naive oracle, and their signature: a row's bits do not depend on the
-// other rows. Where no GPU can be used each case says so and checks nothing.
+// other rows. Where no GPU can be used each case says so and checks nothing. Above 400 lines: one product,
+// whose kernels are held to each other.
 #include "engine/cuda/cuda.h"
 
 #include <doctest/doctest.h>
